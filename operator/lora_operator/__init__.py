@@ -1,0 +1,1 @@
+"""The control side: watches jobs, decides, and has Kubernetes do the rest."""

@@ -1,0 +1,83 @@
+"""Fixtures that several kinds of test share: a real S3 store, photographs, step files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from PIL import Image, ImageDraw
+
+from lora_api.steps import StoreAccess
+from lora_operator.local.seaweed import Seaweed
+from lora_trainer.store import Store
+
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "dreambooth"
+
+
+@dataclass(frozen=True)
+class RunningStore:
+    """A store of one test: its own prefix in shared buckets is up to the test."""
+
+    access: StoreAccess
+    store: Store
+    seaweed: Seaweed
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with Seaweed(tmp_path_factory.mktemp("seaweed"), ["datasets", "loras"]) as running:
+        yield running
+
+
+@pytest.fixture
+def running_store(seaweed: Seaweed, tmp_path: Path) -> RunningStore:
+    folder = tmp_path / "store-secret"
+    folder.mkdir()
+    (folder / "accessKey").write_text(seaweed.credentials.access_key)
+    (folder / "secretKey").write_text(seaweed.credentials.secret_key)
+    access = StoreAccess(
+        endpoint=seaweed.endpoint,
+        secure=False,
+        credentials_dir=str(folder),
+        input_bucket="datasets",
+        output_bucket="loras",
+    )
+    return RunningStore(access, Store(access), seaweed)
+
+
+@pytest.fixture
+def uid() -> str:
+    return str(uuid4())
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Five pictures of one object: real photographs where they are there, drawn ones otherwise."""
+    if DATA.is_dir():
+        return sorted((DATA / "dog").glob("*.jpg"))[:5]
+    folder = tmp_path_factory.mktemp("photographs")
+    return [draw_photograph(folder / f"{index:02d}.jpg", index) for index in range(5)]
+
+
+def draw_photograph(path: Path, index: int, size: int = 512) -> Path:
+    """A picture of a red ball on a ground that differs by index."""
+    image = Image.effect_mandelbrot((size, size), (-2.0 + index / 10, -1.5, 1.0, 1.5), 50).convert("RGB")
+    corner = size // 4 + 10 * index
+    ImageDraw.Draw(image).ellipse(
+        (corner, corner, corner + size // 2, corner + size // 2), fill=(200, 30, 30)
+    )
+    image.save(path, quality=90)
+    return path
+
+
+def make_spec(**overrides: Any) -> dict[str, Any]:
+    """The least a user writes, with wire-named fields replaced."""
+    return {
+        "dataset": {"prefix": "customers/acme/statue/"},
+        "concept": {"token": "CUS", "className": "statue"},
+        **overrides,
+    }

@@ -1,0 +1,45 @@
+"""`python -m lora_trainer annotate|train|tiny-sdxl`. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="lora_trainer", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("annotate", "clean and caption the images of a job"),
+        ("train", "train and publish the adapter of a job (a worker of `launch`)"),
+        ("launch", "run `train` under accelerate, on as many processes as the job has GPUs"),
+    ):
+        step = commands.add_parser(name, help=text)
+        step.add_argument("--config", type=Path, required=True, help="the step's JSON file")
+    tiny = commands.add_parser("tiny-sdxl", help="write a small SDXL pipeline with random weights")
+    tiny.add_argument("directory", type=Path)
+    tiny.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    if args.command == "annotate":
+        from .annotate.step import main as annotate
+
+        return annotate(args.config)
+    if args.command == "train":
+        from .train.step import main as train
+
+        return train(args.config)
+    if args.command == "launch":
+        from .train.launch import main as launch
+
+        return launch(args.config)
+    from .train.tiny import write_tiny_sdxl
+
+    write_tiny_sdxl(args.directory, seed=args.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Customer photographs in, clean images and one good caption each out."""

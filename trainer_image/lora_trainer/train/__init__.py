@@ -1,0 +1,1 @@
+"""Clean images and captions in, a verified SDXL LoRA adapter out."""
