@@ -68,6 +68,8 @@ class StepConfig(Model):
     progress_host: str
     """The address that /progress, /metrics and /healthz are served on."""
     progress_port: int
+    attempt: int = 1
+    """Which Job of the step this is; counts up only when an earlier one is over."""
 
     @property
     def keys(self) -> JobKeys:
@@ -82,7 +84,6 @@ class AnnotateStep(StepConfig):
 
 class TrainStep(StepConfig):
     step: Literal[StepName.TRAIN] = StepName.TRAIN
-    attempt: int
     captions_sha256: str
     """metadata.jsonl must have this sha256: it is what was approved."""
     input_hash: str

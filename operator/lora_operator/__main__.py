@@ -1,0 +1,33 @@
+"""`python -m lora_operator`: run the operator, in a cluster or beside one (with the current kubeconfig)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import kopf
+
+from .handlers import Wiring
+from .settings import SettingsError, read_profiles, read_settings
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = read_settings()
+        profiles = read_profiles(settings.profiles_file)
+    except SettingsError as error:
+        print(f"lora-operator: {error}", file=sys.stderr)
+        return 64
+    wiring = Wiring(settings, profiles)
+    kopf.run(
+        registry=wiring.registry,
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=list(settings.namespaces),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""A job's story while it is being decided: the status as it will be written, and how one is moved on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from lora_api.job import JobSpec
+from lora_api.reasons import Reason
+from lora_api.status import Condition, ConditionType, JobStatus, Phase
+
+from ..snapshot import Snapshot
+from .decision import Action, Announcement, Decision, StopStep
+
+LOOK_AT_PROFILE_AGAIN = timedelta(minutes=1)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a job cannot go on as its profile stands."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass
+class Story:
+    """The draft of one decision. It lives inside one call of `decide` and is never shared."""
+
+    snapshot: Snapshot
+    now: datetime
+    status: JobStatus = field(init=False)
+    actions: list[Action] = field(default_factory=list)
+    wakes: list[datetime] = field(default_factory=list)
+    problem: Problem | None = None
+    """Set where a job that was accepted has lost its profile since."""
+
+    def __post_init__(self) -> None:
+        self.status = self.snapshot.status
+
+    @property
+    def spec(self) -> JobSpec:
+        """The spec, once `understand` has let the job through."""
+        assert self.snapshot.spec is not None
+        return self.snapshot.spec
+
+    def blocked(self, phase: Phase) -> bool:
+        """Whether a step that must start now cannot; then the status says why, and it is tried again."""
+        if self.snapshot.conflict:
+            self.fail(
+                Reason.NAME_CONFLICT,
+                f"Job {self.snapshot.conflict!r} exists and belongs to somebody else: remove it, or create this "
+                "object again under another name",
+            )
+            return True
+        if self.problem is None:
+            return False
+        self.go(phase, self.problem.reason, self.problem.message)
+        self.wake(self.now + LOOK_AT_PROFILE_AGAIN)
+        return True
+
+    def write(self, **changes: Any) -> None:
+        """Set fields of the status."""
+        self.status = self.status.model_copy(update=changes)
+
+    def wake(self, at: datetime | None) -> None:
+        if at is not None:
+            self.wakes.append(at)
+
+    def condition(self, kind: ConditionType, value: str, reason: Reason, message: str = "") -> None:
+        """Set a condition; its time moves only when its value does."""
+        before = self.status.condition(kind)
+        moved = before is None or before.status != value
+        after = Condition.model_validate(
+            {
+                "type": kind,
+                "status": value,
+                "observed_generation": self.snapshot.generation,
+                "last_transition_time": self.now if moved or before is None else before.last_transition_time,
+                "reason": reason,
+                "message": message,
+            }
+        )
+        others = [c for c in self.status.conditions if c.type != kind]
+        order = list(ConditionType)
+        self.write(conditions=sorted([*others, after], key=lambda c: order.index(c.type)))
+
+    def drop_condition(self, kind: ConditionType) -> None:
+        self.write(conditions=[c for c in self.status.conditions if c.type != kind])
+
+    def go(self, phase: Phase, reason: Reason, message: str = "") -> None:
+        """Be in a phase that has not ended, for a reason."""
+        self.write(phase=phase)
+        self.condition(ConditionType.SUCCEEDED, "Unknown", reason, message)
+        self.condition(ConditionType.FINISHED, "False", reason)
+
+    def fail(self, reason: Reason, message: str) -> None:
+        """End as Failed and stop whatever still runs."""
+        self.write(phase=Phase.FAILED, finish_time=self.now)
+        self.condition(ConditionType.SUCCEEDED, "False", reason, message)
+        self.condition(ConditionType.FINISHED, "True", reason)
+        self.condition(ConditionType.STALLED, "True", reason, message)
+        self.drop_condition(ConditionType.SUSPENDED)
+        self.stop_all()
+
+    def succeed(self, reason: Reason, message: str) -> None:
+        self.write(phase=Phase.SUCCEEDED, finish_time=self.now)
+        self.condition(ConditionType.SUCCEEDED, "True", reason, message)
+        self.condition(ConditionType.FINISHED, "True", reason)
+        self.stop_all()
+
+    def stop_all(self) -> None:
+        """Delete every Job that has not ended (ended ones are kept for their logs)."""
+        for child in self.snapshot.children:
+            if not child.ended and not child.deleting:
+                self.actions.append(StopStep(child.name, child.uid))
+
+    def decision(self) -> Decision:
+        return Decision(
+            status=self.status,
+            actions=tuple(self.actions),
+            announcements=self._announcements(),
+            wake_at=min(self.wakes, default=None),
+        )
+
+    def _announcements(self) -> tuple[Announcement, ...]:
+        """One Event when the phase or the reason for it changes; none for mere progress."""
+        before = self.snapshot.status.condition(ConditionType.SUCCEEDED)
+        after = self.status.condition(ConditionType.SUCCEEDED)
+        if after is None or (
+            before is not None
+            and before.reason == after.reason
+            and self.snapshot.status.phase == self.status.phase
+        ):
+            return ()
+        reason = Reason(after.reason)
+        warning = self.status.phase == Phase.FAILED or reason in WORRYING
+        if self.status.phase in QUIET and not warning:
+            return ()
+        return (Announcement(reason, after.message or f"{self.status.phase}", warning),)
+
+
+QUIET = (Phase.PENDING, Phase.QUEUED)
+WORRYING = frozenset(
+    {Reason.IMAGE_PULL_FAILED, Reason.SECRET_NOT_FOUND, Reason.QUOTA_EXCEEDED, Reason.UNSCHEDULABLE}
+)
