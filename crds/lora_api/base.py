@@ -27,8 +27,9 @@ class Model(BaseModel):
     )
 
     def to_wire(self) -> dict[str, Any]:
-        """The model as JSON-ready data under its wire names, every default filled in."""
-        return self.model_dump(mode="json", by_alias=True)
+        """The model as JSON-ready data under its wire names, every default filled in and nothing null
+        (a merge patch reads null as 'remove')."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 class Lenient(Model):

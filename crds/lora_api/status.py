@@ -162,7 +162,3 @@ class JobStatus(Lenient):
 
     def condition(self, kind: ConditionType) -> Condition | None:
         return next((c for c in self.conditions if c.type == kind), None)
-
-    def to_wire(self) -> dict[str, Any]:
-        """JSON-ready data under wire names, without what is not set."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -13,6 +13,7 @@ from .settings import SettingsError, read_profiles, read_settings
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         settings = read_settings()
         profiles = read_profiles(settings.profiles_file)

@@ -41,6 +41,7 @@ class Wiring:
 
     def _register(self) -> None:
         registry = self.registry
+        kopf.on.login(registry=registry)(_login)
         kopf.on.startup(registry=registry)(self._start)
         kopf.on.cleanup(registry=registry)(self._stop)
         kopf.index(GROUP, VERSION, PLURAL, id="resources", registry=registry)(_index_resource)
@@ -50,17 +51,16 @@ class Wiring:
         kopf.on.event("batch", "v1", "jobs", labels=OURS, id="child", registry=registry)(self._on_child)
         kopf.on.event("", "v1", "pods", labels=OURS, id="pod", registry=registry)(self._on_child)
 
-    async def _start(
-        self, settings: kopf.OperatorSettings, resources: Any, children: Any, pods: Any, **_: Any
-    ) -> None:
+    async def _start(self, settings: kopf.OperatorSettings, **indexes: Any) -> None:
         settings.posting.enabled = False
         settings.scanning.disabled = True
         settings.watching.server_timeout = 600
         settings.watching.client_timeout = 660
         settings.watching.connect_timeout = 30
         self._api = await connect()
+        seen = Indexes(indexes["resources"], indexes["children"], indexes["pods"])
         cluster = Cluster(self._api, self._settings.images)
-        self._controller = Controller(cluster, self._profiles, Indexes(resources, children, pods))
+        self._controller = Controller(cluster, self._profiles, seen)
         self._controller.queue.start()
         self._tasks = [
             asyncio.create_task(self._controller.poll_forever()),
@@ -110,6 +110,10 @@ class Wiring:
         for phase, count in Counter(resource.phase for resource in everything).items():
             metrics.JOBS.labels(phase).set(count)
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
 
 
 # kopf runs what is not async in threads; these are too small for that
