@@ -1,0 +1,365 @@
+"""Every phase change and every failure that a decision knows, as tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from builders import (
+    ADAPTER,
+    CAPTIONED,
+    CAPTIONS_SHA,
+    HASH,
+    NOW,
+    PROFILE,
+    REUSED,
+    TRAINED,
+    annotated,
+    child,
+    condition,
+    failed,
+    pod,
+    seconds,
+    snapshot,
+    training,
+)
+from lora_api.reasons import Reason
+from lora_api.status import JobStatus, Phase, Progress
+from lora_api.steps import StepName
+from lora_operator.decide import RemoveJob, StartAnnotation, StartTraining, StopStep, decide
+from lora_operator.names import child_name
+from lora_operator.snapshot import Hint, Snapshot
+
+ANNOTATE, TRAIN = StepName.ANNOTATE, StepName.TRAIN
+
+
+def test_a_new_job_is_accepted_and_its_annotation_starts() -> None:
+    decision = decide(snapshot(), NOW)
+    assert decision.actions == (StartAnnotation(1),)
+    assert decision.status.phase == Phase.ANNOTATING
+    assert condition(decision, "Accepted") == ("True", "Valid")
+    assert condition(decision, "Succeeded") == ("Unknown", "Annotating")
+    assert condition(decision, "Finished") == ("False", "Annotating")
+    assert decision.status.start_time == NOW
+    assert decision.status.effective is not None
+    assert decision.status.effective["training"]["learningRate"] == "0.0001"
+    assert [a.reason for a in decision.announcements] == [Reason.ANNOTATING]
+
+
+REFUSED = [
+    ("no profile", {"profile": None}, Reason.PROFILE_NOT_FOUND),
+    ("a namespace the profile does not allow", {"namespace": "elsewhere"}, Reason.PROFILE_NOT_FOUND),
+    ("an unknown base model", {"spec": {"baseModel": "nope"}}, Reason.MODEL_NOT_ALLOWED),
+    ("an LLM not allowed", {"spec": {"annotation": {"model": "gpt-9"}}}, Reason.MODEL_NOT_ALLOWED),
+    ("no LLM", {"profile": PROFILE.model_copy(update={"llm": None})}, Reason.MODEL_NOT_ALLOWED),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_what_is_not_accepted_ends_at_once_and_starts_nothing(fields: dict, reason: Reason) -> None:
+    decision = decide(snapshot(**fields), NOW)
+    assert decision.actions == ()
+    assert decision.status.phase == Phase.FAILED
+    assert condition(decision, "Accepted") == ("False", reason)
+    assert condition(decision, "Succeeded") == ("False", reason)
+    assert condition(decision, "Finished") == ("True", reason)
+    assert condition(decision, "Stalled") == ("True", reason)
+    assert decision.announcements[0].warning
+
+
+def test_a_spec_or_a_status_that_cannot_be_read_is_named() -> None:
+    unreadable = replace(snapshot(), spec=None, spec_error="spec.training.rank: must be a number")
+    assert condition(decide(unreadable, NOW), "Succeeded") == ("False", "SpecInvalid")
+    mangled = snapshot(status_error="status.phase: nonsense")
+    decision = decide(mangled, NOW)
+    assert condition(decision, "Succeeded") == ("False", "StatusInvalid")
+    assert "nonsense" in decision.status.conditions[1].message
+
+
+def test_a_profile_that_goes_away_later_stops_no_job_that_runs() -> None:
+    running = snapshot(status=training(), children=(child(TRAIN, pod()),), profile=None)
+    assert decide(running, NOW).status.phase == Phase.TRAINING
+    waiting = decide(snapshot(status=annotated(), profile=None), NOW)
+    assert waiting.actions == ()
+    assert waiting.status.phase == Phase.QUEUED
+    assert condition(waiting, "Succeeded") == ("Unknown", "ProfileNotFound")
+    assert waiting.wake_at is not None
+
+
+def test_captions_lead_to_training() -> None:
+    done = child(ANNOTATE, pod("Succeeded", CAPTIONED), complete=True)
+    decision = decide(snapshot(status=decide(snapshot(), NOW).status, children=(done,)), NOW)
+    assert decision.actions == (StartTraining(1, CAPTIONS_SHA, HASH),)
+    assert decision.status.phase == Phase.QUEUED
+    assert condition(decision, "CaptionsReady") == ("True", "Captioned")
+    assert decision.status.captions is not None
+    assert (decision.status.captions.done, decision.status.captions.total) == (6, 6)
+    assert decision.status.input_hash == HASH
+    assert decision.status.training is not None
+    assert decision.status.training.job_name == child_name("statue", snapshot().uid, TRAIN, 1)
+
+
+def test_an_adapter_that_is_there_already_ends_the_job_without_a_gpu() -> None:
+    done = child(ANNOTATE, pod("Succeeded", REUSED), complete=True)
+    decision = decide(snapshot(children=(done,)), NOW)
+    assert decision.actions == ()
+    assert decision.status.phase == Phase.SUCCEEDED
+    assert condition(decision, "Succeeded") == ("True", "Reused")
+    assert decision.status.adapter == ADAPTER
+
+
+APPROVED = "f" * 64
+
+
+def test_approval_holds_the_job_until_captions_are_named() -> None:
+    done = child(ANNOTATE, pod("Succeeded", CAPTIONED), complete=True)
+    spec = {"annotation": {"approval": "Required"}}
+    held = decide(snapshot(spec=spec, children=(done,)), NOW)
+    assert held.actions == ()
+    assert held.status.phase == Phase.AWAITING_APPROVAL
+    assert CAPTIONS_SHA in held.announcements[0].message
+    spec = {"annotation": {"approval": "Required", "approvedCaptions": f"sha256:{APPROVED}"}}
+    (start,) = decide(snapshot(spec=spec, status=held.status, children=(done,)), NOW).actions
+    assert isinstance(start, StartTraining)
+    assert start.captions_sha256 == APPROVED
+    assert start.input_hash not in ("", HASH)
+
+
+WAITS = [
+    ("nothing known", {}, None, Reason.QUEUED),
+    ("pull", {"waiting": ("ImagePullBackOff", "no such image")}, None, Reason.IMAGE_PULL_FAILED),
+    ("bad name", {"waiting": ("InvalidImageName", "x")}, None, Reason.IMAGE_PULL_FAILED),
+    ("secret", {"waiting": ("CreateContainerConfigError", 'secret "x" not found')}, None, Reason.SECRET_NOT_FOUND),
+    ("no node", {"unschedulable": "0/3 nodes have nvidia.com/gpu"}, None, Reason.UNSCHEDULABLE),
+    ("mount", {}, Hint(Reason.SECRET_NOT_FOUND, "secret not found"), Reason.SECRET_NOT_FOUND),
+    ("quota", {}, Hint(Reason.QUOTA_EXCEEDED, "exceeded quota"), Reason.QUOTA_EXCEEDED),
+]
+
+
+@pytest.mark.parametrize(("fields", "hint", "reason"), [w[1:] for w in WAITS], ids=[w[0] for w in WAITS])
+def test_a_waiting_user_sees_why(fields: dict, hint: Hint | None, reason: Reason) -> None:
+    job = child(TRAIN, pod("Pending", **fields))
+    decision = decide(snapshot(status=training(), children=(job,), hint=hint), NOW)
+    assert decision.actions == ()
+    assert decision.status.phase == Phase.QUEUED
+    assert condition(decision, "Succeeded") == ("Unknown", reason)
+    assert decision.wake_at is not None
+
+
+def test_a_start_deadline_ends_the_wait_but_not_a_step_that_ran() -> None:
+    spec = {"runPolicy": {"startDeadlineSeconds": 60}}
+    waiting = child(TRAIN, pod("Pending", unschedulable="no GPU"))
+    case = snapshot(spec=spec, status=training(), children=(waiting,))
+    assert decide(case, NOW + seconds(59)).status.phase == Phase.QUEUED
+    late = decide(case, NOW + seconds(60))
+    assert condition(late, "Succeeded") == ("False", "StartDeadlineExceeded")
+    assert late.actions == (StopStep(waiting.name, waiting.uid),)
+    again = child(TRAIN, pod("Failed", exit_code=70), pod("Pending"))
+    assert decide(replace(case, children=(again,)), NOW + seconds(600)).status.phase == Phase.QUEUED
+
+
+def test_progress_is_shown_while_a_step_runs() -> None:
+    report = Progress(step=320, total_steps=500, display="320/500", loss="0.083")
+    decision = decide(
+        snapshot(status=training(), children=(child(TRAIN, pod(node="gpu-1")),), progress=report), NOW
+    )
+    assert decision.status.phase == Phase.TRAINING
+    assert decision.status.progress == report
+    assert "gpu-1" in decision.announcements[0].message
+    captioning = decide(
+        snapshot(children=(child(ANNOTATE, pod()),), progress=Progress(step=3, total_steps=12)), NOW
+    )
+    assert captioning.status.captions is not None
+    assert (captioning.status.captions.done, captioning.status.captions.total) == (3, 12)
+
+
+def test_mere_progress_is_no_event() -> None:
+    case = snapshot(status=training(), children=(child(TRAIN, pod()),))
+    first = decide(case, NOW)
+    report = Progress(step=1, total_steps=2)
+    assert len(first.announcements) == 1
+    assert decide(replace(case, status=first.status, progress=report), NOW).announcements == ()
+
+
+def test_a_verified_adapter_ends_the_job() -> None:
+    job = child(TRAIN, pod("Succeeded", TRAINED), complete=True)
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert decision.status.phase == Phase.SUCCEEDED
+    assert condition(decision, "Succeeded") == ("True", "Trained")
+    assert condition(decision, "Finished") == ("True", "Trained")
+    assert decision.status.adapter == ADAPTER
+    assert decision.status.finish_time == NOW
+    assert decision.status.progress is not None
+    assert decision.status.progress.display == "500/500"
+    assert decision.status.training is not None
+    assert decision.status.training.gpu_seconds == 60
+
+
+def test_success_needs_a_manifest() -> None:
+    claims = TRAINED.model_copy(update={"adapter": None})
+    job = child(TRAIN, pod("Succeeded", claims), complete=True)
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert condition(decision, "Succeeded") == ("False", "InternalError")
+    assert decision.status.adapter is None
+
+
+FAILURES = [
+    ("its own words", {"result": failed(Reason.DATASET_INVALID), "exit_code": 65}, Reason.DATASET_INVALID),
+    ("diverged", {"result": failed(Reason.DIVERGED), "exit_code": 65}, Reason.DIVERGED),
+    ("disk full", {"result": failed(Reason.DISK_FULL), "exit_code": 78}, Reason.DISK_FULL),
+    ("credentials", {"result": failed(Reason.CREDENTIALS_REFUSED), "exit_code": 77}, Reason.CREDENTIALS_REFUSED),
+    ("store away", {"result": failed(Reason.STORE_UNAVAILABLE), "exit_code": 69}, Reason.STORE_UNAVAILABLE),
+    ("out of memory", {"exit_code": 137, "oom_killed": True}, Reason.OUT_OF_MEMORY),
+    ("preempted", {"exit_code": 143, "disrupted": "PreemptionByScheduler"}, Reason.PREEMPTED),
+    ("node lost", {"exit_code": 137, "disrupted": "DeletionByTaintManager"}, Reason.NODE_LOST),
+    ("silent 64", {"exit_code": 64}, Reason.CONFIGURATION_INVALID),
+    ("silent 66", {"exit_code": 66}, Reason.DATASET_INVALID),
+    ("silent 77", {"exit_code": 77}, Reason.CREDENTIALS_REFUSED),
+    ("silent 1", {"exit_code": 1}, Reason.BACKOFF_LIMIT_EXCEEDED),
+    ("garbage", {"exit_code": 70, "message": "{not json"}, Reason.BACKOFF_LIMIT_EXCEEDED),
+]
+
+
+@pytest.mark.parametrize("step", list(StepName))
+@pytest.mark.parametrize(("fields", "reason"), [f[1:] for f in FAILURES], ids=[f[0] for f in FAILURES])
+def test_a_failed_step_fails_the_job_with_its_reason(step: StepName, fields: dict, reason: Reason) -> None:
+    job = child(step, pod("Failed", **fields), failed="BackoffLimitExceeded")
+    status = training() if step == TRAIN else JobStatus()
+    decision = decide(snapshot(status=status, children=(job,)), NOW)
+    assert decision.status.phase == Phase.FAILED
+    assert condition(decision, "Succeeded") == ("False", reason)
+    assert decision.actions == ()
+    if step == TRAIN:
+        assert decision.status.training is not None
+        assert decision.status.training.last_failure is not None
+        assert decision.status.training.last_failure.reason == reason
+
+
+def test_a_failed_job_without_pods_still_says_something() -> None:
+    job = child(TRAIN, failed="BackoffLimitExceeded", failed_message="Job has reached its limit")
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert condition(decision, "Succeeded") == ("False", "BackoffLimitExceeded")
+    late = child(TRAIN, failed="DeadlineExceeded", failed_message="too long")
+    assert condition(decide(snapshot(status=training(), children=(late,)), NOW), "Succeeded") == (
+        "False",
+        "DeadlineExceeded",
+    )
+
+
+def test_disruptions_are_counted_and_a_retry_is_not_a_failure() -> None:
+    evicted = pod("Failed", exit_code=143, disrupted="EvictionByEvictionAPI", node="gpu-1")
+    saved = pod("Failed", failed(Reason.INTERRUPTED), exit_code=75)
+    job = child(TRAIN, evicted, saved, pod())
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert decision.status.phase == Phase.TRAINING
+    assert decision.status.training is not None
+    assert decision.status.training.disruptions == 2
+
+
+def test_last_words_that_are_lost_mean_once_more() -> None:
+    gone = child(TRAIN, complete=True)
+    decision = decide(snapshot(status=training(), children=(gone,)), NOW)
+    assert decision.actions == (StartTraining(2, CAPTIONS_SHA, HASH),)
+
+
+def test_a_job_that_somebody_deleted_is_made_again_under_its_own_name() -> None:
+    decision = decide(snapshot(status=training()), NOW)
+    assert decision.actions == (StartTraining(1, CAPTIONS_SHA, HASH),)
+
+
+NOT_YET = [
+    ("the Job is being deleted", {"children": (child(TRAIN, pod(), deleting=True),)}),
+    ("its pod outlives it", {"leftovers": frozenset({TRAIN})}),
+]
+
+
+@pytest.mark.parametrize("fields", [n[1] for n in NOT_YET], ids=[n[0] for n in NOT_YET])
+def test_no_second_pod_starts_beside_the_first(fields: dict) -> None:
+    decision = decide(snapshot(status=training(), **fields), NOW)
+    assert decision.actions == ()
+    assert decision.status.phase == Phase.QUEUED
+
+
+def suspended(case: Snapshot) -> Snapshot:
+    assert case.spec is not None
+    policy = case.spec.run_policy.model_copy(update={"suspend": True})
+    return replace(case, spec=case.spec.model_copy(update={"run_policy": policy}))
+
+
+def test_suspend_stops_the_step_and_resume_is_a_new_attempt() -> None:
+    job = child(TRAIN, pod())
+    stopping = decide(suspended(snapshot(status=training(), children=(job,))), NOW)
+    assert stopping.actions == (StopStep(job.name, job.uid),)
+    assert stopping.status.phase == Phase.SUSPENDED
+    assert condition(stopping, "Suspended") == ("True", "Suspended")
+    assert stopping.status.training is not None
+    assert stopping.status.training.job_name == job.name
+    stopped = decide(suspended(snapshot(status=stopping.status)), NOW)
+    assert stopped.status.training is not None
+    assert stopped.status.training.job_name == ""
+    resumed = decide(snapshot(status=stopped.status), NOW)
+    assert resumed.actions == (StartTraining(2, CAPTIONS_SHA, HASH),)
+    assert condition(resumed, "Suspended") is None
+
+
+def test_suspend_does_not_undo_what_is_done() -> None:
+    job = child(TRAIN, pod("Succeeded", TRAINED), complete=True)
+    decision = decide(suspended(snapshot(status=training(), children=(job,))), NOW)
+    assert decision.status.phase == Phase.SUCCEEDED
+
+
+def test_suspend_before_the_start_starts_nothing() -> None:
+    decision = decide(suspended(snapshot()), NOW)
+    assert decision.actions == ()
+    assert decision.status.phase == Phase.SUSPENDED
+
+
+def test_the_active_deadline_stops_everything() -> None:
+    spec = {"runPolicy": {"activeDeadlineSeconds": 100}}
+    job = child(TRAIN, pod())
+    case = snapshot(spec=spec, status=training(), children=(job,))
+    early = decide(case, NOW + seconds(99))
+    assert early.wake_at == NOW + seconds(100)
+    late = decide(case, NOW + seconds(100))
+    assert late.actions == (StopStep(job.name, job.uid),)
+    assert condition(late, "Succeeded") == ("False", "DeadlineExceeded")
+
+
+def test_a_stranger_with_our_name_is_a_conflict() -> None:
+    decision = decide(snapshot(conflict="statue-annotate-1234"), NOW)
+    assert condition(decision, "Succeeded") == ("False", "NameConflict")
+    assert decision.actions == ()
+
+
+@pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.FAILED])
+def test_terminal_phases_latch(phase: Phase) -> None:
+    status = training().model_copy(update={"phase": phase, "finish_time": NOW})
+    decision = decide(snapshot(status=status), NOW + seconds(1_000_000))
+    assert decision.actions == ()
+    assert decision.status == status
+    assert decision.wake_at is None
+    still_there = child(TRAIN, pod())
+    stopping = decide(snapshot(status=status, children=(still_there,)), NOW)
+    assert stopping.actions == (StopStep(still_there.name, still_there.uid),)
+
+
+def test_a_time_to_live_removes_the_resource_when_it_is_over() -> None:
+    spec = {"runPolicy": {"ttlSecondsAfterFinished": 60}}
+    status = training().model_copy(update={"phase": Phase.SUCCEEDED, "finish_time": NOW})
+    case = snapshot(spec=spec, status=status)
+    assert decide(case, NOW).wake_at == NOW + seconds(60)
+    assert decide(case, NOW - seconds(3600)).actions == ()
+    assert decide(case, NOW + seconds(60)).actions == (RemoveJob(),)
+
+
+def test_deciding_twice_says_the_same() -> None:
+    for case in (
+        snapshot(),
+        snapshot(status=training(), children=(child(TRAIN, pod()),)),
+        snapshot(status=training(), children=(child(TRAIN, pod("Pending")),)),
+    ):
+        first = decide(case, NOW)
+        second = decide(replace(case, status=first.status), NOW)
+        assert second.status == first.status
+        assert second.announcements == ()
+        assert second.actions == first.actions
