@@ -8,7 +8,7 @@ from typing import Any
 
 from .base import Lenient, Model
 from .job import Concept, Training
-from .status import AdapterStatus, PreviewStatus
+from .status import AdapterStatus, PreviewStatus, Usage
 
 
 class FileEntry(Model):
@@ -27,6 +27,7 @@ class CaptionsManifest(Lenient):
     dataset_sha256: str
     prompt_version: str = ""
     model: str = ""
+    usage: Usage | None = None
     files: list[FileEntry]
 
 

@@ -1,0 +1,177 @@
+"""A job's annotation step, run in this process against a real S3 server and a local Messages API."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+from conftest import RunningStore, make_spec
+from lora_api.keys import JobKeys
+from lora_api.steps import AnnotateStep, StepResult, decode_result
+from lora_trainer.annotate.caption import Fields
+from lora_trainer.annotate.step import main
+
+FIELDS = dict.fromkeys(Fields.model_fields, "") | {
+    "framing": "close-up at eye level",
+    "setting": "on a green lawn",
+    "lighting": "soft daylight",
+}
+
+
+def message(text: str, **replaced: Any) -> dict[str, Any]:
+    """A reply of the Messages API."""
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-haiku-5-5",
+        "content": [
+            {"type": "thinking", "thinking": "a dog", "signature": "s"},
+            {"type": "text", "text": text},
+        ],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 1000, "output_tokens": 80},
+        **replaced,
+    }
+
+
+@dataclass
+class MessagesAPI:
+    """A local server that speaks the Messages API: `answers` are used up first, then good captions come."""
+
+    server: HTTPServer
+    answers: list[Response | dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    latency: float = 0.0
+    running: int = 0
+    most_running: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def url(self) -> str:
+        return self.server.url_for("").rstrip("/")
+
+    def handle(self, request: Request) -> Response:
+        with self._lock:
+            self.requests.append(request.get_json())
+            self.headers.append(dict(request.headers))
+            answer = self.answers.pop(0) if self.answers else message(json.dumps(FIELDS))
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        time.sleep(self.latency)
+        with self._lock:
+            self.running -= 1
+        if isinstance(answer, Response):
+            return answer
+        return Response(json.dumps(answer), content_type="application/json")
+
+
+def api_error(status: int, kind: str, *, headers: dict[str, str] | None = None, **details: Any) -> Response:
+    body = {"type": "error", "error": {"type": kind, "message": f"the words of {kind}", **details}}
+    return Response(
+        json.dumps(body),
+        status=status,
+        content_type="application/json",
+        headers={"retry-after-ms": "10"} | (headers or {}),
+    )
+
+
+@pytest.fixture
+def messages_api() -> Iterator[MessagesAPI]:
+    with HTTPServer(threaded=True) as server:
+        api = MessagesAPI(server)
+        server.expect_request("/v1/messages", method="POST").respond_with_handler(api.handle)
+        yield api
+
+
+@dataclass
+class Job:
+    """One job: its objects, its step file, its outcome."""
+
+    running: RunningStore
+    folder: Path
+    prefix: str
+    namespace: str
+    uid: str = field(default_factory=lambda: str(uuid4()))
+    spec: dict[str, Any] = field(default_factory=dict)
+    llm: dict[str, Any] | None = None
+
+    @property
+    def keys(self) -> JobKeys:
+        return JobKeys(self.namespace, "statue", self.uid)
+
+    def upload(self, name: str, data: bytes) -> str:
+        self.running.store.input.put(self.prefix + name, data)
+        return self.prefix + name
+
+    def config(self) -> AnnotateStep:
+        spec = make_spec(**({"dataset": {"prefix": self.prefix}} | self.spec))
+        return AnnotateStep.model_validate(
+            {
+                "step": "annotate",
+                "namespace": self.namespace,
+                "name": "statue",
+                "uid": self.uid,
+                "spec": spec,
+                "baseModel": {"source": "store", "key": "models/tiny/"},
+                "store": self.running.access.to_wire(),
+                "workDir": str(self.folder),
+                "terminationLog": str(self.folder / "termination-log"),
+                "progressHost": "127.0.0.1",
+                "progressPort": 0,
+                "llm": self.llm,
+            }
+        )
+
+    def run(self) -> tuple[int, StepResult]:
+        path = self.folder / "step.json"
+        path.write_text(self.config().model_dump_json(by_alias=True))
+        code = main(path)
+        result = decode_result((self.folder / "termination-log").read_text())
+        assert result is not None
+        return code, result
+
+    def again(self) -> Job:
+        """The same job, deleted and made again."""
+        return Job(self.running, self.folder, self.prefix, self.namespace, spec=self.spec, llm=self.llm)
+
+    def captions(self) -> list[dict[str, Any]]:
+        lines = self.running.store.output.get(self.keys.captions).decode().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def make_job(running_store: RunningStore, photographs: list[Path], tmp_path: Path) -> Callable[..., Job]:
+    def make(images: int = 5, llm: MessagesAPI | None = None, **spec: Any) -> Job:
+        folder = tmp_path / "work"
+        folder.mkdir(exist_ok=True)
+        unique = uuid4().hex[:8]
+        job = Job(running_store, folder, f"customers/{unique}/", f"studio-{unique}", spec=spec)
+        for index, path in enumerate(photographs[:images]):
+            job.upload(f"IMG_{index}.jpg", path.read_bytes())
+        if llm is not None:
+            secret = tmp_path / "llm-secret"
+            secret.mkdir(exist_ok=True)
+            (secret / "apiKey").write_text("sk-test\n")
+            job.llm = {
+                "provider": "anthropic",
+                "baseURL": llm.url,
+                "credentialsDir": str(secret),
+                "model": "claude-haiku-5-5",
+                "price": {"input": "0.10", "output": "0.50"},
+            }
+        return job
+
+    return make

@@ -1,0 +1,279 @@
+"""The annotation step from its file to its termination message."""
+
+from __future__ import annotations
+
+import base64
+import json
+from decimal import Decimal
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from lora_api.keys import reuse_pointer
+from lora_api.manifest import CaptionsManifest, Manifest, ReusePointer, canonical_json, sha256_hex
+from lora_api.reasons import Reason
+from lora_api.status import AdapterStatus
+from lora_api.steps import Outcome, StepResult
+
+from .conftest import FIELDS, Job
+
+CAPTION = "a photo of CUS statue, close-up at eye level, on a green lawn, soft daylight"
+
+
+def test_captions_by_a_language_model(make_job, messages_api):
+    job = make_job(llm=messages_api, annotation={"instructions": "mention the season"})
+    code, result = job.run()
+
+    assert (code, result.outcome, result.reason) == (0, Outcome.CAPTIONED, Reason.CAPTIONED)
+    rows = job.captions()
+    assert [row["file_name"] for row in rows] == [f"{n:03d}.png" for n in range(5)]
+    assert {row["text"] for row in rows} == {CAPTION}
+    assert result.captions.sha256 == sha256_hex(job.running.store.output.get(job.keys.captions))
+    assert result.captions.total == result.dataset.images == 5
+    assert result.captions.usage.requests == 5
+    assert result.captions.usage.cost_usd == Decimal("0.0007")  # 5 * (1000 * 0.10 + 80 * 0.50) / 1e6
+
+    for row in rows:
+        data = job.running.store.output.get(job.keys.image_named(row["file_name"]))
+        with Image.open(BytesIO(data)) as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", (row["width"], row["height"]))
+            assert not image.getexif()
+    manifest = CaptionsManifest.model_validate_json(job.running.store.output.get(job.keys.captions_manifest))
+    assert manifest.captions_sha256 == result.captions.sha256
+    assert all(job.running.store.output.holds(entry) for entry in manifest.files)
+
+    asked = messages_api.requests[0]
+    image, text = asked["messages"][0]["content"]
+    assert "season" in text["text"]
+    assert asked["output_config"]["format"]["schema"]["additionalProperties"] is False
+    assert not {"temperature", "tools", "tool_choice"} & set(asked)
+    with Image.open(BytesIO(base64.b64decode(image["source"]["data"]))) as seen:
+        assert max(seen.size) <= 768
+    assert messages_api.most_running <= 4
+
+
+def test_nothing_is_bought_twice(make_job, messages_api):
+    job = make_job(llm=messages_api)
+    _, first = job.run()
+    assert len(messages_api.requests) == 5
+
+    _, repeated = job.run()
+    assert repeated == first
+
+    _, recreated = job.again().run()
+    assert len(messages_api.requests) == 5
+    assert recreated.captions.sha256 == first.captions.sha256
+    assert recreated.input_hash == first.input_hash
+    assert recreated.captions.usage.requests == 0
+
+
+def test_a_reviewers_edit_survives_a_restart_of_the_step(make_job, messages_api):
+    job = make_job(llm=messages_api)
+    _, first = job.run()
+    store = job.running.store.output
+    edited = store.get(job.keys.captions).replace(b"green lawn", b"wet meadow")
+    store.put(job.keys.captions, edited)
+
+    code, again = job.run()
+    assert code == 0
+    assert store.get(job.keys.captions) == edited
+    assert again.captions.sha256 == sha256_hex(edited) != first.captions.sha256
+    assert again.input_hash != first.input_hash
+    assert len(messages_api.requests) == 5
+
+
+def test_a_half_published_job_is_done_again(make_job, messages_api):
+    job = make_job(llm=messages_api)
+    _, first = job.run()
+    job.running.store.output.put(job.keys.image(2), b"flipped")
+    _, again = job.run()
+    assert again.captions.sha256 == first.captions.sha256
+    with Image.open(BytesIO(job.running.store.output.get(job.keys.image(2)))) as image:
+        assert image.format == "PNG"
+    assert len(messages_api.requests) == 5
+
+
+def test_captions_beside_the_images_are_kept(make_job, messages_api):
+    job = make_job(llm=messages_api)
+    job.upload("IMG_0.txt", b"CUS statue in the rain\n")
+    rows = [{"file_name": "IMG_1.jpg", "prompt": "CUS statue at night"}, {"file_name": 7}, "nonsense"]
+    job.upload("metadata.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
+    _, result = job.run()
+    assert [row["text"] for row in job.captions()[:3]] == [
+        "CUS statue in the rain",
+        "CUS statue at night",
+        CAPTION,
+    ]
+    assert result.captions.usage.requests == len(messages_api.requests) == 3
+
+
+def test_captions_beside_the_images_are_overwritten_when_asked(make_job, messages_api):
+    job = make_job(llm=messages_api, annotation={"existingCaptions": "Overwrite"})
+    job.upload("IMG_0.txt", b"CUS statue in the rain")
+    job.run()
+    assert {row["text"] for row in job.captions()} == {CAPTION}
+
+
+def test_the_template_needs_no_language_model(make_job):
+    job = make_job(annotation={"mode": "Template"})
+    code, result = job.run()
+    assert code == 0
+    assert {row["text"] for row in job.captions()} == {"a photo of CUS statue"}
+    assert result.captions.usage is None
+
+
+def test_existing_captions_must_be_there(make_job):
+    job = make_job(annotation={"mode": "Existing"})
+    for index in range(4):
+        job.upload(f"IMG_{index}.txt", b"CUS statue")
+    code, result = job.run()
+    assert (code, result.reason) == (65, Reason.DATASET_INVALID)
+    assert "IMG_4.jpg" in result.message
+
+    job.upload("IMG_4.txt", b"a statue " * 100)
+    code, result = job.run()
+    assert code == 0
+    report = json.loads(job.running.store.output.get(job.keys.dataset_report))
+    assert len(report["images"][4]["warnings"]) == 2  # no token, and cut to what CLIP reads
+
+
+def bad_and_good(make_job, on_bad: str) -> Job:
+    job = make_job(annotation={"mode": "Template"})
+    job.spec["dataset"] = {"prefix": job.prefix, "onBadImage": on_bad}
+    job.upload("broken.jpg", b"\xff\xd8\xff\xe0 not a jpeg")
+    job.upload("empty.png", b"")
+    job.upload(".DS_Store", b"litter")
+    return job
+
+
+def test_bad_images_fail_the_job_and_are_named(make_job):
+    code, result = bad_and_good(make_job, "Fail").run()
+    assert (code, result.outcome, result.reason) == (65, Outcome.FAILED, Reason.DATASET_INVALID)
+    assert "broken.jpg" in result.message
+    assert "empty.png': the file is empty" in result.message
+    assert ".DS_Store" not in result.message
+
+
+def test_bad_images_are_skipped_and_named_when_asked(make_job):
+    code, result = bad_and_good(make_job, "Skip").run()
+    assert code == 0
+    assert result.dataset.images == 5
+    assert [item.key.rsplit("/")[-1] for item in result.dataset.skipped] == [
+        "broken.jpg",
+        "empty.png",
+        ".DS_Store",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "dataset", "code", "words"),
+    [
+        (0, {}, 66, "no images lie under"),
+        (4, {}, 65, "4 good images"),
+        (5, {"maxImages": 5, "minImages": 5}, 0, ""),
+        (5, {"maxImages": 4, "minImages": 1}, 65, "maxImages=4"),
+    ],
+)
+def test_the_number_of_images_is_checked(make_job, images, dataset, code, words):
+    job = make_job(images, annotation={"mode": "Template"})
+    job.spec["dataset"] = {"prefix": job.prefix, **dataset}
+    got, result = job.run()
+    assert got == code
+    assert result.reason is (Reason.CAPTIONED if code == 0 else Reason.DATASET_INVALID)
+    assert words in result.message
+
+
+def test_the_budget_is_kept_and_what_was_bought_too(make_job, messages_api):
+    job = make_job(llm=messages_api, annotation={"limits": {"maxCostUSD": "0.0012"}})
+    job.llm["concurrency"] = 1
+    job.llm["price"] = {"input": "0.10", "output": "5"}  # a call costs 0.0005 and reserves about 0.0053
+    job.spec["annotation"]["limits"]["maxCostUSD"] = "0.0063"
+    code, result = job.run()
+    assert (code, result.reason) == (78, Reason.BUDGET_EXCEEDED)
+    bought = len(messages_api.requests)
+    assert 0 < bought < 5
+
+    rich = job.again()
+    rich.spec = {**job.spec, "annotation": {"limits": {"maxCostUSD": "1"}}}
+    code, result = rich.run()
+    assert code == 0
+    assert len(messages_api.requests) == 5
+    assert result.captions.usage.requests == 5 - bought
+
+
+def publish_adapter(job: Job, result: StepResult) -> Manifest:
+    """What a training step leaves behind."""
+    store = job.running.store.output
+    entry = store.put(f"{job.keys.attempt(1)}adapter.safetensors", b"weights")
+    adapter = AdapterStatus(
+        uri=store.uri(entry.key),
+        sha256=entry.sha256,
+        bytes=entry.bytes,
+        format="diffusers",
+        manifest_key=job.keys.manifest(1),
+    )
+    manifest = Manifest(
+        namespace=job.namespace,
+        name="statue",
+        uid=job.uid,
+        attempt=1,
+        input_hash=result.input_hash,
+        adapter=adapter,
+        files=[entry],
+        steps=500,
+        seed=0,
+        first_loss=0.1,
+        final_loss=0.05,
+        versions={},
+    )
+    data = canonical_json(manifest.to_wire())
+    store.put(job.keys.manifest(1), data)
+    pointer = ReusePointer(manifest_key=job.keys.manifest(1), sha256=sha256_hex(data))
+    store.put(reuse_pointer(job.namespace, result.input_hash), canonical_json(pointer.to_wire()))
+    return manifest
+
+
+def test_an_adapter_of_the_same_inputs_is_found_again(make_job):
+    job = make_job(annotation={"mode": "Template"})
+    _, first = job.run()
+    manifest = publish_adapter(job, first)
+
+    code, result = job.again().run()
+    assert (code, result.outcome, result.reason) == (0, Outcome.REUSED, Reason.REUSED)
+    assert result.adapter == manifest.adapter
+    assert result.input_hash == first.input_hash
+
+    never = job.again()
+    never.spec = {**job.spec, "output": {"reuse": "Never"}}
+    assert never.run()[1].outcome is Outcome.CAPTIONED
+
+    other = job.again()
+    other.spec = {**job.spec, "training": {"seed": 1}}
+    assert other.run()[1].outcome is Outcome.CAPTIONED
+
+    job.running.store.output.put(manifest.files[0].key, b"Weights")
+    assert job.again().run()[1].outcome is Outcome.CAPTIONED
+
+
+def test_a_job_that_needs_approval_reuses_only_what_was_approved(make_job):
+    job = make_job(annotation={"mode": "Template"})
+    _, first = job.run()
+    publish_adapter(job, first)
+
+    waiting = job.again()
+    waiting.spec = {**job.spec, "annotation": {"mode": "Template", "approval": "Required"}}
+    assert waiting.run()[1].outcome is Outcome.CAPTIONED
+
+    approved = job.again()
+    annotation = {"mode": "Template", "approval": "Required"}
+    approved.spec = {**job.spec, "annotation": annotation | {"approvedCaptions": first.captions.sha256}}
+    assert approved.run()[1].outcome is Outcome.REUSED
+
+    another = job.again()
+    another.spec = {**job.spec, "annotation": annotation | {"approvedCaptions": "0" * 64}}
+    assert another.run()[1].outcome is Outcome.CAPTIONED
+
+
+def test_fields_are_all_of_the_schema():
+    assert set(FIELDS) == {"framing", "pose", "clothing", "setting", "lighting", "other"}

@@ -1,0 +1,176 @@
+"""Captions from a language model, each bought once: what is paid for is stored before anything else happens.
+
+A bought caption's key is the hash of all that it depends on, so a restarted pod, and the same job made
+again, find it and buy only what is missing. What failed is never stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from lora_api.base import Lenient
+from lora_api.job import JobSpec
+from lora_api.keys import bought_caption
+from lora_api.manifest import canonical_json, sha256_hex
+from lora_api.status import Usage
+from lora_api.steps import AnnotateStep, LLMAccess
+
+from ..errors import InterruptedStepError
+from ..store import Bucket, ObjectMissingError
+from .caption import Fields, InvalidCaptionError, parse_reply, reply_schema
+from .intake import Picture
+from .ledger import Ledger, add_usage
+from .prompt import MAX_OUTPUT_TOKENS, PROMPT_VERSION, SYSTEM, question
+from .providers import Provider, Question
+
+log = logging.getLogger(__name__)
+
+TRIES = 2
+"""A reply that cannot be used is asked for once more."""
+
+
+class BoughtCaption(Lenient):
+    """What lies in the store under a caption's hash."""
+
+    fields: Fields
+    job_uid: str
+    """The job that paid."""
+    usage: Usage
+    """What it took, unusable replies before it included."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """No caption could be had for a picture."""
+
+    reason: str
+
+
+def caption_digest(spec: JobSpec, access: LLMAccess, picture: Picture) -> str:
+    """The identity of a bought caption: picture, provider, model, concept, instructions, prompt version."""
+    return sha256_hex(
+        canonical_json(
+            {
+                "picture": picture.pixels_sha256,
+                "provider": access.provider,
+                "model": access.model,
+                "concept": spec.concept.to_wire(),
+                "instructions": spec.annotation.instructions,
+                "prompt": PROMPT_VERSION,
+            }
+        )
+    )
+
+
+class Buyer:
+    """Buys captions for the pictures of one job."""
+
+    def __init__(
+        self, config: AnnotateStep, access: LLMAccess, provider: Provider, bucket: Bucket, stop: asyncio.Event
+    ) -> None:
+        """
+        Args:
+            bucket: where bought captions lie.
+            stop: when set, no further call is made.
+        """
+        self._config = config
+        self._access = access
+        self._provider = provider
+        self._bucket = bucket
+        self._stop = stop
+        self.ledger = Ledger(access.price, config.spec.annotation.limits.max_cost_usd)
+
+    async def buy(self, pictures: Sequence[Picture], on_done: Callable[[int], None]) -> list[Fields | Failed]:
+        """The fields of each picture's caption, in order, a few at a time.
+
+        The first error lets the calls in flight finish, so that nothing paid for is lost, and is raised then.
+
+        Args:
+            on_done: called with the number of pictures that are settled.
+
+        Raises:
+            InterruptedStepError: when it was stopped before all were settled.
+            StepError: the first one that the provider, the budget or the store raised.
+        """
+        waiting = deque(enumerate(pictures))
+        results: dict[int, Fields | Failed] = {}
+        errors: list[Exception] = []
+
+        async def worker() -> None:
+            while waiting and not errors and not self._stop.is_set():
+                index, picture = waiting.popleft()
+                try:
+                    results[index] = await self._settle(picture)
+                except Exception as error:
+                    errors.append(error)
+                else:
+                    on_done(len(results))
+
+        await asyncio.gather(*(worker() for _ in range(self._access.concurrency)))
+        if errors:
+            raise errors[0]
+        if len(results) < len(pictures):
+            raise InterruptedStepError("told to stop; the captions bought so far are kept")
+        return [results[index] for index in range(len(pictures))]
+
+    async def _settle(self, picture: Picture) -> Fields | Failed:
+        key = bought_caption(self._config.namespace, caption_digest(self._config.spec, self._access, picture))
+        found = await asyncio.to_thread(self._load, key)
+        if found is not None:
+            if found.job_uid == self._config.uid:
+                self.ledger.add(found.usage)
+            return found.fields
+        taken, outcome = self.ledger.priced(Usage()), Failed("")
+        for _ in range(TRIES):
+            usage, fields = await self._ask(picture)
+            taken = add_usage(taken, usage)
+            if isinstance(fields, Fields):
+                bought = BoughtCaption(fields=fields, job_uid=self._config.uid, usage=taken)
+                data = canonical_json(bought.to_wire())
+                await asyncio.to_thread(self._bucket.put, key, data, "application/json")
+                return fields
+            outcome = fields
+            log.warning("%s: %s", picture.file_name, outcome.reason)
+        return outcome
+
+    async def _ask(self, picture: Picture) -> tuple[Usage, Fields | Failed]:
+        asked = Question(
+            system=SYSTEM,
+            text=question(self._config.spec.concept, self._config.spec.annotation.instructions),
+            jpeg=picture.look,
+            schema=reply_schema(),
+            max_output_tokens=MAX_OUTPUT_TOKENS,
+        )
+        async with self.ledger.reserve(most_usage(asked, picture.look_size)):
+            reply = await self._provider.ask(asked)
+            usage = self.ledger.priced(
+                Usage(requests=1, input_tokens=reply.input_tokens, output_tokens=reply.output_tokens)
+            )
+            self.ledger.add(usage)
+        if reply.problem:
+            return usage, Failed(reply.problem)
+        try:
+            return usage, parse_reply(reply.text, self._config.spec.concept)
+        except InvalidCaptionError as error:
+            return usage, Failed(str(error))
+
+    def _load(self, key: str) -> BoughtCaption | None:
+        try:
+            return BoughtCaption.model_validate_json(self._bucket.get(key))
+        except (ObjectMissingError, ValidationError):
+            return None
+
+
+def most_usage(asked: Question, size: tuple[int, int]) -> Usage:
+    """What a call can take at most: the image's tokens by its size, the text's by two characters a token."""
+    width, height = size
+    image = math.ceil(width / 28) * math.ceil(height / 28) + 77
+    text = (len(asked.system) + len(asked.text) + 400) // 2
+    return Usage(requests=1, input_tokens=image + text, output_tokens=asked.max_output_tokens)

@@ -1,0 +1,138 @@
+"""From the bytes that a customer uploaded to one clean RGB image.
+
+Everything is decided from the content: a file's name says nothing. What is refused is refused from the
+header, before any pixel is decoded, wherever that is possible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass, field
+from io import BytesIO
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_FILE_BYTES = 30 * 1024 * 1024
+MAX_PIXELS = 50_000_000
+MIN_SIDE = 256
+CLEAN_SIDE = 2048
+"""The longest side of a clean image: no training resolution profits from more."""
+
+LOOK_SIDE = 768
+"""The longest side of what a language model is shown."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Pillow's names of what is decoded. MPO is what many phones call a JPEG with a second image inside."""
+
+
+class BadImageError(ValueError):
+    """An image that cannot be used; the message says why, for its owner to read."""
+
+
+@dataclass(frozen=True)
+class CleanImage:
+    """A picture ready to be stored: RGB, upright, without metadata, at most 2,048 pixels on its long side."""
+
+    image: Image.Image
+    source_width: int
+    """After orientation, before it was made smaller."""
+    source_height: int
+    source_format: str
+    warnings: list[str] = field(default_factory=list)
+
+    def png(self) -> bytes:
+        out = BytesIO()
+        self.image.save(out, "PNG", compress_level=3)
+        return out.getvalue()
+
+    def look(self) -> tuple[bytes, int, int]:
+        """A JPEG for a language model, its width and its height."""
+        small = self.image.copy()
+        small.thumbnail((LOOK_SIDE, LOOK_SIDE), Image.Resampling.LANCZOS)
+        out = BytesIO()
+        small.save(out, "JPEG", quality=88)
+        return out.getvalue(), small.width, small.height
+
+    def pixels_sha256(self) -> str:
+        """The picture's identity, whatever version of a PNG encoder writes it."""
+        header = f"RGB {self.image.width} {self.image.height}\n".encode()
+        return hashlib.sha256(header + self.image.tobytes()).hexdigest()
+
+
+def decode(data: bytes) -> CleanImage:
+    """Decode, orient and clean one image.
+
+    Raises:
+        BadImageError: saying what is wrong with it.
+    """
+    if not data:
+        raise BadImageError("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, which is dropped anyway
+            return _decode(data)
+    except BadImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BadImageError(f"not an image in a format that can be read ({readable_formats()})") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except Exception as error:
+        # Decoders of hostile bytes raise almost anything: OSError, ValueError, struct.error, IndexError ...
+        raise BadImageError(f"damaged or cut off: {error}") from None
+
+
+def readable_formats() -> str:
+    return ", ".join(name for name in FORMATS if name != "MPO")
+
+
+def _decode(data: bytes) -> CleanImage:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        source_format = image.format or ""
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImageError(
+                f"{image.width} x {image.height} is more than {MAX_PIXELS // 1_000_000} megapixels"
+            )
+        if min(image.size) < MIN_SIDE:
+            raise BadImageError(
+                f"{image.width} x {image.height} is too small: each side needs {MIN_SIDE} pixels"
+            )
+        remarks = []
+        if source_format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            remarks.append("animated: only the first frame is used")
+            image.seek(0)
+        width, height = image.size
+        image.draft(
+            "RGB", (CLEAN_SIDE, CLEAN_SIDE)
+        )  # a JPEG is decoded at a lower scale where that is enough
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if (upright.width > upright.height) != (width > height):
+            width, height = height, width
+        clean = to_rgb(upright)
+    clean.thumbnail((CLEAN_SIDE, CLEAN_SIDE), Image.Resampling.LANCZOS)
+    clean.info.clear()
+    return CleanImage(clean, width, height, source_format, remarks)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any of Pillow's modes as RGB: 16-bit grey is rescaled, alpha lies over white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _rescale(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _rescale(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits by its full range: 0..65535 to 0..255 (Pillow's own conversion clips)."""
+    if image.mode.startswith("I;16"):
+        image = image.convert("I")
+    if image.mode == "F":
+        low, high = (float(value) for value in image.getextrema() if not isinstance(value, tuple))
+        scale = 255.0 / ((high - low) or 1.0)
+        return image.point(lambda value: value * scale - low * scale).convert("L")
+    return image.point(lambda value: value * (1 / 257)).convert("L")

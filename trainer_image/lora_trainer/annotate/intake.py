@@ -1,0 +1,181 @@
+"""The customer's files in, numbered clean pictures out; what cannot be used is named with its reason.
+
+Files are read into memory one after the other and written to the store under numbers: nothing of a
+customer's key ever becomes a name on this machine or a new key.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from lora_api.job import Dataset, OnBadImage
+from lora_api.keys import JobKeys
+from lora_api.manifest import FileEntry
+from lora_api.status import SkippedImage
+
+from ..errors import BadDataError, NoInputError
+from ..store import Bucket, ObjectMissingError, Store, StoredObject
+from .decode import MAX_FILE_BYTES, BadImageError, CleanImage, decode
+
+log = logging.getLogger(__name__)
+
+MAX_OBJECTS = 1000
+CAPTION_SUFFIXES = {".txt", ".jsonl"}
+HOUSEKEEPING = {"thumbs.db", "desktop.ini"}
+MESSAGE_CHARACTERS = 1500
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies under a dataset's prefix, each sorted by key."""
+
+    images: list[StoredObject]
+    captions: list[StoredObject]
+    ignored: list[StoredObject]
+    """What operating systems leave behind: named in the report, no reason to fail."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A clean picture in the store, and what is known of it."""
+
+    file_name: str
+    """Its name in metadata.jsonl."""
+    source: StoredObject
+    entry: FileEntry
+    pixels_sha256: str
+    width: int
+    height: int
+    source_width: int
+    source_height: int
+    source_format: str
+    look: bytes
+    """A small JPEG for a language model."""
+    look_size: tuple[int, int]
+    warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Intake:
+    pictures: list[Picture]
+    skipped: list[SkippedImage]
+    """Bad files and litter, each with its reason."""
+
+
+def list_dataset(bucket: Bucket, prefix: str) -> Listing:
+    """List a prefix and sort what lies there into pictures, captions and litter.
+
+    Raises:
+        NoInputError: when no picture lies there.
+        BadDataError: when more than 1,000 objects do; the listing stops there.
+    """
+    found = bucket.list(prefix, MAX_OBJECTS + 1)
+    if len(found) > MAX_OBJECTS:
+        raise BadDataError(
+            f"more than {MAX_OBJECTS} objects lie under {bucket.uri(prefix)}; give the dataset a prefix of its own"
+        )
+    listing = Listing([], [], [])
+    for item in sorted(found, key=lambda item: item.key):
+        path = PurePosixPath(item.key.removeprefix(prefix))
+        if path.name.startswith(".") or path.name.lower() in HOUSEKEEPING or "__MACOSX" in path.parts:
+            listing.ignored.append(item)
+        elif path.suffix.lower() in CAPTION_SUFFIXES:
+            listing.captions.append(item)
+        else:
+            listing.images.append(item)
+    if not listing.images:
+        raise NoInputError(f"no images lie under {bucket.uri(prefix)}; upload them or correct dataset.prefix")
+    return listing
+
+
+def take_in(store: Store, keys: JobKeys, dataset: Dataset, listing: Listing) -> Intake:
+    """Clean every image of a listing and store it, one at a time.
+
+    Raises:
+        BadDataError: naming each bad file with its reason, when the job does not skip them, or when too few or
+            too many good ones are there.
+    """
+    pictures: list[Picture] = []
+    bad: list[SkippedImage] = []
+    for item in listing.images:
+        try:
+            clean = fetch_image(store.input, item)
+        except BadImageError as error:
+            log.warning("%s: %s", item.key, error)
+            bad.append(SkippedImage(key=item.key, reason=str(error)))
+            continue
+        if len(pictures) == dataset.max_images:
+            raise BadDataError(
+                f"more than maxImages={dataset.max_images} good images lie under {dataset.prefix} "
+                f"({len(listing.images)} files); narrow the prefix or raise dataset.maxImages"
+            )
+        pictures.append(store_picture(store.output, keys, len(pictures), item, clean))
+    check_bad(dataset, bad)
+    check_enough(dataset, len(pictures), bad)
+    litter = [SkippedImage(key=item.key, reason="not an image; ignored") for item in listing.ignored]
+    return Intake(pictures, bad + litter)
+
+
+def fetch_image(bucket: Bucket, item: StoredObject) -> CleanImage:
+    """Download and decode one object.
+
+    Raises:
+        BadImageError: when it is too large (it is not downloaded then), gone, or no usable image.
+    """
+    if item.bytes > MAX_FILE_BYTES:
+        raise BadImageError(f"larger than {MAX_FILE_BYTES >> 20} MB")
+    try:
+        return decode(bucket.get(item.key))
+    except ObjectMissingError:
+        raise BadImageError("it was deleted while the job read the dataset") from None
+
+
+def store_picture(
+    bucket: Bucket, keys: JobKeys, index: int, item: StoredObject, clean: CleanImage
+) -> Picture:
+    entry = bucket.put(keys.image(index), clean.png(), "image/png")
+    look, *look_size = clean.look()
+    return Picture(
+        file_name=PurePosixPath(entry.key).name,
+        source=item,
+        entry=entry,
+        pixels_sha256=clean.pixels_sha256(),
+        width=clean.image.width,
+        height=clean.image.height,
+        source_width=clean.source_width,
+        source_height=clean.source_height,
+        source_format=clean.source_format,
+        look=look,
+        look_size=(look_size[0], look_size[1]),
+        warnings=clean.warnings,
+    )
+
+
+def check_bad(dataset: Dataset, bad: list[SkippedImage]) -> None:
+    if bad and dataset.on_bad_image is OnBadImage.FAIL:
+        raise BadDataError(
+            f"{len(bad)} of the files cannot be used (set dataset.onBadImage: Skip to go on without them): "
+            + name_each(bad)
+        )
+
+
+def check_enough(dataset: Dataset, good: int, skipped: list[SkippedImage]) -> None:
+    if good < dataset.min_images:
+        named = f"; not used: {name_each(skipped)}" if skipped else ""
+        raise BadDataError(
+            f"{good} good images under {dataset.prefix}, at least minImages={dataset.min_images} are needed{named}"
+        )
+
+
+def name_each(skipped: Iterable[SkippedImage]) -> str:
+    """`key: reason; key: reason; and 3 more`, of bounded length."""
+    items = [f"{item.key[-200:]!r}: {item.reason[:200]}" for item in skipped]
+    text = ""
+    for index, item in enumerate(items):
+        if len(text) + len(item) > MESSAGE_CHARACTERS:
+            return f"{text}and {len(items) - index} more"
+        text += f"{item}; "
+    return text.removesuffix("; ")

@@ -1,0 +1,120 @@
+"""What the annotation step leaves in the store: metadata.jsonl, the dataset report, and last the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from lora_api.base import Lenient
+from lora_api.keys import JobKeys
+from lora_api.manifest import CaptionsManifest, FileEntry, canonical_json, sha256_hex
+from lora_api.status import DatasetStatus, SkippedImage, Usage
+
+from ..store import Bucket, ObjectMissingError
+from .captioning import Captioned
+from .intake import Picture
+
+
+class ImageReport(Lenient):
+    """What became of one image."""
+
+    key: str
+    """The customer's."""
+    file_name: str
+    width: int
+    height: int
+    source_width: int
+    source_height: int
+    format: str
+    caption_from: str
+    warnings: list[str] = []
+
+
+class DatasetReport(Lenient):
+    """Every image with its outcome; whole here, cut in status."""
+
+    images: list[ImageReport]
+    skipped: list[SkippedImage]
+
+    def status(self) -> DatasetStatus:
+        return DatasetStatus(images=len(self.images), skipped=self.skipped)
+
+
+class Published(Lenient):
+    """The captions of a job as they lie in the store."""
+
+    captions_sha256: str
+    dataset_sha256: str
+    report: DatasetReport
+    usage: Usage | None = None
+
+
+def metadata_lines(pictures: Sequence[Picture], captioned: Captioned) -> bytes:
+    """metadata.jsonl: Hugging Face's imagefolder convention, with the clean image's size."""
+    rows = (
+        {
+            "file_name": picture.file_name,
+            "text": captioned.captions[picture.file_name].text,
+            "width": picture.width,
+            "height": picture.height,
+        }
+        for picture in pictures
+        if picture.file_name in captioned.captions
+    )
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def publish(
+    bucket: Bucket,
+    keys: JobKeys,
+    *,
+    pictures: Sequence[Picture],
+    captioned: Captioned,
+    report: DatasetReport,
+    dataset: str,
+    prompt_version: str,
+    model: str,
+) -> Published:
+    """Write the captions and, when everything else lies there, the manifest that says so."""
+    captions = bucket.put(keys.captions, metadata_lines(pictures, captioned), "application/x-ndjson")
+    written = bucket.put(keys.dataset_report, canonical_json(report.to_wire()), "application/json")
+    images = [picture.entry for picture in pictures if picture.file_name in captioned.captions]
+    manifest = CaptionsManifest(
+        captions_sha256=captions.sha256,
+        dataset_sha256=dataset,
+        prompt_version=prompt_version,
+        model=model,
+        files=[captions, written, *images],
+        usage=captioned.usage,
+    )
+    bucket.put(keys.captions_manifest, canonical_json(manifest.to_wire()), "application/json")
+    return Published(
+        captions_sha256=captions.sha256, dataset_sha256=dataset, report=report, usage=captioned.usage
+    )
+
+
+def find_published(bucket: Bucket, keys: JobKeys) -> Published | None:
+    """The captions that this very job published before, when they are complete.
+
+    metadata.jsonl itself may have been edited by a reviewer since: it is taken as it lies there.
+    """
+    try:
+        manifest = CaptionsManifest.model_validate_json(bucket.get(keys.captions_manifest))
+        report = DatasetReport.model_validate_json(bucket.get(keys.dataset_report))
+        captions = bucket.get(keys.captions)
+    except (ObjectMissingError, ValidationError):
+        return None
+    if not all(bucket.holds(entry) for entry in _unedited(manifest, keys)):
+        return None
+    return Published(
+        captions_sha256=sha256_hex(captions),
+        dataset_sha256=manifest.dataset_sha256,
+        report=report,
+        usage=manifest.usage,
+    )
+
+
+def _unedited(manifest: CaptionsManifest, keys: JobKeys) -> list[FileEntry]:
+    return [entry for entry in manifest.files if entry.key != keys.captions]
