@@ -1,0 +1,43 @@
+# Every verb that people and CI use. The environment is .venv, made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+ENV := .venv/.installed
+DEMO := .demo
+
+.PHONY: help demo test lint format crds clean
+
+help: ## This list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(ENV): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(DEMO)/tiny-sdxl/model_index.json: $(ENV)
+	$(BIN)/python -m lora_trainer tiny-sdxl $(DEMO)/tiny-sdxl
+
+demo: $(DEMO)/tiny-sdxl/model_index.json ## Six pictures to a verified adapter, here and now (with ANTHROPIC_API_KEY set: captions by Claude)
+	$(BIN)/lora run examples/quickstart/job.yaml --profiles examples/quickstart/profiles.yaml \
+		--images examples/quickstart/images --put $(DEMO)/tiny-sdxl:models/tiny-sdxl --home $(DEMO) \
+		$(if $(ANTHROPIC_API_KEY),--set annotation.mode=LLM)
+
+test: lint ## All that CI runs
+	$(BIN)/pytest
+
+lint: $(ENV) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(ENV) ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+crds: $(ENV) ## crds/loratrainingjobs.yaml and the chart's copy from the models
+	$(BIN)/python -m lora_api.crd > crds/loratrainingjobs.yaml
+
+clean: ## The demo's data and caches; .venv stays
+	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
