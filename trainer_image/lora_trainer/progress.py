@@ -25,7 +25,9 @@ class Reporter:
         self._loss = Gauge("lora_loss", "Training loss, smoothed", registry=registry)
         self._server = ThreadingHTTPServer((host, port), _handler(self, registry))
         self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, name="progress", daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="progress", daemon=True
+        ).start()
 
     def update(
         self,
