@@ -1,0 +1,145 @@
+"""Latents and text embeddings, encoded once and kept in the work folder, so that the encoders can go.
+
+Every picture and every text is encoded alone, so that no result depends on what it was batched with.
+A cache file is named by the hash of all that its content depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .base_model import BaseModel, TextTower
+from .dataset import Picture, square
+from .tensors import write_tensors
+
+CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A picture's posterior in the VAE's latent space, scaled as the UNet wants it."""
+
+    mean: Tensor
+    """float32, (channels, height / 8, width / 8)."""
+    deviation: Tensor
+    """float32, the same shape."""
+    time_ids: Tensor
+    """float32, (6,): see `dataset.Square`."""
+
+    def sample(self, normal: Tensor) -> Tensor:
+        """The point of the posterior that standard normal noise picks."""
+        return self.mean + self.deviation * normal
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """What SDXL's UNet is told of a text."""
+
+    sequence: Tensor
+    """(77, width of both encoders)."""
+    pooled: Tensor
+    """(projection width of the second encoder,)."""
+
+
+def encode_pictures(
+    model: BaseModel,
+    pictures: Sequence[Picture],
+    resolution: int,
+    cache: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> list[Latent]:
+    """Each picture's latent; the VAE is loaded only where the cache does not have them all."""
+    names = [f"{picture.sha256} {picture.crop} {resolution}" for picture in pictures]
+
+    def compute() -> dict[str, Tensor]:
+        vae = model.vae(dtype).to(device).eval()
+        found: dict[str, Tensor] = {}
+        for name, picture in zip(names, pictures, strict=True):
+            latent = encode_picture(vae, picture, resolution)
+            found[f"{name} mean"] = latent.mean
+            found[f"{name} deviation"] = latent.deviation
+            found[f"{name} time_ids"] = latent.time_ids
+        return found
+
+    tensors = _cached(cache, ["latents", model.identity, dtype, device.type, *names], compute)
+    return [
+        Latent(tensors[f"{name} mean"], tensors[f"{name} deviation"], tensors[f"{name} time_ids"])
+        for name in names
+    ]
+
+
+@torch.no_grad()
+def encode_picture(vae: AutoencoderKL, picture: Picture, resolution: int) -> Latent:
+    cut = square(picture, resolution)
+    posterior = vae.encode(cut.pixels[None].to(vae.device, vae.dtype)).latent_dist
+    scale = vae.config.scaling_factor
+    mean, deviation = (posterior.mean[0].float() * scale, posterior.std[0].float() * scale)
+    return Latent(mean.cpu(), deviation.cpu(), torch.tensor(cut.time_ids, dtype=torch.float32))
+
+
+def encode_texts(
+    model: BaseModel, texts: Sequence[str], cache: Path, device: torch.device, dtype: torch.dtype
+) -> dict[str, TextEmbedding]:
+    """Each text's embedding; the encoders are loaded only where the cache does not have them all."""
+    wanted = sorted(set(texts))
+
+    def compute() -> dict[str, Tensor]:
+        towers = model.text_towers(dtype)
+        for tower in towers:
+            tower.encoder.to(device).eval()
+        found: dict[str, Tensor] = {}
+        for index, text in enumerate(wanted):
+            embedding = encode_text(towers, text)
+            found[f"{index} sequence"] = embedding.sequence.cpu()
+            found[f"{index} pooled"] = embedding.pooled.cpu()
+        return found
+
+    tensors = _cached(cache, ["texts", model.identity, dtype, device.type, *wanted], compute)
+    return {
+        text: TextEmbedding(tensors[f"{index} sequence"], tensors[f"{index} pooled"])
+        for index, text in enumerate(wanted)
+    }
+
+
+def encode_text(towers: tuple[TextTower, TextTower], text: str) -> TextEmbedding:
+    """SDXL's conditioning (arXiv:2307.01952, 2.1): both encoders' last layer but one, and the second's
+    projection of its end token. Longer texts than 77 tokens are cut."""
+    layers = []
+    pooled = torch.empty(0)
+    for tower in towers:
+        ids = tower.tokenizer(
+            text,
+            padding="max_length",
+            max_length=tower.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        output = tower.encoder(ids.to(tower.encoder.device), output_hidden_states=True)
+        layers.append(output.hidden_states[-2][0])
+        pooled = output[0][0]
+    return TextEmbedding(torch.cat(layers, dim=-1), pooled)
+
+
+def _cached(
+    folder: Path, parts: Sequence[object], compute: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors in the file that `parts` name, computed and written where it is not there or not whole."""
+    text = "\x00".join(map(str, (CACHE_VERSION, torch.__version__, *parts)))
+    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        with torch.no_grad():
+            tensors = compute()
+        write_tensors(path, tensors)
+        return tensors

@@ -1,0 +1,131 @@
+"""The training container's entry point: workers under `accelerate launch`, their signals and their exit code.
+
+accelerate's launcher turns every failure into exit code 1, and does not pass signals on. So the workers leave
+their process number and their exit code in a folder, and this process does both.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from lora_api.exits import ExitCode
+from lora_api.reasons import Reason
+from lora_api.steps import Outcome, StepResult, TrainStep
+
+from ..errors import StepError
+from ..runtime import load_config, write_result
+
+log = logging.getLogger("lora_trainer.launch")
+FOLDER_VARIABLE = "LORA_WORKERS"
+POLL_SECONDS = 0.1
+
+
+def main(config_path: Path) -> int:
+    """Run the training step's workers to their end and return the exit code that they ended with."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    try:
+        config = load_config(config_path, TrainStep)
+    except StepError as error:
+        log.error("%s", error)
+        return error.exit_code
+    gpus = config.spec.resources.train.gpus
+    with tempfile.TemporaryDirectory(prefix="workers-") as folder:
+        _supervise(accelerate_command(config_path, gpus), Path(folder))
+        code = _exit_code(Path(folder))
+    if code is None:
+        message = "a worker died without a word: it was killed, perhaps for want of memory"
+        log.error(message)
+        write_result(
+            config, StepResult(outcome=Outcome.FAILED, reason=Reason.INTERNAL_ERROR, message=message)
+        )
+        return ExitCode.INTERNAL
+    return code
+
+
+def accelerate_command(config_path: Path, gpus: int) -> list[str]:
+    """The command line; every setting that accelerate would otherwise choose, and say so, is given."""
+    processes = max(gpus, 1)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    options = {
+        "--num_processes": str(processes),
+        "--num_machines": "1",
+        "--mixed_precision": "no",  # the trainer casts for itself
+        "--dynamo_backend": "no",
+        "--num_cpu_threads_per_process": threads,
+    }
+    flags = (["--cpu"] if gpus == 0 else []) + (["--multi_gpu"] if gpus > 1 else [])
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *(word for option in options.items() for word in option),
+        *flags,
+        "--quiet",
+        *("-m", "lora_trainer", "train", "--config", str(config_path)),
+    ]
+
+
+def join_workers() -> None:
+    """Called by a worker once it handles signals: say which process it is, so that they reach it."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        _leave(Path(folder) / f"{os.environ.get('RANK', '0')}.pid", os.getpid())
+
+
+def leave_exit_code(code: int) -> None:
+    """Called by a worker as it ends."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        _leave(Path(folder) / f"{os.environ.get('RANK', '0')}.exit", code)
+
+
+def _leave(path: Path, number: int) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(str(int(number)))
+    partial.replace(path)
+
+
+def _supervise(command: Sequence[str], folder: Path) -> None:
+    """Run the launcher to its end; pass SIGTERM and SIGINT on to each worker, once it is there."""
+    asked: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    environment = {"TRANSFORMERS_VERBOSITY": "error", **os.environ, FOLDER_VARIABLE: str(folder)}
+    # A session of its own, so that Ctrl-C reaches the workers through here only.
+    launcher = subprocess.Popen(command, env=environment, start_new_session=True)
+    told: set[int] = set()
+    try:
+        while launcher.poll() is None:
+            if asked:
+                _tell(folder, signal.SIGTERM, told)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell(folder: Path, number: signal.Signals, told: set[int]) -> None:
+    for path in folder.glob("*.pid"):
+        process = int(path.read_text())
+        if process not in told:
+            told.add(process)
+            try:
+                os.kill(process, number)
+            except ProcessLookupError:
+                log.info("worker %d has ended already", process)
+
+
+def _exit_code(folder: Path) -> int | None:
+    """The first worker's code; else that of any other which failed; None when none could say it."""
+    codes = {int(path.stem): int(path.read_text()) for path in folder.glob("*.exit")}
+    if 0 in codes:
+        return codes[0]
+    return next((code for _, code in sorted(codes.items()) if code), None)

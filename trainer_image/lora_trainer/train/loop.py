@@ -1,0 +1,215 @@
+"""The training loop: from any step to the last, the same on one process or many, whole or resumed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from accelerate import PartialState
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.lr_scheduler import LRScheduler
+
+from lora_api.exits import ExitCode
+from lora_api.job import Training
+from lora_api.reasons import Reason
+
+from ..errors import StepError
+from .draws import draw, picture_of
+from .encode import Latent, TextEmbedding
+from .objective import Batch, sample_losses
+from .optimizers import MAX_GRADIENT_NORM
+
+log = logging.getLogger(__name__)
+BAD_STEPS = 3
+"""So many losses or gradient norms in a row that are no numbers end the run."""
+
+
+class DivergedError(StepError):
+    """The loss left the numbers; another try with the same settings would too."""
+
+    exit_code = ExitCode.BAD_DATA
+    default_reason = Reason.DIVERGED
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stream of samples."""
+
+    name: str
+    latents: Sequence[Latent]
+    captions: Sequence[str]
+    weight: float = 1.0
+    """Of each sample's loss."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One optimizer step, a line of metrics.jsonl. What is no number is None."""
+
+    step: int
+    loss: float | None
+    learning_rate: float
+    gradient_norm: float | None
+    """Before clipping."""
+    seconds: float
+
+
+@dataclass
+class Learner:
+    """All that a step needs or changes."""
+
+    state: PartialState
+    training: Training
+    unet: UNet2DConditionModel
+    schedule: DDPMScheduler
+    sources: Sequence[Source]
+    texts: Callable[[str], TextEmbedding]
+    parameters: dict[str, Parameter]
+    optimizer: torch.optim.Optimizer
+    rates: LRScheduler
+    scaler: torch.amp.GradScaler
+    dtype: torch.dtype
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return len(self.records)
+
+
+def train(learner: Learner, asked_to_stop: Callable[[], bool], after_step: Callable[[bool], None]) -> bool:
+    """Train from where the learner stands to `maxSteps`.
+
+    Args:
+        asked_to_stop: whether this process was told to stop; all processes stop after the same step.
+        after_step: called after every step, with whether the run stops here.
+
+    Returns:
+        Whether the last step was reached.
+
+    Raises:
+        DivergedError: after three steps in a row whose loss or gradient norm is no number.
+    """
+    while learner.step < learner.training.max_steps:
+        begun = time.perf_counter()
+        loss = accumulate(learner, learner.step)
+        loss, stop = _share(learner, loss, asked_to_stop())
+        norm = _update(learner)
+        rate = float(learner.rates.get_last_lr()[0])
+        learner.rates.step()
+        seconds = time.perf_counter() - begun
+        learner.records.append(Record(learner.step + 1, _number(loss), rate, _number(norm), seconds))
+        _refuse_divergence(learner)
+        after_step(stop)
+        if stop:
+            break
+    return learner.step >= learner.training.max_steps
+
+
+def accumulate(learner: Learner, step: int) -> Tensor:
+    """Run this process's share of a step's samples forward and backward; the mean loss of that share.
+
+    A step of G = batchSize x gradientAccumulationSteps x processes samples takes the samples
+    step * G to step * G + G - 1 of every source.
+    """
+    training, state = learner.training, learner.state
+    share = training.batch_size * training.gradient_accumulation_steps
+    first = (step * state.num_processes + state.process_index) * share
+    total = torch.zeros((), device=state.device)
+    for start in range(first, first + share, training.batch_size):
+        for batch in batches(learner, range(start, start + training.batch_size)):
+            with _autocast(learner):
+                losses = sample_losses(learner.unet, learner.schedule, batch, float(training.snr_gamma))
+                loss = losses.sum() / share
+            learner.scaler.scale(loss).backward()
+            total += loss.detach()
+    return total
+
+
+def batches(learner: Learner, samples: range) -> list[Batch]:
+    """The samples of every source as batches of one latent shape each."""
+    chosen = []
+    for source in learner.sources:
+        for sample in samples:
+            index = picture_of(learner.training.seed, source.name, sample, len(source.latents))
+            chosen.append((source, sample, index))
+    chosen.sort(key=lambda item: tuple(item[0].latents[item[2]].mean.shape))  # stable
+    groups = groupby(chosen, key=lambda item: tuple(item[0].latents[item[2]].mean.shape))
+    return [_batch(learner, list(group)) for _, group in groups]
+
+
+def _batch(learner: Learner, chosen: Sequence[tuple[Source, int, int]]) -> Batch:
+    timesteps = learner.schedule.config.num_train_timesteps
+    drawn, latents, ids, texts = [], [], [], []
+    for source, sample, index in chosen:
+        latent = source.latents[index]
+        drawn.append(draw(learner.training.seed, source.name, sample, tuple(latent.mean.shape), timesteps))
+        latents.append(latent.sample(drawn[-1].posterior))
+        ids.append(latent.time_ids)
+        texts.append(learner.texts(source.captions[index]))
+    device = learner.state.device
+    return Batch(
+        latents=torch.stack(latents).to(device),
+        noise=torch.stack([d.noise for d in drawn]).to(device),
+        timesteps=torch.tensor([d.timestep for d in drawn], device=device),
+        text=torch.stack([t.sequence for t in texts]).to(device),
+        pooled=torch.stack([t.pooled for t in texts]).to(device),
+        time_ids=torch.stack(ids).to(device),
+        weights=torch.tensor([source.weight for source, _, _ in chosen], device=device),
+    )
+
+
+def _autocast(learner: Learner) -> AbstractContextManager[object]:
+    if learner.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(learner.state.device.type, learner.dtype)
+
+
+def _share(learner: Learner, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
+    """Average gradients and loss over the processes, and stop all of them if one was told to."""
+    count = learner.state.num_processes
+    if count == 1:
+        return loss, stop
+    gradients = [p.grad for p in learner.parameters.values() if p.grad is not None]
+    flag = loss.new_tensor([float(stop)])
+    flat = torch.cat([*(g.flatten() for g in gradients), loss.reshape(1), flag])
+    torch.distributed.all_reduce(flat)
+    for gradient, mean in zip(gradients, flat[:-2].split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient) / count)
+    return flat[-2] / count, bool(flat[-1] > 0)
+
+
+def _update(learner: Learner) -> Tensor:
+    """Clip the gradients, step the optimizer; the norm before clipping."""
+    learner.scaler.unscale_(learner.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), MAX_GRADIENT_NORM)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _number(value: Tensor) -> float | None:
+    number = value.item()
+    return number if math.isfinite(number) else None
+
+
+def _refuse_divergence(learner: Learner) -> None:
+    last = learner.records[-BAD_STEPS:]
+    # A gradient that overflows in fp16 is skipped and the scale lowered: only a scale that cannot is a failure.
+    overflow_is_normal = learner.scaler.is_enabled() and learner.scaler.get_scale() > 1
+    bad = [r for r in last if r.loss is None or (r.gradient_norm is None and not overflow_is_normal)]
+    if len(bad) == BAD_STEPS:
+        raise DivergedError(
+            f"the loss or its gradient is no number since step {last[0].step} at learning rate "
+            f"{last[0].learning_rate:g}: lower training.learningRate, add lrWarmupSteps, or train with "
+            "mixedPrecision bf16 or fp32"
+        )

@@ -1,0 +1,250 @@
+"""One training run: what it loads, how it resumes, what it saves and what it publishes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from lora_api import __version__
+from lora_api.job import Crop
+from lora_api.manifest import FileEntry, Manifest
+from lora_api.status import AdapterStatus, PreviewStatus
+from lora_api.steps import TrainStep
+
+from ..progress import Reporter
+from ..store import Store
+from .adapter import add_adapter, trainable
+from .base_model import fetch_base_model
+from .checkpoint import Checkpoint, Checkpoints
+from .dataset import read_pictures
+from .draws import INSTANCE
+from .encode import encode_pictures, encode_texts
+from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
+from .loop import Learner, Record, Source, train
+from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
+from .preview import draw_previews
+from .publish import commit
+from .settings import choose_checkpointing
+
+log = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
+SMOOTHING = 20
+"""Steps that the reported loss and speed are means over."""
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+
+
+class Session:
+    """A job's model, data and learner on this process."""
+
+    def __init__(self, config: TrainStep, store: Store, state: PartialState, dtype: torch.dtype) -> None:
+        """Fetch and encode all that training needs.
+
+        Raises:
+            StepError: when the model or the pictures cannot be had.
+        """
+        self._config = config
+        self._bucket = store.output
+        self._dtype = dtype
+        self._training = training = config.spec.training
+        work = Path(config.work_dir)
+        self._folder = work / f"attempt-{config.attempt}"
+        if state.is_main_process:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True)
+        concept = config.spec.concept
+        self._prompts = training.preview.prompts or [f"a photo of {concept.token} {concept.class_name}"]
+        self._previews: list[PreviewStatus] = []
+        self._files: list[FileEntry] = []  # of the previews
+        self._checkpoints = Checkpoints(
+            store.output, config.keys, config.input_hash, training.checkpoint.keep_last, work
+        )
+        with state.main_process_first():  # the first fills the caches, the others read them
+            self._model = fetch_base_model(config.base_model, Path(config.cache_dir), store.input)
+            pictures = read_pictures(
+                store.output, config.keys, config.captions_sha256, use_crops=training.crop == Crop.SMART
+            )
+            latents = encode_pictures(
+                self._model, pictures, training.resolution, work / "cache", state.device, dtype
+            )
+            captions = [picture.caption for picture in pictures]
+            self._texts = encode_texts(
+                self._model, [*captions, *self._prompts], work / "cache", state.device, dtype
+            )
+        unet = self._model.unet(dtype).to(state.device)
+        add_adapter(unet, training.rank, training.alpha, training.seed)
+        if choose_checkpointing(training, state.device):
+            unet.enable_gradient_checkpointing()
+        unet.train()
+        parameters = trainable(unet)
+        optimizer = build_optimizer(training, parameters.values())
+        self.learner = Learner(
+            state=state,
+            training=training,
+            unet=unet,
+            schedule=self._model.noise_schedule(),
+            sources=[Source(INSTANCE, latents, captions)],
+            texts=self._texts.__getitem__,
+            parameters=parameters,
+            optimizer=optimizer,
+            rates=build_schedule(training, optimizer),
+            scaler=torch.amp.GradScaler(state.device.type, enabled=dtype == torch.float16),
+            dtype=dtype,
+        )
+
+    def resume(self) -> int | None:
+        """Take up the newest sound checkpoint; its step, or None where training starts at the beginning."""
+        found = self._checkpoints.newest()
+        if found is None:
+            return None
+        learner = self.learner
+        with torch.no_grad():
+            for name, parameter in learner.parameters.items():
+                parameter.copy_(found.weights[name])
+        restore_optimizer(learner.optimizer, found.optimizer, found.state["optimizer"])
+        learner.rates.load_state_dict(found.state["rates"])
+        learner.scaler.load_state_dict(found.state["scaler"])
+        learner.records = [Record(**record) for record in found.state["records"]]
+        self._previews = [PreviewStatus.model_validate(item) for item in found.state["previews"]]
+        self._files = [FileEntry.model_validate(item) for item in found.state["files"]]
+        log.info("resuming after step %d", learner.step)
+        return learner.step
+
+    def train(self, asked_to_stop: Callable[[], bool], reporter: Reporter) -> bool:
+        """Train to the end or to the next stop, saving on the way; whether the end was reached."""
+        learner, training = self.learner, self._training
+        state = learner.state
+
+        def after_step(stop: bool) -> None:
+            if not state.is_main_process:
+                return
+            step, last = learner.step, learner.step == training.max_steps
+            self._report(reporter)
+            every = training.preview.every_steps
+            if every and step % every == 0 and not last:
+                self._draw(with_base=False)
+            if stop or last or step % training.checkpoint.every_steps == 0:
+                self._save()
+
+        if self.learner.step == training.max_steps:
+            return True
+        done = train(learner, asked_to_stop, after_step)
+        state.wait_for_everyone()  # a worker that leaves early would have the others killed
+        return done
+
+    def publish(self) -> Manifest:
+        """Write, verify and publish the adapter, its previews and its metrics; the manifest last."""
+        unet = self.learner.unet
+        for form in self._config.spec.output.formats:
+            path = self._folder / FILE_NAMES[form]
+            if form == "diffusers":
+                write_diffusers(path, unet)
+            else:
+                write_kohya(path, unet, kohya_metadata(self._config))
+            verify(path, unet)
+        lines = [json.dumps(asdict(record)) + "\n" for record in self.learner.records]
+        (self._folder / METRICS).write_text("".join(lines))
+        self._draw(with_base=True)
+        names = [*(FILE_NAMES[form] for form in self._config.spec.output.formats), METRICS]
+        manifest = self._manifest({name: self._upload(self._folder / name) for name in names})
+        commit(self._bucket, self._config, manifest)
+        return manifest
+
+    def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
+        config, records = self._config, self.learner.records
+        form = "diffusers" if "diffusers" in config.spec.output.formats else "kohya"
+        adapter = files[FILE_NAMES[form]]
+        tenth = math.ceil(len(records) / 10)
+        return Manifest(
+            namespace=config.namespace,
+            name=config.name,
+            uid=config.uid,
+            attempt=config.attempt,
+            input_hash=config.input_hash,
+            adapter=AdapterStatus(
+                uri=self._bucket.uri(adapter.key),
+                sha256=adapter.sha256,
+                bytes=adapter.bytes,
+                format=form,
+                manifest_key=config.keys.manifest(config.attempt),
+            ),
+            files=[*files.values(), *self._files],
+            previews=self._previews,
+            steps=len(records),
+            seed=self._training.seed,
+            first_loss=mean_loss(records[:tenth]) or 0.0,
+            final_loss=mean_loss(records[-tenth:]) or 0.0,
+            versions={"lora_trainer": __version__, **{name: version(name) for name in LIBRARIES}},
+        )
+
+    def _save(self) -> None:
+        learner = self.learner
+        tensors, rest = optimizer_state(learner.optimizer)
+        state = {
+            "optimizer": rest,
+            "rates": learner.rates.state_dict(),
+            "scaler": learner.scaler.state_dict(),
+            "records": [asdict(record) for record in learner.records],
+            "previews": [preview.to_wire() for preview in self._previews],
+            "files": [entry.to_wire() for entry in self._files],
+        }
+        weights = {name: parameter.detach() for name, parameter in learner.parameters.items()}
+        self._checkpoints.save(Checkpoint(learner.step, weights, tensors, state))
+
+    def _draw(self, with_base: bool) -> None:
+        """Draw every prompt as the adapter stands now, into the attempt's folder and to the store."""
+        training, step = self._training, self.learner.step
+        drawings = draw_previews(
+            self._model,
+            self.learner.unet,
+            self._prompts,
+            self._texts,
+            with_base=with_base,
+            resolution=training.resolution,
+            inference_steps=training.preview.num_inference_steps,
+            seed=training.seed,
+            dtype=self._dtype,
+        )
+        for index, drawing in enumerate(drawings):
+            name = f"preview-{step:06d}-{index:02d}"
+            entry = self._keep_picture(drawing.adapted, f"{name}.png")
+            if drawing.base:
+                self._keep_picture(drawing.base, f"{name}-base.png")
+            self._previews.append(PreviewStatus(step=step, prompt=drawing.prompt, key=entry.key))
+
+    def _keep_picture(self, picture: Image.Image, name: str) -> FileEntry:
+        path = self._folder / name
+        picture.save(path)
+        self._files.append(self._upload(path))
+        return self._files[-1]
+
+    def _upload(self, path: Path) -> FileEntry:
+        return self._bucket.put_file(self._config.keys.attempt(self._config.attempt) + path.name, path)
+
+    def _report(self, reporter: Reporter) -> None:
+        recent = self.learner.records[-SMOOTHING:]
+        seconds, loss = fmean(record.seconds for record in recent), mean_loss(recent)
+        if self.learner.step % SMOOTHING == 0:
+            log.info("step %d of %d, loss %s", self.learner.step, self._training.max_steps, loss)
+        reporter.update(
+            self.learner.step,
+            self._training.max_steps,
+            loss=loss,
+            steps_per_second=1 / seconds if seconds else None,
+        )
+
+
+def mean_loss(records: list[Record]) -> float | None:
+    """None where no loss was a number."""
+    losses = [record.loss for record in records if record.loss is not None]
+    return fmean(losses) if losses else None

@@ -1,0 +1,90 @@
+"""What this trainer does with a job's settings, decided before anything is loaded."""
+
+from __future__ import annotations
+
+import torch
+
+from lora_api.job import (
+    Crop,
+    GradientCheckpointing,
+    Method,
+    MixedPrecision,
+    Optimizer,
+    QuantizeBase,
+    Training,
+)
+from lora_api.steps import TrainStep
+
+from ..errors import BadConfigurationError, BadSetupError
+
+DTYPES = {
+    MixedPrecision.FP16: torch.float16,
+    MixedPrecision.BF16: torch.bfloat16,
+    MixedPrecision.FP32: torch.float32,
+}
+
+
+def choose_dtype(training: Training, device: torch.device) -> torch.dtype:
+    """The base model's number format.
+
+    Raises:
+        BadConfigurationError: for fp16 on a CPU, which PyTorch would silently run in float32.
+    """
+    if device.type == "cpu" and training.mixed_precision == MixedPrecision.FP16:
+        raise BadConfigurationError(
+            "training.mixedPrecision: fp16 does not run on a CPU; set it to fp32 or bf16, or give the job a GPU"
+        )
+    return DTYPES[training.mixed_precision]
+
+
+def choose_cpu(config: TrainStep) -> bool:
+    """Whether to train on the CPU.
+
+    Raises:
+        BadSetupError: when the job has GPUs and this machine shows none.
+    """
+    gpus = config.spec.resources.train.gpus
+    if gpus and torch.cuda.device_count() < gpus:
+        raise BadSetupError(
+            f"the job asks for {gpus} GPU(s) and PyTorch sees {torch.cuda.device_count()}: "
+            "check the node's driver, or set resources.train.gpus to 0 to train on the CPU"
+        )
+    return gpus == 0
+
+
+def refuse_unsupported(training: Training) -> None:
+    """Nothing that a job asks for is silently left out.
+
+    Raises:
+        BadConfigurationError: naming every setting that this version does not have.
+    """
+    absent = {
+        "method": training.method != Method.DREAMBOOTH_LORA,
+        "optimizer": training.optimizer not in (Optimizer.ADAMW, Optimizer.ADAMW_8BIT),
+        "quantizeBase": training.quantize_base != QuantizeBase.NONE,
+        "noiseOffset": bool(training.noise_offset),
+        "captionDropout": bool(training.caption_dropout),
+        "textEncoder.train": training.text_encoder.train,
+        "priorPreservation.enabled": training.prior_preservation.enabled,
+        "crop": training.crop == Crop.BUCKETS,
+        "lrScheduler": training.lr_scheduler == "piecewise_constant",
+    }
+    wire = training.to_wire()
+    named = [f"training.{name}: {_value(wire, name)}" for name, unsupported in absent.items() if unsupported]
+    if named:
+        raise BadConfigurationError(f"this version does not have {'; '.join(named)}")
+
+
+def _value(wire: dict[str, object], path: str) -> object:
+    value: object = wire
+    for part in path.split("."):
+        assert isinstance(value, dict)
+        value = value[part]
+    return value
+
+
+def choose_checkpointing(training: Training, device: torch.device) -> bool:
+    """Whether to recompute activations in the backward pass instead of keeping them."""
+    if training.gradient_checkpointing == GradientCheckpointing.AUTO:
+        return device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 16 * 2**30
+    return training.gradient_checkpointing == GradientCheckpointing.ALWAYS

@@ -1,0 +1,144 @@
+"""A small SDXL pipeline of the real classes with random weights, for trials and tests without the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "on",
+    "in",
+    "with",
+    "and",
+    "photo",
+    "picture",
+    "statue",
+    "dog",
+    "cat",
+    "person",
+    "style",
+    "white",
+    "black",
+    "red",
+    "blue",
+    "green",
+]
+TEXT_WIDTH = 32
+"""Of each text encoder; the UNet attends to both, side by side."""
+TIME_ID_WIDTH = 8
+
+
+def write_tiny_sdxl(directory: Path, seed: int = 0) -> None:
+    """Write a pipeline that `StableDiffusionXLPipeline.from_pretrained` loads, about 5 MB in float32.
+
+    Everything that a trainer has to get right is there as in SDXL: two encoders (the second with a
+    projection), size and crop conditioning, a VAE that shrinks by 8, blocks with and without attention.
+
+    Args:
+        directory: made if need be; files of the same names are overwritten.
+        seed: of the random weights; the same seed writes the same weights.
+    """
+    first, second = tiny_tokenizer(pad=END), tiny_tokenizer(pad="!")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = StableDiffusionXLPipeline(
+            vae=_vae(),
+            text_encoder=CLIPTextModel(_text_config(first, "quick_gelu")),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(second, "gelu")),
+            tokenizer=first,
+            tokenizer_2=second,
+            unet=_unet(),
+            scheduler=sdxl_scheduler(),
+            add_watermarker=False,
+        )
+    pipeline.save_pretrained(directory)
+
+
+def tiny_tokenizer(pad: str) -> CLIPTokenizer:
+    """CLIP's byte-level BPE with a base vocabulary for every byte and merges for a few words.
+
+    Args:
+        pad: the padding token; SDXL's second tokenizer pads with "!".
+    """
+    letters = list(bytes_to_unicode().values())
+    merges: list[tuple[str, str]] = []
+    for word in WORDS:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            pieces[:2] = [pieces[0] + pieces[1]]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens += [left + right for left, right in merges]
+    tokens += [START, END]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    return CLIPTokenizer(
+        vocab=vocabulary, merges=list(dict.fromkeys(merges)), pad_token=pad, model_max_length=77
+    )
+
+
+def sdxl_scheduler() -> EulerDiscreteScheduler:
+    """The noise schedule of SDXL base 1.0."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    widths = (16, 16, 32, 32)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=128,
+        scaling_factor=0.13025,
+        force_upcast=False,
+    )
+
+
+def _unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=2 * TEXT_WIDTH,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=TIME_ID_WIDTH,
+        projection_class_embeddings_input_dim=6 * TIME_ID_WIDTH + TEXT_WIDTH,
+        norm_num_groups=8,
+        use_linear_projection=True,
+    )
+
+
+def _text_config(tokenizer: CLIPTokenizer, activation: str) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        hidden_act=activation,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
