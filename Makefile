@@ -38,6 +38,7 @@ format: $(ENV) ## Format and fix what can be fixed
 
 crds: $(ENV) ## crds/loratrainingjobs.yaml and the chart's copy from the models
 	$(BIN)/python -m lora_api.crd > crds/loratrainingjobs.yaml
+	cp crds/loratrainingjobs.yaml charts/lora-training-operator/files/
 
 clean: ## The demo's data and caches; .venv stays
 	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
