@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+from socket import gethostname
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from .handlers import Wiring
 from .settings import SettingsError, read_profiles, read_settings
@@ -23,6 +25,8 @@ def main() -> int:
     wiring = Wiring(settings, profiles)
     kopf.run(
         registry=wiring.registry,
+        # kopf's own guess asks for a user's name, and the user of a pod has none
+        identity=Identity(gethostname()),
         standalone=True,
         clusterwide=not settings.namespaces,
         namespaces=list(settings.namespaces),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Any
 
@@ -23,6 +26,7 @@ from .observe import Resource, StepPod, observe_job, observe_step_pod
 from .settings import Settings
 from .snapshot import Child
 
+TOKEN_LIFE = timedelta(minutes=10)
 OURS = {names.MANAGED_BY: names.OPERATOR}
 
 
@@ -113,7 +117,12 @@ class Wiring:
 
 
 def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+    found = kopf.login_with_service_account(**arguments)
+    if found is None:
+        return kopf.login_with_kubeconfig(**arguments)
+    # by the address that every pod is given, not by a DNS name; and read the token anew as it rotates
+    server = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    return replace(found, server=server, expiration=datetime.now(UTC) + TOKEN_LIFE)
 
 
 # kopf runs what is not async in threads; these are too small for that
