@@ -116,13 +116,9 @@ class Checkpoints:
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
     try:
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in checkpoint.weights.items()}, folder / WEIGHTS
-        )
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in checkpoint.optimizer.items()},
-            folder / OPTIMIZER,
-        )
+        for name, tensors in ((WEIGHTS, checkpoint.weights), (OPTIMIZER, checkpoint.optimizer)):
+            # Copies: 8-bit optimizers share one code book between all parameters, which the format refuses.
+            save_file({key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}, folder / name)
     except SafetensorError as error:
         if "No space left" in str(error):  # the library hides the errno that the step's end goes by
             raise OSError(errno.ENOSPC, "no space left for a checkpoint") from error

@@ -50,32 +50,70 @@ class TextEmbedding:
     """(projection width of the second encoder,)."""
 
 
-def encode_pictures(
-    model: BaseModel,
-    pictures: Sequence[Picture],
-    resolution: int,
-    cache: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> list[Latent]:
-    """Each picture's latent; the VAE is loaded only where the cache does not have them all."""
-    names = [f"{picture.sha256} {picture.crop} {resolution}" for picture in pictures]
+@dataclass(frozen=True)
+class Encoders:
+    """A model's encoders, loaded only for what the cache does not hold, and gone afterwards."""
 
-    def compute() -> dict[str, Tensor]:
-        vae = model.vae(dtype).to(device).eval()
-        found: dict[str, Tensor] = {}
-        for name, picture in zip(names, pictures, strict=True):
-            latent = encode_picture(vae, picture, resolution)
-            found[f"{name} mean"] = latent.mean
-            found[f"{name} deviation"] = latent.deviation
-            found[f"{name} time_ids"] = latent.time_ids
-        return found
+    model: BaseModel
+    cache: Path
+    device: torch.device
+    dtype: torch.dtype
 
-    tensors = _cached(cache, ["latents", model.identity, dtype, device.type, *names], compute)
-    return [
-        Latent(tensors[f"{name} mean"], tensors[f"{name} deviation"], tensors[f"{name} time_ids"])
-        for name in names
-    ]
+    def pictures(self, pictures: Sequence[Picture], resolution: int) -> list[Latent]:
+        """Each picture's latent."""
+        names = [f"{picture.sha256} {picture.crop} {resolution}" for picture in pictures]
+
+        def compute() -> dict[str, Tensor]:
+            vae = self.model.vae(self.dtype).to(self.device).eval()
+            found: dict[str, Tensor] = {}
+            for name, picture in zip(names, pictures, strict=True):
+                latent = encode_picture(vae, picture, resolution)
+                found[f"{name} mean"] = latent.mean
+                found[f"{name} deviation"] = latent.deviation
+                found[f"{name} time_ids"] = latent.time_ids
+            return found
+
+        tensors = self._cached("latents", names, compute)
+        return [
+            Latent(tensors[f"{name} mean"], tensors[f"{name} deviation"], tensors[f"{name} time_ids"])
+            for name in names
+        ]
+
+    def texts(self, texts: Sequence[str]) -> dict[str, TextEmbedding]:
+        """Each text's embedding."""
+        wanted = sorted(set(texts))
+
+        def compute() -> dict[str, Tensor]:
+            towers = self.model.text_towers(self.dtype)
+            for tower in towers:
+                tower.encoder.to(self.device).eval()
+            found: dict[str, Tensor] = {}
+            for index, text in enumerate(wanted):
+                embedding = encode_text(towers, text)
+                found[f"{index} sequence"] = embedding.sequence.cpu()
+                found[f"{index} pooled"] = embedding.pooled.cpu()
+            return found
+
+        tensors = self._cached("texts", wanted, compute)
+        return {
+            text: TextEmbedding(tensors[f"{index} sequence"], tensors[f"{index} pooled"])
+            for index, text in enumerate(wanted)
+        }
+
+    def _cached(
+        self, kind: str, names: Sequence[str], compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors of one cache file, computed and written where it is not there or not whole."""
+        parts = (CACHE_VERSION, torch.__version__, kind, self.model.identity, self.dtype, self.device.type)
+        digest = hashlib.sha256("\x00".join(map(str, (*parts, *names))).encode()).hexdigest()
+        path = self.cache / f"{digest}.safetensors"
+        try:
+            return load_file(path)
+        except (FileNotFoundError, SafetensorError):
+            with torch.no_grad():
+                tensors = compute()
+            write_tensors(path, tensors)
+            return tensors
 
 
 @torch.no_grad()
@@ -85,30 +123,6 @@ def encode_picture(vae: AutoencoderKL, picture: Picture, resolution: int) -> Lat
     scale = vae.config.scaling_factor
     mean, deviation = (posterior.mean[0].float() * scale, posterior.std[0].float() * scale)
     return Latent(mean.cpu(), deviation.cpu(), torch.tensor(cut.time_ids, dtype=torch.float32))
-
-
-def encode_texts(
-    model: BaseModel, texts: Sequence[str], cache: Path, device: torch.device, dtype: torch.dtype
-) -> dict[str, TextEmbedding]:
-    """Each text's embedding; the encoders are loaded only where the cache does not have them all."""
-    wanted = sorted(set(texts))
-
-    def compute() -> dict[str, Tensor]:
-        towers = model.text_towers(dtype)
-        for tower in towers:
-            tower.encoder.to(device).eval()
-        found: dict[str, Tensor] = {}
-        for index, text in enumerate(wanted):
-            embedding = encode_text(towers, text)
-            found[f"{index} sequence"] = embedding.sequence.cpu()
-            found[f"{index} pooled"] = embedding.pooled.cpu()
-        return found
-
-    tensors = _cached(cache, ["texts", model.identity, dtype, device.type, *wanted], compute)
-    return {
-        text: TextEmbedding(tensors[f"{index} sequence"], tensors[f"{index} pooled"])
-        for index, text in enumerate(wanted)
-    }
 
 
 def encode_text(towers: tuple[TextTower, TextTower], text: str) -> TextEmbedding:
@@ -128,18 +142,3 @@ def encode_text(towers: tuple[TextTower, TextTower], text: str) -> TextEmbedding
         layers.append(output.hidden_states[-2][0])
         pooled = output[0][0]
     return TextEmbedding(torch.cat(layers, dim=-1), pooled)
-
-
-def _cached(
-    folder: Path, parts: Sequence[object], compute: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """The tensors in the file that `parts` name, computed and written where it is not there or not whole."""
-    text = "\x00".join(map(str, (CACHE_VERSION, torch.__version__, *parts)))
-    path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.safetensors"
-    try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        with torch.no_grad():
-            tensors = compute()
-        write_tensors(path, tensors)
-        return tensors

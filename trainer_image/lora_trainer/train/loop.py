@@ -84,6 +84,12 @@ class Learner:
         """Optimizer steps done."""
         return len(self.records)
 
+    def is_sound(self, record: Record) -> bool:
+        """Whether the adapter can have survived a step: its loss and its gradient were numbers."""
+        # A gradient that overflows in fp16 is skipped and the scale lowered, as long as the scale can be.
+        skipped = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        return record.loss is not None and (record.gradient_norm is not None or skipped)
+
 
 def train(learner: Learner, asked_to_stop: Callable[[], bool], after_step: Callable[[bool], None]) -> bool:
     """Train from where the learner stands to `maxSteps`.
@@ -204,12 +210,11 @@ def _number(value: Tensor) -> float | None:
 
 def _refuse_divergence(learner: Learner) -> None:
     last = learner.records[-BAD_STEPS:]
-    # A gradient that overflows in fp16 is skipped and the scale lowered: only a scale that cannot is a failure.
-    overflow_is_normal = learner.scaler.is_enabled() and learner.scaler.get_scale() > 1
-    bad = [r for r in last if r.loss is None or (r.gradient_norm is None and not overflow_is_normal)]
-    if len(bad) == BAD_STEPS:
+    bad = [record for record in last if not learner.is_sound(record)]
+    at_the_end = learner.step == learner.training.max_steps and last[-1] in bad
+    if len(bad) == BAD_STEPS or at_the_end:
         raise DivergedError(
-            f"the loss or its gradient is no number since step {last[0].step} at learning rate "
-            f"{last[0].learning_rate:g}: lower training.learningRate, add lrWarmupSteps, or train with "
+            f"the loss or its gradient is no number since step {bad[0].step} at learning rate "
+            f"{bad[0].learning_rate:g}: lower training.learningRate, add lrWarmupSteps, or train with "
             "mixedPrecision bf16 or fp32"
         )

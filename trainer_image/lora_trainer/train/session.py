@@ -29,7 +29,7 @@ from .base_model import fetch_base_model
 from .checkpoint import Checkpoint, Checkpoints
 from .dataset import read_pictures
 from .draws import INSTANCE
-from .encode import encode_pictures, encode_texts
+from .encode import Encoders
 from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
 from .loop import Learner, Record, Source, train
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
@@ -74,13 +74,10 @@ class Session:
             pictures = read_pictures(
                 store.output, config.keys, config.captions_sha256, use_crops=training.crop == Crop.SMART
             )
-            latents = encode_pictures(
-                self._model, pictures, training.resolution, work / "cache", state.device, dtype
-            )
+            encoders = Encoders(self._model, work / "cache", state.device, dtype)
+            latents = encoders.pictures(pictures, training.resolution)
             captions = [picture.caption for picture in pictures]
-            self._texts = encode_texts(
-                self._model, [*captions, *self._prompts], work / "cache", state.device, dtype
-            )
+            self._texts = encoders.texts([*captions, *self._prompts])
         unet = self._model.unet(dtype).to(state.device)
         add_adapter(unet, training.rank, training.alpha, training.seed)
         if choose_checkpointing(training, state.device):
@@ -133,7 +130,8 @@ class Session:
             every = training.preview.every_steps
             if every and step % every == 0 and not last:
                 self._draw(with_base=False)
-            if stop or last or step % training.checkpoint.every_steps == 0:
+            due = stop or last or step % training.checkpoint.every_steps == 0
+            if due and learner.is_sound(learner.records[-1]):
                 self._save()
 
         if self.learner.step == training.max_steps:

@@ -1,0 +1,154 @@
+"""A training step of a test's own: a tiny SDXL and five pictures in a real store."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import RunningStore, make_spec
+from lora_api.job import parse_spec
+from lora_api.manifest import sha256_hex
+from lora_api.profile import StoreModel
+from lora_api.steps import StepResult, TrainStep
+from lora_trainer.progress import Reporter
+from lora_trainer.store import Store
+from lora_trainer.train.step import work
+from lora_trainer.train.tiny import write_tiny_sdxl
+
+THIRD_PARTY_WARNINGS = [
+    # diffusers hands tensors to numpy in a way that numpy 2 will drop.
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
+    "ignore:.*torch.jit.script.* is deprecated:DeprecationWarning",
+]
+MODEL_KEY = "models/tiny/"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            for warning in THIRD_PARTY_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-sdxl")
+    write_tiny_sdxl(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(photographs: list[Path]) -> list[bytes]:
+    """The photographs as the annotation step would leave them, small."""
+    found = []
+    for path in photographs:
+        image = Image.open(path).convert("RGB")
+        image.thumbnail((160, 160))
+        out = io.BytesIO()
+        image.save(out, "png")
+        found.append(out.getvalue())
+    return found
+
+
+@dataclass
+class Job:
+    """A training job in the store, and ways to run it."""
+
+    config: TrainStep
+    store: Store
+    folder: Path
+    """Of this job on this machine."""
+
+    def run(self) -> StepResult:
+        """The step in this process."""
+        reporter = Reporter("127.0.0.1", 0)
+        try:
+            return work(self.config, reporter)
+        finally:
+            reporter.close()
+
+    def config_file(self) -> Path:
+        path = self.folder / "step.json"
+        path.write_text(json.dumps(self.config.to_wire()))
+        return path
+
+    def with_config(self, **changes: Any) -> Job:
+        return Job(self.config.model_copy(update=changes), self.store, self.folder)
+
+    def attempt_file(self, name: str) -> bytes:
+        return self.store.output.get(self.config.keys.attempt(self.config.attempt) + name)
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.attempt_file("metrics.jsonl").splitlines()]
+
+
+JobMaker = Callable[..., Job]
+
+
+@pytest.fixture
+def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes], tmp_path: Path) -> JobMaker:
+    """Make a job of its own in the store; `training` replaces small, quick settings."""
+    counter = iter(range(100))
+
+    def make(lines: list[dict[str, Any]] | None = None, output: Any = None, **training: Any) -> Job:
+        store = running_store.store
+        for path in tiny_sdxl.rglob("*"):
+            if path.is_file():
+                store.input.put_file(f"{MODEL_KEY}{path.relative_to(tiny_sdxl)}", path)
+        settings = {
+            "resolution": 64,
+            "rank": 4,
+            "maxSteps": 4,
+            "learningRate": "1e-3",
+            "optimizer": "AdamW",
+            "mixedPrecision": "fp32",
+            "preview": {"numInferenceSteps": 2},
+            **training,
+        }
+        spec = parse_spec(make_spec(training=settings, output=output or {}, resources={"train": {"gpus": 0}}))
+        folder = tmp_path / f"job-{next(counter)}"
+        folder.mkdir()
+        config = TrainStep(
+            namespace="studio",
+            name="statue",
+            uid=f"{tmp_path.name}-{folder.name}",
+            spec=spec,
+            base_model=StoreModel(source="store", key=MODEL_KEY),
+            store=running_store.access,
+            work_dir=str(folder / "work"),
+            termination_log=str(folder / "termination-log"),
+            progress_host="127.0.0.1",
+            progress_port=0,
+            attempt=1,
+            captions_sha256="",
+            input_hash=f"sha256:{sha256_hex(str(folder).encode())}",
+            cache_dir=str(tmp_path / "cache"),
+        )
+        for index, data in enumerate(pictures):
+            store.output.put(config.keys.image(index), data)
+        lines = lines or [
+            {"file_name": f"{index:03d}.png", "text": f"a photo of CUS statue, view {index}"}
+            for index in range(len(pictures))
+        ]
+        captions = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        store.output.put(config.keys.captions, captions)
+        config = config.model_copy(update={"captions_sha256": sha256_hex(captions)})
+        return Job(config, store, folder)
+
+    return make

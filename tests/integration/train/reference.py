@@ -1,0 +1,131 @@
+"""DreamBooth-LoRA on SDXL from the method's definition, plain and slow: every step encodes what it needs.
+
+It shares nothing with the trainer but the rule by which the n-th sample's chance follows from the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import compute_snr
+from peft import LoraConfig
+from PIL import Image
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from lora_api.job import Training
+
+
+def chance(seed: int, *path: object) -> torch.Generator:
+    digest = hashlib.sha256("/".join(map(str, (seed, *path))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+class Reference:
+    """A model as its folder has it, with a fresh adapter, and one optimizer step at a time."""
+
+    def __init__(self, folder: Path, images: list[bytes], captions: list[str], training: Training) -> None:
+        self.training, self.images, self.captions = training, images, captions
+        self.tokenizers = [
+            CLIPTokenizer.from_pretrained(folder, subfolder=name) for name in ("tokenizer", "tokenizer_2")
+        ]
+        self.encoders = [
+            CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
+            CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2"),
+        ]
+        self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        self.schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+        self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        self.unet.requires_grad_(False)
+        self.unet.add_adapter(
+            LoraConfig(
+                r=training.rank,
+                lora_alpha=training.alpha,
+                target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+            )
+        )
+        self.parameters = []
+        for name, parameter in self.unet.named_parameters():
+            if "lora_" in name:
+                self.parameters.append(parameter)
+            if ".lora_A." in name:
+                drawn = torch.randn(parameter.shape, generator=chance(training.seed, "lora_A", name))
+                parameter.data = drawn / training.rank
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=float(training.learning_rate), weight_decay=1e-4
+        )
+        self.rates = get_scheduler(
+            training.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=training.lr_warmup_steps,
+            num_training_steps=training.max_steps,
+        )
+
+    def step(self, number: int) -> float:
+        """Optimizer step `number`, from 0; its loss."""
+        count = self.training.batch_size * self.training.gradient_accumulation_steps
+        samples = range(number * count, number * count + count)
+        loss = torch.stack([self.sample_loss(sample) for sample in samples]).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.rates.step()
+        return loss.item()
+
+    def sample_loss(self, sample: int) -> torch.Tensor:
+        seed, count = self.training.seed, len(self.images)
+        order = torch.randperm(count, generator=chance(seed, "instance", "order", sample // count))
+        index = int(order[sample % count])
+        generator = chance(seed, "instance", "sample", sample)
+        timestep = torch.randint(1000, (), generator=generator)[None]
+
+        pixels, time_ids = self.prepare(self.images[index])
+        posterior = self.vae.encode(pixels).latent_dist
+        shape = posterior.mean.shape[1:]
+        latent = posterior.mean + posterior.std * torch.randn(shape, generator=generator)
+        latent = latent * self.vae.config.scaling_factor
+        noise = torch.randn(shape, generator=generator)[None]
+        noisy = self.schedule.add_noise(latent, noise, timestep)
+
+        text, pooled = self.encode(self.captions[index])
+        predicted = self.unet(
+            noisy, timestep, text, added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids}
+        ).sample
+        velocity = self.schedule.config.prediction_type == "v_prediction"
+        target = self.schedule.get_velocity(latent, noise, timestep) if velocity else noise
+        loss = functional.mse_loss(predicted, target)
+        gamma = float(self.training.snr_gamma)
+        if gamma:
+            snr = compute_snr(self.schedule, timestep)[0]
+            loss = loss * min(gamma, snr) / (snr + 1 if velocity else snr)
+        return loss
+
+    def prepare(self, data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+        image = Image.open(io.BytesIO(data))
+        width, height = image.size
+        resolution, side = self.training.resolution, min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        cut = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+        pixels = torch.from_numpy(np.array(cut, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        corner = (round(top * resolution / side), round(left * resolution / side))
+        ids = torch.tensor([[height, width, *corner, resolution, resolution]], dtype=torch.float32)
+        return pixels, ids
+
+    @torch.no_grad()
+    def encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        layers = []
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            ids = tokenizer(
+                text, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+            ).input_ids
+            output = encoder(ids, output_hidden_states=True)
+            layers.append(output.hidden_states[-2])
+        return torch.cat(layers, -1), output.text_embeds

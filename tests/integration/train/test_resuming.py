@@ -1,0 +1,186 @@
+"""Interrupted, killed, damaged, diverged: the adapter is the same, bit for bit, or there is none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from integration.train.conftest import Job, JobMaker
+from lora_api.exits import ExitCode
+from lora_api.reasons import Reason
+from lora_api.steps import Outcome, decode_result
+from lora_trainer.errors import InterruptedStepError, StepError
+from lora_trainer.train import loop
+
+SETTINGS = {
+    "maxSteps": 9,
+    "checkpoint": {"everySteps": 3, "keepLast": 2},
+    "lrScheduler": "linear",
+    "batchSize": 2,
+    "optimizer": "AdamW8bit",
+    "rank": 80,
+}
+
+
+def checkpoint_steps(job: Job) -> list[int]:
+    keys = job.config.keys
+    listed = job.store.output.list(keys.checkpoints, 1000)
+    return sorted(
+        int(item.key.removeprefix(keys.checkpoints)[5:11])
+        for item in listed
+        if item.key.endswith("manifest.json")
+    )
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
+    """Act in the middle of optimizer step `step`."""
+    real = loop.accumulate
+
+    def accumulate(learner: loop.Learner, number: int) -> torch.Tensor:
+        if number + 1 == step:
+            act()
+        return real(learner, number)
+
+    monkeypatch.setattr(loop, "accumulate", accumulate)
+
+
+class Lost(BaseException):
+    """The process is gone: nothing is saved on the way."""
+
+
+def lose() -> None:
+    raise Lost
+
+
+@pytest.fixture
+def undisturbed(make_job: JobMaker) -> bytes:
+    job = make_job(**SETTINGS)
+    job.run()
+    return job.attempt_file("adapter.safetensors")
+
+
+def test_interrupted_and_lost_runs_give_the_same_adapter(
+    make_job: JobMaker, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(**SETTINGS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(InterruptedStepError, match="step 2 is saved"):
+            job.run()
+    assert checkpoint_steps(job) == [2]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, lose)
+        with pytest.raises(Lost):
+            job.run()
+    assert checkpoint_steps(job) == [2, 3]
+    result = job.run()
+    assert result.training is not None
+    assert result.training.resumed_from_step == 3
+    assert job.attempt_file("adapter.safetensors") == undisturbed
+    assert [record["step"] for record in job.records()] == list(range(1, 10))
+    assert checkpoint_steps(job) == [6, 9]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    make_job: JobMaker, undisturbed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(**SETTINGS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8, lose)
+        with pytest.raises(Lost):
+            job.run()
+    key = job.config.keys.checkpoint(6) + "weights.safetensors"
+    data = bytearray(job.store.output.get(key))
+    data[len(data) // 2] ^= 1
+    job.store.output.put(key, bytes(data))
+    # One that was cut off while it was saved, and one of other inputs.
+    job.store.output.put(job.config.keys.checkpoint(7) + "weights.safetensors", b"half")
+    manifest = job.store.output.get(job.config.keys.checkpoint_manifest(6))
+    other = manifest.replace(job.config.input_hash.encode(), b"sha256:other")
+    assert other != manifest
+    job.store.output.put(job.config.keys.checkpoint_manifest(8), other)
+    result = job.run()
+    assert result.training is not None
+    assert result.training.resumed_from_step == 3
+    assert job.attempt_file("adapter.safetensors") == undisturbed
+
+
+def test_a_published_file_with_a_flipped_bit_is_no_success(make_job: JobMaker) -> None:
+    job = make_job(maxSteps=2)
+    job.run()
+    key = job.config.keys.attempt(1) + "adapter.safetensors"
+    whole = job.store.output.get(key)
+    job.store.output.put(key, whole[:-1] + bytes([whole[-1] ^ 1]))
+    result = job.run()
+    assert result.training is not None
+    assert result.training.resumed_from_step == 2
+    assert job.attempt_file("adapter.safetensors") == whole
+
+
+def test_a_loss_that_is_no_number_ends_the_job_unpublished(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(maxSteps=8, checkpoint={"everySteps": 1, "keepLast": 9})
+    real = loop.accumulate
+
+    def accumulate(learner: loop.Learner, number: int) -> torch.Tensor:
+        if number == 1:
+            next(iter(learner.parameters.values())).data.fill_(float("nan"))
+        return real(learner, number)
+
+    monkeypatch.setattr(loop, "accumulate", accumulate)
+    with pytest.raises(StepError, match=r"since step 2 at learning rate 0\.001") as caught:
+        job.run()
+    assert caught.value.reason == Reason.DIVERGED
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert not job.store.output.exists(job.config.keys.manifest(1))
+    assert checkpoint_steps(job) == [1]
+
+
+def launch(job: Job) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lora_trainer", "launch", "--config", str(job.config_file())],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_launcher_passes_signals_on_and_keeps_exit_codes(make_job: JobMaker) -> None:
+    job = make_job(maxSteps=2000, checkpoint={"everySteps": 2, "keepLast": 1})
+    process = launch(job)
+    deadline = time.monotonic() + 120
+    while not checkpoint_steps(job):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, log.decode()
+    assert b"had defaults used instead" not in log
+    result = decode_result((job.folder / "termination-log").read_text())
+    assert result is not None
+    assert result.outcome == Outcome.INTERRUPTED
+    assert checkpoint_steps(job)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "code"),
+    [
+        ({"mixedPrecision": "fp16"}, {}, ExitCode.BAD_CONFIGURATION),
+        ({}, {"captions_sha256": "0" * 64}, ExitCode.BAD_DATA),
+    ],
+)
+def test_the_launcher_keeps_permanent_exit_codes(
+    make_job: JobMaker, settings: dict[str, object], changes: dict[str, object], code: ExitCode
+) -> None:
+    job = make_job(**settings).with_config(**changes)
+    process = launch(job)
+    process.communicate(timeout=120)
+    assert process.returncode == code

@@ -1,0 +1,176 @@
+"""What the trainer does, against the method's definition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load
+
+from integration.train.conftest import Job, JobMaker
+from integration.train.reference import Reference
+from lora_api.keys import reuse_pointer
+from lora_api.manifest import Manifest, ReusePointer, sha256_hex
+from lora_api.reasons import Reason
+from lora_trainer.errors import BadConfigurationError, BadDataError
+
+
+def reference_losses(job: Job, folder: Path, images: list[bytes], steps: int) -> list[float]:
+    captions = [f"a photo of CUS statue, view {index}" for index in range(len(images))]
+    reference = Reference(folder, images, captions, job.config.spec.training)
+    return [reference.step(number) for number in range(steps)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"maxSteps": 12, "alpha": 8},
+        {
+            "maxSteps": 6,
+            "batchSize": 2,
+            "gradientAccumulationSteps": 2,
+            "lrScheduler": "cosine",
+            "lrWarmupSteps": 2,
+            "snrGamma": "0",
+            "gradientCheckpointing": "Always",
+            "seed": 7,
+        },
+    ],
+    ids=["plain", "accumulated"],
+)
+def test_losses_are_those_of_the_definition(
+    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes], settings: dict[str, object]
+) -> None:
+    job = make_job(**settings)
+    job.run()
+    losses = [record["loss"] for record in job.records()]
+    expected = reference_losses(job, tiny_sdxl, pictures, job.config.spec.training.max_steps)
+    np.testing.assert_allclose(losses, expected, atol=1e-4, rtol=1e-4)
+    assert len(set(losses)) == len(losses)
+
+
+def picture(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
+    drawn = pipeline(
+        "a photo of CUS statue",
+        height=64,
+        width=64,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    )
+    return drawn.images[0]
+
+
+@pytest.mark.parametrize("file", ["adapter.safetensors", "adapter-kohya.safetensors"])
+def test_published_files_load_and_change_the_picture(make_job: JobMaker, tiny_sdxl: Path, file: str) -> None:
+    job = make_job(alpha=8, maxSteps=6)
+    result = job.run()
+    assert result.reason == Reason.TRAINED
+    path = job.folder / "work" / "attempt-1" / file
+    assert path.read_bytes() == job.attempt_file(file)
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    pipeline.set_progress_bar_config(disable=True)
+    base = picture(pipeline)
+    pipeline.load_lora_weights(path)
+    adapted = picture(pipeline)
+    assert np.abs(adapted - base).max() > 1e-3
+    # The other format gives the same picture: the scale alpha / rank = 2 came through in both.
+    other = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    other.set_progress_bar_config(disable=True)
+    other.load_lora_weights(job.folder / "work" / "attempt-1" / "adapter.safetensors")
+    np.testing.assert_allclose(adapted, picture(other), atol=1e-5)
+
+
+def test_every_b_matrix_moved(make_job: JobMaker) -> None:
+    job = make_job(maxSteps=3)
+    job.run()
+    matrices = {k: v for k, v in load(job.attempt_file("adapter.safetensors")).items() if "lora_B" in k}
+    assert len(matrices) == 96
+    assert all(value.abs().max() > 0 for value in matrices.values())
+    assert all(value.dtype == torch.float32 for value in matrices.values())
+
+
+def test_publication_is_whole_and_found_again(make_job: JobMaker) -> None:
+    job = make_job(preview={"numInferenceSteps": 2, "everySteps": 2, "prompts": ["a", "b"]})
+    result = job.run()
+    bucket, keys = job.store.output, job.config.keys
+    data = bucket.get(keys.manifest(1))
+    manifest = Manifest.model_validate_json(data)
+    assert result.adapter == manifest.adapter
+    assert manifest.adapter.format == "diffusers"
+    assert manifest.adapter.uri == f"s3://loras/{keys.attempt(1)}adapter.safetensors"
+    assert manifest.adapter.sha256 == sha256_hex(job.attempt_file("adapter.safetensors"))
+    assert [(preview.step, preview.prompt) for preview in manifest.previews] == [
+        (2, "a"),
+        (2, "b"),
+        (4, "a"),
+        (4, "b"),
+    ]
+    names = {entry.key.removeprefix(keys.attempt(1)) for entry in manifest.files}
+    assert names == {
+        "adapter.safetensors",
+        "adapter-kohya.safetensors",
+        "metrics.jsonl",
+        *(f"preview-{step}-{index}.png" for step in ("000002", "000004") for index in ("00", "01")),
+        *(f"preview-000004-{index}-base.png" for index in ("00", "01")),
+    }
+    assert all(bucket.holds(entry) for entry in manifest.files)
+    pointer = ReusePointer.model_validate_json(bucket.get(reuse_pointer("studio", job.config.input_hash)))
+    assert pointer == ReusePointer(manifest_key=keys.manifest(1), sha256=sha256_hex(data))
+
+    # A pod that died after publishing: the next one says the same without training.
+    bucket.remove(reuse_pointer("studio", job.config.input_hash))
+    bucket.remove(keys.captions)
+    again = job.run()
+    assert again.adapter == result.adapter
+    assert bucket.exists(reuse_pointer("studio", job.config.input_hash))
+
+
+def test_captions_must_be_the_approved_ones(make_job: JobMaker) -> None:
+    job = make_job().with_config(captions_sha256="0" * 64)
+    with pytest.raises(BadDataError, match="has changed since it was approved"):
+        job.run()
+
+
+def test_a_crop_box_is_used_where_the_job_says_smart(make_job: JobMaker) -> None:
+    def line(crop: list[float] | None) -> dict[str, object]:
+        return {"file_name": "000.png", "text": "a", "crop": crop}
+
+    whole = make_job([line(None)], maxSteps=2)
+    left = make_job([line([0.0, 0.0, 0.5, 0.5])], maxSteps=2)
+    centre = make_job([line([0.0, 0.0, 0.5, 0.5])], maxSteps=2, crop="Center")
+    for job in (whole, left, centre):
+        job.run()
+    losses = [[record["loss"] for record in job.records()] for job in (whole, left, centre)]
+    assert losses[0] == losses[2]
+    assert losses[0] != losses[1]
+
+
+def test_fp16_on_a_cpu_is_refused(make_job: JobMaker) -> None:
+    with pytest.raises(BadConfigurationError, match="fp32 or bf16"):
+        make_job(mixedPrecision="fp16").run()
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit"])
+def test_bf16_moves_as_many_entries_as_float32(make_job: JobMaker, optimizer: str) -> None:
+    moved = []
+    for precision in ("fp32", "bf16"):
+        job = make_job(
+            mixedPrecision=precision, optimizer=optimizer, maxSteps=3, learningRate="1e-4", rank=64
+        )
+        job.run()
+        tensors = load(job.attempt_file("adapter.safetensors"))
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+        moved.append(sum(int((t != 0).sum()) for name, t in tensors.items() if "lora_B" in name))
+    assert moved[1] >= 0.99 * moved[0] > 0
+
+
+def test_a_missing_model_folder_is_named(make_job: JobMaker) -> None:
+    job = make_job()
+    other = job.config.base_model.model_copy(update={"key": "models/none/"})
+    with pytest.raises(BadConfigurationError, match="models/none/ holds no diffusers pipeline"):
+        job.with_config(base_model=other).run()
