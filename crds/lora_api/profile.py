@@ -33,7 +33,7 @@ class Price(Model):
 
 
 class LLMProfile(Model):
-    provider: Literal["anthropic", "openai"] = "anthropic"
+    provider: Literal["anthropic", "openai", "transformers"] = "anthropic"
     base_url: Annotated[str, Field(alias="baseURL")] = ""
     """Empty: the provider's own."""
     secret_name: str = "lora-llm"

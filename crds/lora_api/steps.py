@@ -42,7 +42,7 @@ class StoreAccess(Model):
 class LLMAccess(Model):
     """How the annotation step reaches its language model."""
 
-    provider: Literal["anthropic", "openai"]
+    provider: Literal["anthropic", "openai", "transformers"]
     base_url: Annotated[str, Field(alias="baseURL")] = ""
     credentials_dir: str
     """A folder with the file apiKey."""

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from PIL import Image
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
@@ -152,15 +154,31 @@ class Job:
         return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(scope="session")
+def small_photographs(photographs: list[Path]) -> list[bytes]:
+    """The photographs at a size that keeps tests quick."""
+    return [shrink(path) for path in photographs]
+
+
+def shrink(path: Path) -> bytes:
+    out = BytesIO()
+    with Image.open(path) as image:
+        image.thumbnail((384, 384))
+        image.convert("RGB").save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
 @pytest.fixture
-def make_job(running_store: RunningStore, photographs: list[Path], tmp_path: Path) -> Callable[..., Job]:
+def make_job(
+    running_store: RunningStore, small_photographs: list[bytes], tmp_path: Path
+) -> Callable[..., Job]:
     def make(images: int = 5, llm: MessagesAPI | None = None, **spec: Any) -> Job:
         folder = tmp_path / "work"
         folder.mkdir(exist_ok=True)
         unique = uuid4().hex[:8]
         job = Job(running_store, folder, f"customers/{unique}/", f"studio-{unique}", spec=spec)
-        for index, path in enumerate(photographs[:images]):
-            job.upload(f"IMG_{index}.jpg", path.read_bytes())
+        for index, data in enumerate(small_photographs[:images]):
+            job.upload(f"IMG_{index}.jpg", data)
         if llm is not None:
             secret = tmp_path / "llm-secret"
             secret.mkdir(exist_ok=True)

@@ -135,7 +135,10 @@ def test_existing_captions_must_be_there(make_job):
     code, result = job.run()
     assert code == 0
     report = json.loads(job.running.store.output.get(job.keys.dataset_report))
-    assert len(report["images"][4]["warnings"]) == 2  # no token, and cut to what CLIP reads
+    assert report["images"][4]["warnings"][-2:] == [
+        "its caption does not name CUS",
+        "its caption was cut to 75 CLIP tokens",
+    ]
 
 
 def bad_and_good(make_job, on_bad: str) -> Job:

@@ -44,7 +44,7 @@ class InvalidCaptionError(ValueError):
 class Fields(BaseModel):
     """What varies from image to image. The order is that of the sentence; the last ones are dropped first."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     framing: str
     """How near and from where, for example: close-up from above."""
@@ -61,10 +61,16 @@ class Fields(BaseModel):
 
 
 def reply_schema() -> dict[str, Any]:
-    """The JSON schema that a reply must follow: every field a string, all present, no others."""
+    """The JSON schema that a reply must follow: every field a string, all present, no others.
+
+    Lengths are not in it, since not every service enforces them: `parse_reply` does.
+    """
     return {
         "type": "object",
-        "properties": {name: {"type": "string"} for name in Fields.model_fields},
+        "properties": {
+            name: {"type": "string", "description": field.description}
+            for name, field in Fields.model_fields.items()
+        },
         "required": list(Fields.model_fields),
         "additionalProperties": False,
     }
@@ -106,7 +112,9 @@ def clean_phrase(text: str, concept: Concept) -> str:
 def plain_text(text: str) -> str:
     """One line of text without control, format and unassigned characters and without CLIP's own marks."""
     text = unicodedata.normalize("NFC", text)
-    text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
+    text = "".join(
+        " " if unicodedata.category(c)[0] in "CZ" or c == "\N{REPLACEMENT CHARACTER}" else c for c in text
+    )
     text = re.sub(r"<\|?[^<>]{0,40}\|?>", " ", text)
     return " ".join(text.split())
 

@@ -11,7 +11,10 @@ import warnings
 from dataclasses import dataclass, field
 from io import BytesIO
 
+import pillow_heif
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+pillow_heif.register_heif_opener(thumbnails=False)
 
 MAX_FILE_BYTES = 30 * 1024 * 1024
 MAX_PIXELS = 50_000_000
@@ -22,8 +25,20 @@ CLEAN_SIDE = 2048
 LOOK_SIDE = 768
 """The longest side of what a language model is shown."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Pillow's names of what is decoded. MPO is what many phones call a JPEG with a second image inside."""
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"),
+    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "HEIF": (".heic", ".heif"),
+}
+"""What is decoded, by Pillow's names, and how such files are called. MPO is a phone's JPEG with more inside."""
+
+FRAMED = ("GIF", "PNG", "WEBP", "TIFF")
+"""Formats whose further images are an animation or pages, not the same picture in another form."""
 
 
 class BadImageError(ValueError):
@@ -84,11 +99,11 @@ def decode(data: bytes) -> CleanImage:
 
 
 def readable_formats() -> str:
-    return ", ".join(name for name in FORMATS if name != "MPO")
+    return ", ".join(name for name in SUFFIXES if name != "MPO")
 
 
 def _decode(data: bytes) -> CleanImage:
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
+    with Image.open(BytesIO(data), formats=tuple(SUFFIXES)) as image:
         source_format = image.format or ""
         if image.width * image.height > MAX_PIXELS:
             raise BadImageError(
@@ -99,9 +114,8 @@ def _decode(data: bytes) -> CleanImage:
                 f"{image.width} x {image.height} is too small: each side needs {MIN_SIDE} pixels"
             )
         remarks = []
-        if source_format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            remarks.append("animated: only the first frame is used")
-            image.seek(0)
+        if source_format in FRAMED and getattr(image, "n_frames", 1) > 1:
+            remarks.append("more than one frame: only the first is used")
         width, height = image.size
         image.draft(
             "RGB", (CLEAN_SIDE, CLEAN_SIDE)

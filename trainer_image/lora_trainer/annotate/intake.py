@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from lora_api.job import Dataset, OnBadImage
+from lora_api.job import Crop, JobSpec, OnBadImage, Training
 from lora_api.keys import JobKeys
 from lora_api.manifest import FileEntry
 from lora_api.status import SkippedImage
 
 from ..errors import BadDataError, NoInputError
 from ..store import Bucket, ObjectMissingError, Store, StoredObject
-from .decode import MAX_FILE_BYTES, BadImageError, CleanImage, decode
+from .crop import Box, bucket_size, smart_crop
+from .decode import MAX_FILE_BYTES, SUFFIXES, BadImageError, CleanImage, decode
+from .duplicates import near_duplicates, perceptual_hash
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,11 @@ class Picture:
     look: bytes
     """A small JPEG for a language model."""
     look_size: tuple[int, int]
+    crop: Box | None
+    """The part to train on; None for the trainer's own cut from the middle."""
+    bucket: tuple[int, int] | None
+    """The training size of a picture that keeps its shape."""
+    perceptual_hash: int
     warnings: list[str]
 
 
@@ -91,13 +98,14 @@ def list_dataset(bucket: Bucket, prefix: str) -> Listing:
     return listing
 
 
-def take_in(store: Store, keys: JobKeys, dataset: Dataset, listing: Listing) -> Intake:
+def take_in(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) -> Intake:
     """Clean every image of a listing and store it, one at a time.
 
     Raises:
         BadDataError: naming each bad file with its reason, when the job does not skip them, or when too few or
             too many good ones are there.
     """
+    dataset = spec.dataset
     pictures: list[Picture] = []
     bad: list[SkippedImage] = []
     for item in listing.images:
@@ -112,11 +120,15 @@ def take_in(store: Store, keys: JobKeys, dataset: Dataset, listing: Listing) -> 
                 f"more than maxImages={dataset.max_images} good images lie under {dataset.prefix} "
                 f"({len(listing.images)} files); narrow the prefix or raise dataset.maxImages"
             )
-        pictures.append(store_picture(store.output, keys, len(pictures), item, clean))
-    check_bad(dataset, bad)
-    check_enough(dataset, len(pictures), bad)
+        pictures.append(store_picture(store.output, keys.image(len(pictures)), item, clean, spec.training))
+    if bad and dataset.on_bad_image is OnBadImage.FAIL:
+        raise BadDataError(
+            f"{len(bad)} of the files cannot be used (set dataset.onBadImage: Skip to go on without them): "
+            + name_each(bad)
+        )
+    check_enough(spec, len(pictures), bad)
     litter = [SkippedImage(key=item.key, reason="not an image; ignored") for item in listing.ignored]
-    return Intake(pictures, bad + litter)
+    return Intake(_mark_duplicates(pictures), bad + litter)
 
 
 def fetch_image(bucket: Bucket, item: StoredObject) -> CleanImage:
@@ -134,35 +146,64 @@ def fetch_image(bucket: Bucket, item: StoredObject) -> CleanImage:
 
 
 def store_picture(
-    bucket: Bucket, keys: JobKeys, index: int, item: StoredObject, clean: CleanImage
+    bucket: Bucket, key: str, item: StoredObject, clean: CleanImage, training: Training
 ) -> Picture:
-    entry = bucket.put(keys.image(index), clean.png(), "image/png")
-    look, *look_size = clean.look()
+    """Write a clean picture under its key and note what the rest of the step needs of it."""
+    entry = bucket.put(key, clean.png(), "image/png")
+    width, height = clean.image.size
+    look, look_width, look_height = clean.look()
+    crop, size = framing(clean, training)
     return Picture(
-        file_name=PurePosixPath(entry.key).name,
+        file_name=PurePosixPath(key).name,
         source=item,
         entry=entry,
         pixels_sha256=clean.pixels_sha256(),
-        width=clean.image.width,
-        height=clean.image.height,
+        width=width,
+        height=height,
         source_width=clean.source_width,
         source_height=clean.source_height,
         source_format=clean.source_format,
         look=look,
-        look_size=(look_size[0], look_size[1]),
-        warnings=clean.warnings,
+        look_size=(look_width, look_height),
+        crop=crop,
+        bucket=size,
+        perceptual_hash=perceptual_hash(clean.image),
+        warnings=[*clean.warnings, *_remarks(item.key, clean, training.resolution)],
     )
 
 
-def check_bad(dataset: Dataset, bad: list[SkippedImage]) -> None:
-    if bad and dataset.on_bad_image is OnBadImage.FAIL:
-        raise BadDataError(
-            f"{len(bad)} of the files cannot be used (set dataset.onBadImage: Skip to go on without them): "
-            + name_each(bad)
+def framing(clean: CleanImage, training: Training) -> tuple[Box | None, tuple[int, int] | None]:
+    """The box to train on and, for buckets, the size to train at, by the job's `crop`."""
+    if training.crop is Crop.SMART:
+        return smart_crop(clean.image), None
+    if training.crop is Crop.BUCKETS:
+        size = bucket_size(*clean.image.size, training.resolution)
+        return smart_crop(clean.image, size[0] / size[1]), size
+    return None, None
+
+
+def _remarks(key: str, clean: CleanImage, resolution: int) -> list[str]:
+    remarks = []
+    if PurePosixPath(key).suffix.lower() not in SUFFIXES[clean.source_format]:
+        remarks.append(f"it is a {clean.source_format} by its content, whatever its name says")
+    if min(clean.image.size) < resolution:
+        remarks.append(
+            f"its short side of {min(clean.image.size)} pixels is enlarged to train at {resolution}"
         )
+    return remarks
 
 
-def check_enough(dataset: Dataset, good: int, skipped: list[SkippedImage]) -> None:
+def _mark_duplicates(pictures: list[Picture]) -> list[Picture]:
+    marked = list(pictures)
+    for index, earlier in near_duplicates([picture.perceptual_hash for picture in pictures]).items():
+        remark = f"nearly the same as {pictures[earlier].source.key}"
+        marked[index] = replace(pictures[index], warnings=[*pictures[index].warnings, remark])
+    return marked
+
+
+def check_enough(spec: JobSpec, good: int, skipped: list[SkippedImage]) -> None:
+    """Raises: BadDataError when fewer than minImages are good."""
+    dataset = spec.dataset
     if good < dataset.min_images:
         named = f"; not used: {name_each(skipped)}" if skipped else ""
         raise BadDataError(

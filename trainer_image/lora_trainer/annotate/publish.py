@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,7 +14,7 @@ from lora_api.manifest import CaptionsManifest, FileEntry, canonical_json, sha25
 from lora_api.status import DatasetStatus, SkippedImage, Usage
 
 from ..store import Bucket, ObjectMissingError
-from .captioning import Captioned
+from .captioning import Caption, Captioned
 from .intake import Picture
 
 
@@ -52,18 +53,37 @@ class Published(Lenient):
 
 
 def metadata_lines(pictures: Sequence[Picture], captioned: Captioned) -> bytes:
-    """metadata.jsonl: Hugging Face's imagefolder convention, with the clean image's size."""
-    rows = (
-        {
-            "file_name": picture.file_name,
-            "text": captioned.captions[picture.file_name].text,
-            "width": picture.width,
-            "height": picture.height,
-        }
-        for picture in pictures
-        if picture.file_name in captioned.captions
-    )
+    """metadata.jsonl: Hugging Face's imagefolder convention, with the clean image's size and framing."""
+    rows = [_row(picture, captioned.captions[picture.file_name]) for picture in pictures]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _row(picture: Picture, caption: Caption) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "file_name": picture.file_name,
+        "text": caption.text,
+        "width": picture.width,
+        "height": picture.height,
+    }
+    if picture.crop is not None:
+        row["crop"] = picture.crop
+    if picture.bucket is not None:
+        row["bucket"] = picture.bucket
+    return row
+
+
+def report_image(picture: Picture, caption: Caption) -> ImageReport:
+    return ImageReport(
+        key=picture.source.key,
+        file_name=picture.file_name,
+        width=picture.width,
+        height=picture.height,
+        source_width=picture.source_width,
+        source_height=picture.source_height,
+        format=picture.source_format,
+        caption_from=caption.origin,
+        warnings=[*picture.warnings, *caption.warnings],
+    )
 
 
 def publish(
@@ -77,10 +97,15 @@ def publish(
     prompt_version: str,
     model: str,
 ) -> Published:
-    """Write the captions and, when everything else lies there, the manifest that says so."""
+    """Write the captions and, when everything else lies there, the manifest that says so.
+
+    Args:
+        pictures: those that have a caption.
+        dataset: `dataset_sha256` of their sources.
+    """
     captions = bucket.put(keys.captions, metadata_lines(pictures, captioned), "application/x-ndjson")
     written = bucket.put(keys.dataset_report, canonical_json(report.to_wire()), "application/json")
-    images = [picture.entry for picture in pictures if picture.file_name in captioned.captions]
+    images = [picture.entry for picture in pictures]
     manifest = CaptionsManifest(
         captions_sha256=captions.sha256,
         dataset_sha256=dataset,

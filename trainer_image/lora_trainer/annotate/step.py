@@ -18,7 +18,7 @@ from .captioning import caption_pictures
 from .existing import read_existing
 from .intake import check_enough, list_dataset, take_in
 from .prompt import PROMPT_VERSION
-from .publish import DatasetReport, ImageReport, Published, find_published, publish
+from .publish import DatasetReport, Published, find_published, publish, report_image
 
 
 def main(config_path: Path) -> int:
@@ -40,26 +40,13 @@ def annotate(config: AnnotateStep, store: Store, reporter: Reporter) -> Publishe
     """Intake, captions, publication."""
     spec = config.spec
     listing = list_dataset(store.input, spec.dataset.prefix)
-    intake = take_in(store, config.keys, spec.dataset, listing)
+    intake = take_in(store, config.keys, spec, listing)
     existing = read_existing(store.input, spec.dataset.prefix, listing.captions)
     captioned = caption_pictures(config, intake.pictures, existing, store.output, reporter.update)
     skipped = [*intake.skipped, *captioned.skipped]
-    check_enough(spec.dataset, len(captioned.captions), skipped)
+    check_enough(spec, len(captioned.captions), skipped)
     used = [picture for picture in intake.pictures if picture.file_name in captioned.captions]
-    images = [
-        ImageReport(
-            key=picture.source.key,
-            file_name=picture.file_name,
-            width=picture.width,
-            height=picture.height,
-            source_width=picture.source_width,
-            source_height=picture.source_height,
-            format=picture.source_format,
-            caption_from=captioned.captions[picture.file_name].origin,
-            warnings=[*picture.warnings, *captioned.captions[picture.file_name].warnings],
-        )
-        for picture in used
-    ]
+    images = [report_image(picture, captioned.captions[picture.file_name]) for picture in used]
     return publish(
         store.output,
         config.keys,

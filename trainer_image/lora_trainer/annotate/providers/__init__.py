@@ -11,14 +11,17 @@ from typing import Any, Protocol
 
 from lora_api.steps import LLMAccess
 
-from ...errors import BadConfigurationError
 from ...store import read_credential
 
-CALL_SECONDS = 60.0
-"""Patience with one request."""
 
-CALL_SECONDS_IN_ALL = 180.0
-"""Patience with one request, its retries and the pauses that the server asks for."""
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait, in seconds."""
+
+    call: float = 60.0
+    """For one request."""
+    in_all: float = 180.0
+    """For a request with its retries and the pauses that the service asks for."""
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,23 @@ class Provider(Protocol):
     async def close(self) -> None: ...
 
 
-def make_provider(access: LLMAccess) -> Provider:
-    """The provider that a step file names; its client library is imported here and not before.
+def make_provider(access: LLMAccess, patience: Patience | None = None) -> Provider:
+    """The provider that a step file names; its library is imported here and not before.
 
     Raises:
         RefusedCredentialsError: when the key's file is missing or empty.
+        BadSetupError: when a local model cannot be loaded.
     """
-    if access.provider == "anthropic":
-        from .anthropic import AnthropicProvider
+    patience = patience or Patience()
+    if access.provider == "transformers":
+        from .local import LocalProvider
 
-        return AnthropicProvider(
-            model=access.model,
-            api_key=read_credential(access.credentials_dir, "apiKey"),
-            base_url=access.base_url,
-        )
-    raise BadConfigurationError(f"no such LLM provider: {access.provider}")
+        return LocalProvider(access.model)
+    key = read_credential(access.credentials_dir, "apiKey")
+    if access.provider == "openai":
+        from .openai import OpenAIProvider
+
+        return OpenAIProvider(model=access.model, api_key=key, base_url=access.base_url, patience=patience)
+    from .anthropic import AnthropicProvider
+
+    return AnthropicProvider(model=access.model, api_key=key, base_url=access.base_url, patience=patience)

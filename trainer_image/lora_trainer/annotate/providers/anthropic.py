@@ -8,17 +8,8 @@ import base64
 import anthropic
 from anthropic.types import Message
 
-from lora_api.reasons import Reason
-
-from ...errors import BadSetupError, RefusedCredentialsError, StepError, UnavailableError
-from . import CALL_SECONDS, CALL_SECONDS_IN_ALL, Question, Reply
-
-SPEND_LIMITS = {
-    "contract_spend_limit_reached",
-    "enforced_spend_limit_reached",
-    "linked_organization_spend_limit_reached",
-}
-"""429s that no waiting ends, by their `error.details.error_code`."""
+from . import Patience, Question, Reply
+from .http import explain_status, no_answer, stop_vain_retries, unreachable
 
 PROBLEMS = {
     "refusal": "the model refused",
@@ -27,26 +18,34 @@ PROBLEMS = {
 }
 """Stop reasons that leave no whole reply."""
 
+GARBAGE = Reply("", problem="the reply is not of the Messages API")
+
 
 class AnthropicProvider:
-    def __init__(self, *, model: str, api_key: str, base_url: str = "") -> None:
+    def __init__(self, *, model: str, api_key: str, base_url: str, patience: Patience) -> None:
         self._model = model
+        self._patience = patience
         self._client = anthropic.AsyncAnthropic(
-            api_key=api_key, base_url=base_url or None, timeout=CALL_SECONDS
+            api_key=api_key,
+            base_url=base_url or None,
+            timeout=patience.call,
+            http_client=anthropic.DefaultAsyncHttpxClient(event_hooks={"response": [stop_vain_retries]}),
         )
 
     async def ask(self, question: Question) -> Reply:
         try:
-            async with asyncio.timeout(CALL_SECONDS_IN_ALL):
+            async with asyncio.timeout(self._patience.in_all):
                 message = await self._create(question)
         except TimeoutError as error:
-            raise UnavailableError(
-                f"the LLM gave no answer within {CALL_SECONDS_IN_ALL:.0f} s", Reason.LLM_UNAVAILABLE
+            raise no_answer(self._patience.in_all) from error
+        except anthropic.APIStatusError as error:
+            raise explain_status(
+                error.response, error.api_message or "no more is said", self._model
             ) from error
         except anthropic.APIError as error:
-            raise explain(error, self._model) from error
+            raise unreachable(error.message) from error
         except ValueError:  # a body that is no JSON
-            return Reply("", problem="the reply is not of the Messages API")
+            return GARBAGE
         return _read(message)
 
     async def close(self) -> None:
@@ -92,24 +91,4 @@ def _read(message: Message) -> Reply:
             output_tokens=usage.output_tokens,
         )
     except (AttributeError, TypeError):
-        return Reply("", problem="the reply is not of the Messages API")
-
-
-def explain(error: anthropic.APIError, model: str) -> StepError:
-    """The step's error for one of the SDK's, in plain words; the key never appears in it."""
-    if not isinstance(error, anthropic.APIStatusError):
-        return UnavailableError(f"the LLM cannot be reached: {error.message}", Reason.LLM_UNAVAILABLE)
-    said = error.api_message or f"HTTP {error.status_code}"
-    if error.status_code in (401, 403):
-        return RefusedCredentialsError(
-            f"the LLM refused the profile's key (HTTP {error.status_code}): {said}"
-        )
-    if error.status_code == 402 or error.error_code in SPEND_LIMITS:
-        return BadSetupError(f"the LLM account has no credit left: {said}", Reason.BUDGET_EXCEEDED)
-    if error.status_code == 404:
-        return BadSetupError(f"the LLM service has no model {model!r}: {said}", Reason.MODEL_NOT_ALLOWED)
-    if error.status_code in (408, 409, 429) or error.status_code >= 500:
-        return UnavailableError(
-            f"the LLM is not available (HTTP {error.status_code}): {said}", Reason.LLM_UNAVAILABLE
-        )
-    return BadSetupError(f"the LLM refused the request (HTTP {error.status_code}): {said}")
+        return GARBAGE
