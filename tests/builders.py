@@ -87,9 +87,7 @@ CAPTIONED = StepResult(
     dataset=DatasetStatus(images=6),
     captions=CaptionsResult(key="k/metadata.jsonl", sha256=CAPTIONS_SHA, dataset_sha256="d" * 64, total=6),
 )
-REUSED = CAPTIONED.model_copy(
-    update={"outcome": Outcome.REUSED, "reason": Reason.REUSED, "adapter": ADAPTER}
-)
+REUSED = CAPTIONED.model_copy(update={"outcome": Outcome.REUSED, "reason": Reason.REUSED, "adapter": ADAPTER})
 TRAINED = StepResult(
     outcome=Outcome.TRAINED,
     reason=Reason.TRAINED,
@@ -106,7 +104,12 @@ def annotated(**fields: Any) -> JobStatus:
     """The status of a job whose captions are ready."""
     first = decide(snapshot(**({"spec": fields.pop("spec")} if "spec" in fields else {})), NOW)
     captions = CaptionsStatus(
-        attempt=1, job_name="a", total=6, done=6, key="k/metadata.jsonl", sha256=CAPTIONS_SHA,
+        attempt=1,
+        job_name="a",
+        total=6,
+        done=6,
+        key="k/metadata.jsonl",
+        sha256=CAPTIONS_SHA,
         dataset_sha256="d" * 64,
     )
     return first.status.model_copy(update={"captions": captions, "input_hash": HASH, **fields})

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from . import API_VERSION, KIND
-from .base import Model, Real
+from .base import Bool, Int, Model, Real
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[Int, Field(ge=1)]
 Name = Annotated[str, Field(max_length=253)]
 Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
 Words = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]*$")]
@@ -94,9 +94,9 @@ class Reuse(StrEnum):
 class Dataset(Model):
     prefix: Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^/\x00-\x1f][^\x00-\x1f]*$")]
     """Where the photographs are: a key prefix in the profile's input bucket, for example customers/acme/statue/."""
-    min_images: Annotated[int, Field(ge=1, le=1000)] = 5
+    min_images: Annotated[Int, Field(ge=1, le=1000)] = 5
     """Fewer good images than this and the job fails before a GPU is asked for."""
-    max_images: Annotated[int, Field(ge=1, le=1000)] = 20
+    max_images: Annotated[Int, Field(ge=1, le=1000)] = 20
     """More images than this and the job fails; narrow the prefix or raise it."""
     on_bad_image: OnBadImage = OnBadImage.FAIL
     """What an image that cannot be used does to the job: Fail it, or Skip the image and name it in status."""
@@ -139,32 +139,32 @@ class Annotation(Model):
 
 
 class TextEncoder(Model):
-    train: bool = False
+    train: Bool = False
     """Train adapters on both text encoders as well."""
     learning_rate: Annotated[Decimal, Real(gt="0", le="10")] = Decimal("5e-6")
 
 
 class PriorPreservation(Model):
-    enabled: bool = False
+    enabled: Bool = False
     """Keep what the base model knows of the class by training on pictures of it that the base model drew."""
-    num_class_images: Annotated[int, Field(ge=1, le=10000)] = 100
+    num_class_images: Annotated[Int, Field(ge=1, le=10000)] = 100
     weight: Annotated[Decimal, Real(ge="0", le="100")] = Decimal("1.0")
     class_prompt: Annotated[str, Field(max_length=500)] = ""
     """Empty: 'a photo of CLASS'."""
 
 
 class Checkpoint(Model):
-    every_steps: Annotated[int, Field(ge=1, le=1000000)] = 100
+    every_steps: Annotated[Int, Field(ge=1, le=1000000)] = 100
     """A lost pod costs at most this many steps."""
-    keep_last: Annotated[int, Field(ge=1, le=100)] = 2
+    keep_last: Annotated[Int, Field(ge=1, le=100)] = 2
 
 
 class Preview(Model):
     prompts: Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(max_length=16)] = []
     """Prompts to draw, with and without the adapter. Empty: one, 'a photo of TOKEN CLASS'."""
-    every_steps: Annotated[int, Field(ge=0, le=1000000)] = 0
+    every_steps: Annotated[Int, Field(ge=0, le=1000000)] = 0
     """Draw during training too, every so many steps; 0: only at the end."""
-    num_inference_steps: Annotated[int, Field(ge=1, le=200)] = 25
+    num_inference_steps: Annotated[Int, Field(ge=1, le=200)] = 25
 
 
 LrScheduler = Literal[
@@ -181,18 +181,18 @@ LrScheduler = Literal[
 class Training(Model):
     method: Method = Method.DREAMBOOTH_LORA
     """DreamBoothLoRA: captions that name the concept, optional prior preservation. LoRA: plain text-to-image. DreamBoothExtract: full DreamBooth, then an adapter taken out of the change by SVD."""
-    resolution: Annotated[int, Field(ge=32, le=4096, multiple_of=8)] = 1024
+    resolution: Annotated[Int, Field(ge=32, le=4096, multiple_of=8)] = 1024
     """Side of the training images, in pixels."""
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    alpha: Annotated[int, Field(ge=1, le=4096)] = 16
+    rank: Annotated[Int, Field(ge=1, le=1024)] = 16
+    alpha: Annotated[Int, Field(ge=1, le=4096)] = 16
     """The adapter's change is scaled by alpha / rank."""
-    max_steps: Annotated[int, Field(ge=1, le=1000000)] = 500
-    batch_size: Annotated[int, Field(ge=1, le=256)] = 1
-    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
+    max_steps: Annotated[Int, Field(ge=1, le=1000000)] = 500
+    batch_size: Annotated[Int, Field(ge=1, le=256)] = 1
+    gradient_accumulation_steps: Annotated[Int, Field(ge=1, le=1024)] = 1
     learning_rate: Annotated[Decimal, Real(gt="0", le="10")] = Decimal("1e-4")
     lr_scheduler: LrScheduler = "constant"
     """A name of diffusers.optimization."""
-    lr_warmup_steps: Annotated[int, Field(ge=0, le=1000000)] = 0
+    lr_warmup_steps: Annotated[Int, Field(ge=0, le=1000000)] = 0
     optimizer: Optimizer = Optimizer.ADAMW_8BIT
     mixed_precision: MixedPrecision = MixedPrecision.FP16
     """Of the frozen base model; the adapter's own weights are always float32."""
@@ -209,7 +209,7 @@ class Training(Model):
     prior_preservation: PriorPreservation = PriorPreservation()
     crop: Crop = Crop.SMART
     """How an image becomes a training image: Smart and Center crop a square, Buckets keeps its shape."""
-    seed: Annotated[int, Field(ge=0, le=4294967295)] = 0
+    seed: Annotated[Int, Field(ge=0, le=4294967295)] = 0
     checkpoint: Checkpoint = Checkpoint()
     preview: Preview = Preview()
 
@@ -229,7 +229,7 @@ class AnnotateResources(Model):
 
 
 class TrainResources(Model):
-    gpus: Annotated[int, Field(ge=0, le=16)] = 1
+    gpus: Annotated[Int, Field(ge=0, le=16)] = 1
     """GPUs for the training pod; 0 trains on the CPU, which only small models are good for."""
     gpu_resource: Annotated[
         str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$")
@@ -248,7 +248,7 @@ class Toleration(Model):
     operator: Literal["Exists", "Equal"] = "Equal"
     value: Name = ""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    toleration_seconds: Annotated[int, Field(ge=0)] | None = None
+    toleration_seconds: Annotated[Int, Field(ge=0)] | None = None
 
 
 class Scheduling(Model):
@@ -263,19 +263,19 @@ class Scheduling(Model):
 
 
 class RunPolicy(Model):
-    suspend: bool = False
+    suspend: Bool = False
     """Stop after the step that runs has saved a checkpoint; false again resumes. May be changed at any time."""
-    backoff_limit: Annotated[int, Field(ge=0, le=100)] = 2
+    backoff_limit: Annotated[Int, Field(ge=0, le=100)] = 2
     """How often a step that failed of itself is tried again. Preemption and lost nodes are not counted."""
     start_deadline_seconds: Positive | None = None
     """Give up on a step whose pod has not started after this long."""
     active_deadline_seconds: Positive | None = None
     """Give up on the job after this long. May be changed at any time."""
-    child_ttl_seconds_after_finished: Annotated[int, Field(ge=0, alias="childTTLSecondsAfterFinished")] = (
+    child_ttl_seconds_after_finished: Annotated[Int, Field(ge=0, alias="childTTLSecondsAfterFinished")] = (
         86400
     )
     """How long finished pods are kept for their logs."""
-    ttl_seconds_after_finished: Annotated[int | None, Field(ge=0, alias="ttlSecondsAfterFinished")] = None
+    ttl_seconds_after_finished: Annotated[Int | None, Field(ge=0, alias="ttlSecondsAfterFinished")] = None
     """Delete this resource so long after its end; its adapter stays. Leave it unset under GitOps."""
 
 

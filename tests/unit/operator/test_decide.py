@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from builders import (
     ADAPTER,
     CAPTIONED,
@@ -129,7 +130,12 @@ WAITS = [
     ("nothing known", {}, None, Reason.QUEUED),
     ("pull", {"waiting": ("ImagePullBackOff", "no such image")}, None, Reason.IMAGE_PULL_FAILED),
     ("bad name", {"waiting": ("InvalidImageName", "x")}, None, Reason.IMAGE_PULL_FAILED),
-    ("secret", {"waiting": ("CreateContainerConfigError", 'secret "x" not found')}, None, Reason.SECRET_NOT_FOUND),
+    (
+        "secret",
+        {"waiting": ("CreateContainerConfigError", 'secret "x" not found')},
+        None,
+        Reason.SECRET_NOT_FOUND,
+    ),
     ("no node", {"unschedulable": "0/3 nodes have nvidia.com/gpu"}, None, Reason.UNSCHEDULABLE),
     ("mount", {}, Hint(Reason.SECRET_NOT_FOUND, "secret not found"), Reason.SECRET_NOT_FOUND),
     ("quota", {}, Hint(Reason.QUOTA_EXCEEDED, "exceeded quota"), Reason.QUOTA_EXCEEDED),
@@ -207,7 +213,11 @@ FAILURES = [
     ("its own words", {"result": failed(Reason.DATASET_INVALID), "exit_code": 65}, Reason.DATASET_INVALID),
     ("diverged", {"result": failed(Reason.DIVERGED), "exit_code": 65}, Reason.DIVERGED),
     ("disk full", {"result": failed(Reason.DISK_FULL), "exit_code": 78}, Reason.DISK_FULL),
-    ("credentials", {"result": failed(Reason.CREDENTIALS_REFUSED), "exit_code": 77}, Reason.CREDENTIALS_REFUSED),
+    (
+        "credentials",
+        {"result": failed(Reason.CREDENTIALS_REFUSED), "exit_code": 77},
+        Reason.CREDENTIALS_REFUSED,
+    ),
     ("store away", {"result": failed(Reason.STORE_UNAVAILABLE), "exit_code": 69}, Reason.STORE_UNAVAILABLE),
     ("out of memory", {"exit_code": 137, "oom_killed": True}, Reason.OUT_OF_MEMORY),
     ("preempted", {"exit_code": 143, "disrupted": "PreemptionByScheduler"}, Reason.PREEMPTED),

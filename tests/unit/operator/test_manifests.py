@@ -1,0 +1,156 @@
+"""The children: restricted, complete, and deaf to what a job's author writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from builders import PROFILE, UID, snapshot
+from lora_api.steps import AnnotateStep, StepName, TrainStep, step_adapter
+from lora_operator import names
+from lora_operator.decide import StartAnnotation, StartTraining
+from lora_operator.manifests import CLUSTER, build_job, build_step
+from lora_operator.settings import Images
+
+IMAGES = Images(annotate="annotate:1", train="train:1", pull_secrets=("pull",))
+STARTS = [StartAnnotation(1), StartTraining(2, "c" * 64, "sha256:" + "a" * 64)]
+
+
+def job(start: StartAnnotation | StartTraining, **fields: Any) -> dict[str, Any]:
+    case = snapshot(**fields)
+    return build_job(case, build_step(case, start, CLUSTER), IMAGES)
+
+
+def pod_spec(body: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = body["spec"]["template"]["spec"]
+    return found
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_pod_meets_the_restricted_standard(start: StartAnnotation | StartTraining) -> None:
+    pod = pod_spec(job(start))
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["restartPolicy"] == "Never"
+    kinds = {next(k for k in v if k != "name") for v in pod["volumes"]}
+    assert kinds <= {"downwardAPI", "secret", "configMap", "emptyDir", "persistentVolumeClaim"}
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert writable <= {"/tmp", "/work", "/cache"}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_the_step_file_in_the_pod_configures_the_step(start: StartAnnotation | StartTraining) -> None:
+    body = job(start)
+    text = body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
+    config = step_adapter.validate_json(text)
+    assert isinstance(config, AnnotateStep if isinstance(start, StartAnnotation) else TrainStep)
+    assert (config.uid, config.attempt) == (UID, start.attempt)
+    (volume,) = [v for v in pod_spec(body)["volumes"] if v["name"] == "config"]
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["path"] == "step.json"
+    assert names.STEP_CONFIG in item["fieldRef"]["fieldPath"]
+    assert body["metadata"]["labels"][names.ATTEMPT] == str(start.attempt)
+
+
+def test_each_credential_goes_only_where_it_is_needed() -> None:
+    def secrets(body: dict[str, Any]) -> set[str]:
+        return {v["secret"]["secretName"] for v in pod_spec(body)["volumes"] if "secret" in v}
+
+    assert secrets(job(STARTS[0])) == {"lora-store", "lora-llm"}
+    assert secrets(job(STARTS[0], spec={"annotation": {"mode": "Template"}})) == {"lora-store"}
+    assert secrets(job(STARTS[1])) == {"lora-store"}
+
+
+def test_the_failure_policy_charges_only_the_steps_own_faults() -> None:
+    body = job(STARTS[1])["spec"]
+    ignored, interrupted, permanent = body["podFailurePolicy"]["rules"]
+    assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert (interrupted["action"], interrupted["onExitCodes"]["values"]) == ("Ignore", [75])
+    assert (permanent["action"], permanent["onExitCodes"]["values"]) == ("FailJob", [64, 65, 66, 77, 78])
+    assert body["backoffLimit"] == 2
+
+
+def test_gpus_scheduling_and_queue() -> None:
+    spec = {
+        "resources": {"train": {"gpus": 2, "gpuResource": "amd.com/gpu"}},
+        "scheduling": {
+            "queueName": "gpus",
+            "priorityClassName": "low",
+            "nodeSelector": {"pool": "spot"},
+            "tolerations": [{"key": "spot", "operator": "Exists"}],
+        },
+    }
+    body = job(STARTS[1], spec=spec)
+    pod = pod_spec(body)
+    assert pod["containers"][0]["resources"]["limits"]["amd.com/gpu"] == 2
+    assert pod["priorityClassName"] == "low"
+    assert pod["tolerations"] == [{"key": "spot", "operator": "Exists"}]
+    assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    annotate = pod_spec(job(STARTS[0], spec=spec))
+    assert "nodeSelector" not in annotate
+    assert "amd.com/gpu" not in annotate["containers"][0]["resources"]["limits"]
+    none = pod_spec(job(STARTS[1], spec={"resources": {"train": {"gpus": 0}}}))
+    assert set(none["containers"][0]["resources"]["limits"]) == {"memory"}
+
+
+HOSTILE = {
+    "dataset": {"prefix": "$(touch HOSTILE)"},
+    "annotation": {"instructions": "HOSTILE; rm -rf /", "mode": "Template"},
+    "training": {"preview": {"prompts": ["HOSTILE `id`"]}},
+}
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_what_an_author_writes_reaches_nothing_but_the_step_file(
+    start: StartAnnotation | StartTraining,
+) -> None:
+    body = job(start, spec=HOSTILE)
+    assert "HOSTILE" in body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
+    del body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
+    assert [text for text in strings(body) if "HOSTILE" in text] == []
+
+
+def test_a_private_authority_is_mounted_and_named() -> None:
+    store = PROFILE.store.model_copy(update={"ca_config_map": "corp-ca"})
+    case = {"profile": PROFILE.model_copy(update={"store": store})}
+    body = job(STARTS[1], **case)
+    assert next(v for v in pod_spec(body)["volumes"] if v["name"] == "ca")["configMap"]["name"] == "corp-ca"
+    text = body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
+    assert json.loads(text)["store"]["caFile"] == "/var/run/lora/ca/ca.crt"
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "x" * 63, "y" * 253, "with.dots." + "z" * 60, "a" * 45 + "-" * 10 + "b"]
+)
+def test_children_have_names_that_kubernetes_takes(name: str) -> None:
+    for step in StepName:
+        child = names.child_name(name, UID, step, 1)
+        assert len(child) <= 63
+        assert child.replace("-", "").isalnum()
+        assert child[0].isalnum()
+        assert "--" not in child or "--" in name
+        assert child != names.child_name(name, UID, step, 2)
+        assert child != names.child_name(name, "other", step, 1)
+    assert replace(snapshot(), name=name).keys.root == f"studio/{name}/{UID}/"
