@@ -74,7 +74,8 @@ def read_step(child: Child, hint: Hint | None) -> StepState:
     if child.failed:
         return _read_failed(child)
     for pod in child.pods:
-        if pod.running:
+        # a pod that has just succeeded is still its step's: its Job says so a moment later
+        if pod.running or pod.phase == "Succeeded":
             return Running(pod)
     return _read_waiting(child, hint)
 
@@ -132,6 +133,10 @@ def _read_waiting(child: Child, hint: Hint | None) -> Starting:
         return Starting(hint.reason, hint.message)
     if child.suspended:
         return Starting(Reason.QUEUED, f"Job {child.name} is suspended by its queue")
+    failed = last_failed(child)
+    if failed is not None and pod is None:
+        reason, message = explain_pod(failed)
+        return Starting(Reason.QUEUED, f"tried again after {reason}: {message}")
     return Starting(Reason.QUEUED, "waiting for the pod to start")
 
 

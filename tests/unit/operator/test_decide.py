@@ -266,6 +266,18 @@ def test_disruptions_are_counted_and_a_retry_is_not_a_failure() -> None:
     assert decision.status.training.disruptions == 2
 
 
+def test_a_pod_that_has_just_ended_does_not_send_the_job_back_to_the_queue() -> None:
+    job = child(TRAIN, pod("Succeeded", TRAINED))
+    assert decide(snapshot(status=training(), children=(job,)), NOW).status.phase == Phase.TRAINING
+
+
+def test_between_two_tries_the_first_one_is_explained() -> None:
+    job = child(TRAIN, pod("Failed", failed(Reason.STORE_UNAVAILABLE, "no route"), exit_code=69))
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert decision.status.phase == Phase.QUEUED
+    assert "StoreUnavailable: no route" in decision.status.conditions[-2].message
+
+
 def test_last_words_that_are_lost_mean_once_more() -> None:
     gone = child(TRAIN, complete=True)
     decision = decide(snapshot(status=training(), children=(gone,)), NOW)
