@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from io import BytesIO
 
 import pillow_heif
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 pillow_heif.register_heif_opener(thumbnails=False)
+
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that exchange width and height."""
 
 MAX_FILE_BYTES = 30 * 1024 * 1024
 MAX_PIXELS = 50_000_000
@@ -36,6 +39,9 @@ SUFFIXES = {
     "HEIF": (".heic", ".heif"),
 }
 """What is decoded, by Pillow's names, and how such files are called. MPO is a phone's JPEG with more inside."""
+
+OPENERS = tuple(name for name in SUFFIXES if name != "MPO")
+"""Pillow's JPEG reader opens MPO too."""
 
 FRAMED = ("GIF", "PNG", "WEBP", "TIFF")
 """Formats whose further images are an animation or pages, not the same picture in another form."""
@@ -99,11 +105,11 @@ def decode(data: bytes) -> CleanImage:
 
 
 def readable_formats() -> str:
-    return ", ".join(name for name in SUFFIXES if name != "MPO")
+    return ", ".join(OPENERS)
 
 
 def _decode(data: bytes) -> CleanImage:
-    with Image.open(BytesIO(data), formats=tuple(SUFFIXES)) as image:
+    with Image.open(BytesIO(data), formats=OPENERS) as image:
         source_format = image.format or ""
         if image.width * image.height > MAX_PIXELS:
             raise BadImageError(
@@ -114,20 +120,30 @@ def _decode(data: bytes) -> CleanImage:
                 f"{image.width} x {image.height} is too small: each side needs {MIN_SIDE} pixels"
             )
         remarks = []
-        if source_format in FRAMED and getattr(image, "n_frames", 1) > 1:
+        if source_format in FRAMED and getattr(image, "is_animated", False):
             remarks.append("more than one frame: only the first is used")
-        width, height = image.size
+        swapped = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+        width, height = image.size[::-1] if swapped else image.size
         image.draft(
             "RGB", (CLEAN_SIDE, CLEAN_SIDE)
         )  # a JPEG is decoded at a lower scale where that is enough
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if (upright.width > upright.height) != (width > height):
-            width, height = height, width
-        clean = to_rgb(upright)
+        clean = to_rgb(ImageOps.exif_transpose(_reduced(image)))
     clean.thumbnail((CLEAN_SIDE, CLEAN_SIDE), Image.Resampling.LANCZOS)
     clean.info.clear()
     return CleanImage(clean, width, height, source_format, remarks)
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """A picture of many megapixels at a whole fraction of its size, before anything else copies it."""
+    factor = max(image.size) // CLEAN_SIDE
+    if factor < 2:
+        return image
+    exif = image.getexif()
+    smooth = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in "1P" else image
+    small = _rescale(smooth).reduce(factor) if smooth.mode.startswith("I;") else smooth.reduce(factor)
+    small.info["exif"] = exif.tobytes()  # the orientation is still to be applied
+    return small
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
