@@ -57,6 +57,8 @@ class MessagesAPI:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     latency: float = 0.0
+    hold_after: int | None = None
+    """After so many answers no further one is given."""
     running: int = 0
     most_running: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -72,6 +74,9 @@ class MessagesAPI:
             answer = self.answers.pop(0) if self.answers else message(json.dumps(FIELDS))
             self.running += 1
             self.most_running = max(self.most_running, self.running)
+            held = self.hold_after is not None and len(self.requests) > self.hold_after
+        while held and self.hold_after is not None:
+            time.sleep(0.02)
         time.sleep(self.latency)
         with self._lock:
             self.running -= 1

@@ -11,6 +11,7 @@ import warnings
 from dataclasses import dataclass, field
 from io import BytesIO
 
+import numpy as np
 import pillow_heif
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -21,6 +22,9 @@ SIDEWAYS = (5, 6, 7, 8)
 
 MAX_FILE_BYTES = 30 * 1024 * 1024
 MAX_PIXELS = 50_000_000
+MAX_WEBP_PIXELS = 25_000_000
+"""Pillow's WebP decoder holds a picture four times over."""
+
 MIN_SIDE = 256
 CLEAN_SIDE = 2048
 """The longest side of a clean image: no training resolution profits from more."""
@@ -111,10 +115,9 @@ def readable_formats() -> str:
 def _decode(data: bytes) -> CleanImage:
     with Image.open(BytesIO(data), formats=OPENERS) as image:
         source_format = image.format or ""
-        if image.width * image.height > MAX_PIXELS:
-            raise BadImageError(
-                f"{image.width} x {image.height} is more than {MAX_PIXELS // 1_000_000} megapixels"
-            )
+        most = MAX_WEBP_PIXELS if source_format == "WEBP" else MAX_PIXELS
+        if image.width * image.height > most:
+            raise BadImageError(f"{image.width} x {image.height} is more than {most // 1_000_000} megapixels")
         if min(image.size) < MIN_SIDE:
             raise BadImageError(
                 f"{image.width} x {image.height} is too small: each side needs {MIN_SIDE} pixels"
@@ -158,11 +161,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _rescale(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits by its full range: 0..65535 to 0..255 (Pillow's own conversion clips)."""
-    if image.mode.startswith("I;16"):
-        image = image.convert("I")
-    if image.mode == "F":
-        low, high = (float(value) for value in image.getextrema() if not isinstance(value, tuple))
-        scale = 255.0 / ((high - low) or 1.0)
-        return image.point(lambda value: value * scale - low * scale).convert("L")
-    return image.point(lambda value: value * (1 / 257)).convert("L")
+    """Grey of more than 8 bits by its range, where Pillow's own conversion clips.
+
+    Integers are taken as 0..65535; real numbers from the picture's least to its greatest.
+    """
+    grey = np.asarray(image)
+    if grey.dtype.kind == "f":
+        low, high = float(np.nanmin(grey)), float(np.nanmax(grey))
+        grey = np.nan_to_num((grey - low) * (255.0 / ((high - low) or 1.0)))
+    else:
+        grey = np.clip(grey, 0, 0xFFFF) >> 8
+    return Image.fromarray(grey.astype(np.uint8))
