@@ -1,4 +1,4 @@
-"""`python -m lora_trainer annotate|train|tiny-sdxl`. What a command needs is imported when it runs."""
+"""`python -m lora_trainer annotate|train|launch|plan|tiny-sdxl`. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         step = commands.add_parser(name, help=text)
         step.add_argument("--config", type=Path, required=True, help="the step's JSON file")
+    plan = commands.add_parser("plan", help="print the memory that a training step will need")
+    plan.add_argument("--config", type=Path, required=True, help="the step's JSON file")
+    plan.add_argument("--gpu", default="24GiB", help="the GPU's memory (default %(default)s)")
     tiny = commands.add_parser("tiny-sdxl", help="write a small SDXL pipeline with random weights")
     tiny.add_argument("directory", type=Path)
     tiny.add_argument("--seed", type=int, default=0)
@@ -35,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .train.launch import main as launch
 
         return launch(args.config)
+    if args.command == "plan":
+        from .train.plan import print_plan
+
+        return print_plan(args.config, args.gpu)
     from .train.tiny import write_tiny_sdxl
 
     write_tiny_sdxl(args.directory, seed=args.seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,6 @@ THIRD_PARTY_WARNINGS = [
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning",
     "ignore:.*torch.jit.script.* is deprecated:DeprecationWarning",
 ]
-MODEL_KEY = "models/tiny/"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,6 +50,16 @@ def one_thread() -> Iterator[None]:
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-sdxl")
     write_tiny_sdxl(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_velocity(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, taken to predict the velocity."""
+    folder = tmp_path_factory.mktemp("tiny-velocity")
+    shutil.copytree(tiny_sdxl, folder, dirs_exist_ok=True)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
     return folder
 
 
@@ -106,11 +116,12 @@ def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes]
     """Make a job of its own in the store; `training` replaces small, quick settings."""
     counter = iter(range(100))
 
-    def make(lines: list[dict[str, Any]] | None = None, output: Any = None, **training: Any) -> Job:
+    def make(lines: list[dict[str, Any]] | None = None, model: Path = tiny_sdxl, **training: Any) -> Job:
         store = running_store.store
-        for path in tiny_sdxl.rglob("*"):
-            if path.is_file():
-                store.input.put_file(f"{MODEL_KEY}{path.relative_to(tiny_sdxl)}", path)
+        model_key = f"models/{model.name}/"
+        for path in model.rglob("*"):
+            if path.is_file() and not store.input.exists(f"{model_key}{path.relative_to(model)}"):
+                store.input.put_file(f"{model_key}{path.relative_to(model)}", path)
         settings = {
             "resolution": 64,
             "rank": 4,
@@ -121,7 +132,7 @@ def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes]
             "preview": {"numInferenceSteps": 2},
             **training,
         }
-        spec = parse_spec(make_spec(training=settings, output=output or {}, resources={"train": {"gpus": 0}}))
+        spec = parse_spec(make_spec(training=settings, resources={"train": {"gpus": 0}}))
         folder = tmp_path / f"job-{next(counter)}"
         folder.mkdir()
         config = TrainStep(
@@ -129,7 +140,7 @@ def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes]
             name="statue",
             uid=f"{tmp_path.name}-{folder.name}",
             spec=spec,
-            base_model=StoreModel(source="store", key=MODEL_KEY),
+            base_model=StoreModel(source="store", key=model_key),
             store=running_store.access,
             work_dir=str(folder / "work"),
             termination_log=str(folder / "termination-log"),

@@ -30,8 +30,15 @@ def chance(seed: int, *path: object) -> torch.Generator:
 class Reference:
     """A model as its folder has it, with a fresh adapter, and one optimizer step at a time."""
 
-    def __init__(self, folder: Path, images: list[bytes], captions: list[str], training: Training) -> None:
-        self.training, self.images, self.captions = training, images, captions
+    def __init__(
+        self,
+        folder: Path,
+        samples: list[tuple[bytes, str]],
+        training: Training,
+        class_samples: list[tuple[bytes, str]] | None = None,
+    ) -> None:
+        """Samples are images with their captions; those of the class are for prior preservation."""
+        self.training, self.samples, self.class_samples = training, samples, class_samples
         self.tokenizers = [
             CLIPTokenizer.from_pretrained(folder, subfolder=name) for name in ("tokenizer", "tokenizer_2")
         ]
@@ -71,7 +78,10 @@ class Reference:
         """Optimizer step `number`, from 0; its loss."""
         count = self.training.batch_size * self.training.gradient_accumulation_steps
         samples = range(number * count, number * count + count)
-        loss = torch.stack([self.sample_loss(sample) for sample in samples]).mean()
+        loss = self.mean_loss("instance", self.samples, samples)
+        if self.class_samples:
+            weight = float(self.training.prior_preservation.weight)
+            loss = loss + weight * self.mean_loss("class", self.class_samples, samples)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -79,22 +89,28 @@ class Reference:
         self.rates.step()
         return loss.item()
 
-    def sample_loss(self, sample: int) -> torch.Tensor:
-        seed, count = self.training.seed, len(self.images)
-        order = torch.randperm(count, generator=chance(seed, "instance", "order", sample // count))
-        index = int(order[sample % count])
-        generator = chance(seed, "instance", "sample", sample)
+    def mean_loss(self, stream: str, data: list[tuple[bytes, str]], numbers: range) -> torch.Tensor:
+        return torch.stack([self.sample_loss(stream, data, number) for number in numbers]).mean()
+
+    def sample_loss(self, stream: str, data: list[tuple[bytes, str]], sample: int) -> torch.Tensor:
+        seed, count = self.training.seed, len(data)
+        order = torch.randperm(count, generator=chance(seed, stream, "order", sample // count))
+        image, caption = data[int(order[sample % count])]
+        generator = chance(seed, stream, "sample", sample)
         timestep = torch.randint(1000, (), generator=generator)[None]
 
-        pixels, time_ids = self.prepare(self.images[index])
+        pixels, time_ids = self.prepare(image)
         posterior = self.vae.encode(pixels).latent_dist
         shape = posterior.mean.shape[1:]
         latent = posterior.mean + posterior.std * torch.randn(shape, generator=generator)
         latent = latent * self.vae.config.scaling_factor
         noise = torch.randn(shape, generator=generator)[None]
+        noise += float(self.training.noise_offset) * torch.randn(1, shape[0], 1, 1, generator=generator)
+        if torch.rand((), generator=generator) < float(self.training.caption_dropout):
+            caption = ""
         noisy = self.schedule.add_noise(latent, noise, timestep)
 
-        text, pooled = self.encode(self.captions[index])
+        text, pooled = self.encode(caption)
         predicted = self.unet(
             noisy, timestep, text, added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids}
         ).sample

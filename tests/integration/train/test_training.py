@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,15 @@ from lora_api.reasons import Reason
 from lora_trainer.errors import BadConfigurationError, BadDataError
 
 
-def reference_losses(job: Job, folder: Path, images: list[bytes], steps: int) -> list[float]:
-    captions = [f"a photo of CUS statue, view {index}" for index in range(len(images))]
-    reference = Reference(folder, images, captions, job.config.spec.training)
-    return [reference.step(number) for number in range(steps)]
+def instance_samples(images: list[bytes]) -> list[tuple[bytes, str]]:
+    return [(image, f"a photo of CUS statue, view {index}") for index, image in enumerate(images)]
+
+
+def assert_losses(job: Job, reference: Reference) -> None:
+    losses = [record["loss"] for record in job.records()]
+    expected = [reference.step(number) for number in range(len(losses))]
+    np.testing.assert_allclose(losses, expected, atol=1e-4, rtol=1e-4)
+    assert len(set(losses)) == len(losses) == job.config.spec.training.max_steps
 
 
 @pytest.mark.parametrize(
@@ -38,18 +44,52 @@ def reference_losses(job: Job, folder: Path, images: list[bytes], steps: int) ->
             "gradientCheckpointing": "Always",
             "seed": 7,
         },
+        {"method": "LoRA", "maxSteps": 8, "noiseOffset": "0.2", "captionDropout": "0.4"},
     ],
-    ids=["plain", "accumulated"],
+    ids=["plain", "accumulated", "offset-and-dropout"],
 )
 def test_losses_are_those_of_the_definition(
     make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes], settings: dict[str, object]
 ) -> None:
     job = make_job(**settings)
     job.run()
-    losses = [record["loss"] for record in job.records()]
-    expected = reference_losses(job, tiny_sdxl, pictures, job.config.spec.training.max_steps)
-    np.testing.assert_allclose(losses, expected, atol=1e-4, rtol=1e-4)
-    assert len(set(losses)) == len(losses)
+    assert_losses(job, Reference(tiny_sdxl, instance_samples(pictures), job.config.spec.training))
+
+
+def test_a_velocity_model_is_trained_on_velocities(
+    make_job: JobMaker, tiny_velocity: Path, pictures: list[bytes]
+) -> None:
+    job = make_job(model=tiny_velocity, maxSteps=5)
+    job.run()
+    assert_losses(job, Reference(tiny_velocity, instance_samples(pictures), job.config.spec.training))
+
+
+def test_prior_preservation_trains_on_class_pictures_that_are_kept(
+    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+) -> None:
+    prior = {"enabled": True, "numClassImages": 3, "weight": "0.5", "classPrompt": "a small statue"}
+    job = make_job(maxSteps=4, batchSize=2, priorPreservation=prior, seed=int.from_bytes(os.urandom(3)))
+    folder = "studio/.class-images/"
+    before = {item.key for item in job.store.output.list(folder, 1000)}
+    job.run()
+    drawn = [item for item in job.store.output.list(folder, 1000) if item.key not in before]
+    images = [job.store.output.get(item.key) for item in drawn]
+    assert len(set(images)) == 3
+    reference = Reference(
+        tiny_sdxl,
+        instance_samples(pictures),
+        job.config.spec.training,
+        class_samples=[(image, "a small statue") for image in images],
+    )
+    assert_losses(job, reference)
+
+    # Another job of the namespace takes what is there and draws what is missing.
+    job.store.output.remove(drawn[1].key)
+    seed = job.config.spec.training.seed
+    other = make_job(maxSteps=1, batchSize=2, priorPreservation=prior, seed=seed)
+    other.run()
+    again = [item for item in job.store.output.list(folder, 1000) if item.key not in before]
+    assert again == drawn
 
 
 def picture(pipeline: StableDiffusionXLPipeline) -> np.ndarray:

@@ -18,6 +18,7 @@ def test_the_defaults_are_supported() -> None:
     ("setting", "name"),
     [
         ({"lrScheduler": "piecewise_constant"}, "training.lrScheduler: piecewise_constant"),
+        ({"method": "LoRA", "priorPreservation": {"enabled": True}}, "training.priorPreservation.enabled"),
     ],
 )
 def test_what_is_absent_is_refused_by_name(setting: dict[str, Any], name: str) -> None:

@@ -13,10 +13,13 @@ UNET_TARGETS = ("to_k", "to_out.0", "to_q", "to_v")
 """The projections of every attention, as diffusers' and kohya's trainers take."""
 
 
-def add_adapter(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) -> None:
+def add_adapter(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int | None) -> None:
     """Freeze the UNet and put an adapter on its attention: A gaussian with deviation 1/rank, B zero.
 
     The adapter is float32 whatever the UNet is: in bf16, steps of 1e-4 round to nothing.
+
+    Args:
+        seed: None leaves A as it comes, for a model that is only measured.
     """
     unet.requires_grad_(False)
     unet.add_adapter(
@@ -24,7 +27,7 @@ def add_adapter(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) ->
     )
     for name, parameter in trainable(unet).items():
         parameter.data = parameter.data.float()
-        if ".lora_A." in name:
+        if ".lora_A." in name and seed is not None:
             drawn = torch.randn(parameter.shape, generator=generator_for(seed, "lora_A", name)) / rank
             parameter.data.copy_(drawn)
 

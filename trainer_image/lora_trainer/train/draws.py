@@ -25,6 +25,10 @@ class Draw:
     """Standard normal, the latent's shape: which point of the VAE's posterior is trained on."""
     noise: Tensor
     """Standard normal, the latent's shape."""
+    offset: Tensor
+    """Standard normal, (channels, 1, 1), for noise offset."""
+    dropout: float
+    """Uniform from 0 to 1: below captionDropout, the caption is left out."""
 
 
 def generator_for(seed: int, *path: object) -> Generator:
@@ -52,4 +56,6 @@ def draw(seed: int, stream: str, sample: int, shape: tuple[int, ...], timesteps:
     timestep = int(torch.randint(timesteps, (), generator=generator))
     posterior = torch.randn(shape, generator=generator)
     noise = torch.randn(shape, generator=generator)
-    return Draw(timestep, posterior, noise)
+    offset = torch.randn((shape[0], 1, 1), generator=generator)
+    dropout = float(torch.rand((), generator=generator))
+    return Draw(timestep, posterior, noise, offset, dropout)

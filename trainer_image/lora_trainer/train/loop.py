@@ -153,19 +153,24 @@ def batches(learner: Learner, samples: range) -> list[Batch]:
 
 
 def _batch(learner: Learner, chosen: Sequence[tuple[Source, int, int]]) -> Batch:
-    timesteps = learner.schedule.config.num_train_timesteps
+    training, timesteps = learner.training, learner.schedule.config.num_train_timesteps
     drawn, latents, ids, texts = [], [], [], []
     for source, sample, index in chosen:
         latent = source.latents[index]
-        drawn.append(draw(learner.training.seed, source.name, sample, tuple(latent.mean.shape), timesteps))
-        latents.append(latent.sample(drawn[-1].posterior))
+        chance = draw(training.seed, source.name, sample, tuple(latent.mean.shape), timesteps)
+        drawn.append(chance)
+        latents.append(latent.sample(chance.posterior))
         ids.append(latent.time_ids)
-        texts.append(learner.texts(source.captions[index]))
+        dropped = chance.dropout < training.caption_dropout
+        texts.append(learner.texts("" if dropped else source.captions[index]))
+    # A constant for each channel lets the model learn the brightness of the whole (Guttenberg 2023,
+    # crosslabs.org, "Diffusion with offset noise").
+    noise = torch.stack([chance.noise + float(training.noise_offset) * chance.offset for chance in drawn])
     device = learner.state.device
     return Batch(
         latents=torch.stack(latents).to(device),
-        noise=torch.stack([d.noise for d in drawn]).to(device),
-        timesteps=torch.tensor([d.timestep for d in drawn], device=device),
+        noise=noise.to(device),
+        timesteps=torch.tensor([chance.timestep for chance in drawn], device=device),
         text=torch.stack([t.sequence for t in texts]).to(device),
         pooled=torch.stack([t.pooled for t in texts]).to(device),
         time_ids=torch.stack(ids).to(device),

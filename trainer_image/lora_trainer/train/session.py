@@ -27,15 +27,16 @@ from ..store import Store
 from .adapter import add_adapter, trainable
 from .base_model import fetch_base_model
 from .checkpoint import Checkpoint, Checkpoints
-from .dataset import read_pictures
-from .draws import INSTANCE
+from .class_pictures import class_prompt, provide_class_pictures
+from .dataset import Picture, read_pictures
+from .drawing import Painter, without_adapter
+from .draws import CLASS, INSTANCE, generator_for
 from .encode import Encoders
 from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
 from .loop import Learner, Record, Source, train
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
-from .preview import draw_previews
+from .plan import free_memory, make_plan
 from .publish import commit
-from .settings import choose_checkpointing
 
 log = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -75,12 +76,22 @@ class Session:
                 store.output, config.keys, config.captions_sha256, use_crops=training.crop == Crop.SMART
             )
             encoders = Encoders(self._model, work / "cache", state.device, dtype)
-            latents = encoders.pictures(pictures, training.resolution)
-            captions = [picture.caption for picture in pictures]
-            self._texts = encoders.texts([*captions, *self._prompts])
+            sources = [_source(INSTANCE, pictures, encoders, training.resolution)]
+            if training.prior_preservation.enabled:
+                prior = provide_class_pictures(
+                    store.output, config.namespace, class_prompt(training, concept), training, encoders
+                )
+                weight = float(training.prior_preservation.weight)
+                sources.append(_source(CLASS, prior, encoders, training.resolution, weight))
+            captions = [caption for source in sources for caption in source.captions]
+            self._texts = encoders.texts(["", *captions, *self._prompts])
+        if state.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the encoders had
+        plan = make_plan(training, self._model.folder, dtype, state.device.type, free_memory(state.device))
+        log.info("memory:\n%s", plan)
         unet = self._model.unet(dtype).to(state.device)
         add_adapter(unet, training.rank, training.alpha, training.seed)
-        if choose_checkpointing(training, state.device):
+        if plan.checkpointing:
             unet.enable_gradient_checkpointing()
         unet.train()
         parameters = trainable(unet)
@@ -90,7 +101,7 @@ class Session:
             training=training,
             unet=unet,
             schedule=self._model.noise_schedule(),
-            sources=[Source(INSTANCE, latents, captions)],
+            sources=sources,
             texts=self._texts.__getitem__,
             parameters=parameters,
             optimizer=optimizer,
@@ -202,23 +213,23 @@ class Session:
     def _draw(self, with_base: bool) -> None:
         """Draw every prompt as the adapter stands now, into the attempt's folder and to the store."""
         training, step = self._training, self.learner.step
-        drawings = draw_previews(
-            self._model,
-            self.learner.unet,
-            self._prompts,
-            self._texts,
-            with_base=with_base,
-            resolution=training.resolution,
-            inference_steps=training.preview.num_inference_steps,
-            seed=training.seed,
-            dtype=self._dtype,
-        )
-        for index, drawing in enumerate(drawings):
+        painter = Painter(self._model, self.learner.unet, self._dtype)
+
+        def draw(prompt: str) -> Image.Image:
+            return painter.draw(
+                self._texts[prompt],
+                resolution=training.resolution,
+                inference_steps=training.preview.num_inference_steps,
+                chance=generator_for(training.seed, "preview"),
+            )
+
+        for index, prompt in enumerate(self._prompts):
             name = f"preview-{step:06d}-{index:02d}"
-            entry = self._keep_picture(drawing.adapted, f"{name}.png")
-            if drawing.base:
-                self._keep_picture(drawing.base, f"{name}-base.png")
-            self._previews.append(PreviewStatus(step=step, prompt=drawing.prompt, key=entry.key))
+            entry = self._keep_picture(draw(prompt), f"{name}.png")
+            if with_base:
+                with without_adapter(self.learner.unet):
+                    self._keep_picture(draw(prompt), f"{name}-base.png")
+            self._previews.append(PreviewStatus(step=step, prompt=prompt, key=entry.key))
 
     def _keep_picture(self, picture: Image.Image, name: str) -> FileEntry:
         path = self._folder / name
@@ -240,6 +251,13 @@ class Session:
             loss=loss,
             steps_per_second=1 / seconds if seconds else None,
         )
+
+
+def _source(
+    name: str, pictures: list[Picture], encoders: Encoders, resolution: int, weight: float = 1.0
+) -> Source:
+    latents = encoders.pictures(pictures, resolution)
+    return Source(name, latents, [picture.caption for picture in pictures], weight)
 
 
 def mean_loss(records: list[Record]) -> float | None:

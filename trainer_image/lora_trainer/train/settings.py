@@ -6,7 +6,6 @@ import torch
 
 from lora_api.job import (
     Crop,
-    GradientCheckpointing,
     Method,
     MixedPrecision,
     Optimizer,
@@ -59,18 +58,17 @@ def refuse_unsupported(training: Training) -> None:
         BadConfigurationError: naming every setting that this version does not have.
     """
     absent = {
-        "method": training.method != Method.DREAMBOOTH_LORA,
+        "method": training.method == Method.DREAMBOOTH_EXTRACT,
         "optimizer": training.optimizer not in (Optimizer.ADAMW, Optimizer.ADAMW_8BIT),
         "quantizeBase": training.quantize_base != QuantizeBase.NONE,
-        "noiseOffset": bool(training.noise_offset),
-        "captionDropout": bool(training.caption_dropout),
         "textEncoder.train": training.text_encoder.train,
-        "priorPreservation.enabled": training.prior_preservation.enabled,
         "crop": training.crop == Crop.BUCKETS,
         "lrScheduler": training.lr_scheduler == "piecewise_constant",
     }
     wire = training.to_wire()
     named = [f"training.{name}: {_value(wire, name)}" for name, unsupported in absent.items() if unsupported]
+    if training.method == Method.LORA and training.prior_preservation.enabled:
+        named.append("training.priorPreservation.enabled with training.method: LoRA, which knows no class")
     if named:
         raise BadConfigurationError(f"this version does not have {'; '.join(named)}")
 
@@ -81,10 +79,3 @@ def _value(wire: dict[str, object], path: str) -> object:
         assert isinstance(value, dict)
         value = value[part]
     return value
-
-
-def choose_checkpointing(training: Training, device: torch.device) -> bool:
-    """Whether to recompute activations in the backward pass instead of keeping them."""
-    if training.gradient_checkpointing == GradientCheckpointing.AUTO:
-        return device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < 16 * 2**30
-    return training.gradient_checkpointing == GradientCheckpointing.ALWAYS

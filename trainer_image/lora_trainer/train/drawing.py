@@ -1,0 +1,72 @@
+"""Drawing with SDXL from embeddings that were made before, so that the text encoders can stay away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Generator
+
+from .base_model import BaseModel
+from .encode import TextEmbedding
+
+
+class Painter:
+    """A UNet with its model's VAE and sampler."""
+
+    def __init__(self, model: BaseModel, unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+        self._unet = unet
+        self._pipeline = StableDiffusionXLPipeline(
+            vae=model.vae(dtype).to(unet.device),
+            text_encoder=None,
+            text_encoder_2=None,
+            tokenizer=None,
+            tokenizer_2=None,
+            unet=unet,
+            scheduler=EulerDiscreteScheduler.from_pretrained(model.folder, subfolder="scheduler"),
+            add_watermarker=False,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    def draw(
+        self, text: TextEmbedding, *, resolution: int, inference_steps: int, chance: Generator
+    ) -> Image.Image:
+        """A picture, `resolution` pixels square."""
+        sequence = text.sequence[None].to(self._unet.device, self._unet.dtype)
+        pooled = text.pooled[None].to(self._unet.device, self._unet.dtype)
+        # For the unconditional part SDXL was made to take zeros, not an empty prompt's embedding.
+        with _evaluating(self._unet):
+            drawn: Image.Image = self._pipeline(
+                prompt_embeds=sequence,
+                pooled_prompt_embeds=pooled,
+                negative_prompt_embeds=torch.zeros_like(sequence),
+                negative_pooled_prompt_embeds=torch.zeros_like(pooled),
+                height=resolution,
+                width=resolution,
+                num_inference_steps=inference_steps,
+                generator=chance,
+            ).images[0]
+        return drawn
+
+
+@contextmanager
+def _evaluating(unet: UNet2DConditionModel) -> Iterator[None]:
+    training = unet.training
+    unet.eval()
+    try:
+        yield
+    finally:
+        unet.train(training)
+
+
+@contextmanager
+def without_adapter(unet: UNet2DConditionModel) -> Iterator[None]:
+    """The base model for as long as the block lasts."""
+    unet.disable_adapters()
+    try:
+        yield
+    finally:
+        unet.enable_adapters()

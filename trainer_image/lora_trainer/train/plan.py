@@ -1,0 +1,131 @@
+"""The memory plan: what a job will need, term by term, before its weights are loaded."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lora_api.exits import ExitCode
+from lora_api.job import GradientCheckpointing, Optimizer, QuantizeBase, Training
+from lora_api.reasons import Reason
+from lora_api.steps import TrainStep
+
+from ..errors import BadConfigurationError, StepError
+from ..runtime import load_config
+from ..store import Store
+from .base_model import fetch_base_model
+from .footprint import Footprint
+from .settings import DTYPES
+
+GIB = 2**30
+WEIGHT_BYTES = {QuantizeBase.NF4: 0.53, QuantizeBase.INT8: 1.01}
+"""Per element, with the blocks' scales."""
+STATE_BYTES = {
+    Optimizer.ADAMW: 8.0,
+    Optimizer.ADAMW_8BIT: 2.03,
+}
+"""Per trained element."""
+CONTEXT = {"cuda": int(0.6 * GIB), "cpu": int(0.5 * GIB)}
+"""What the libraries take for themselves."""
+HEADROOM = 0.92
+"""Of the free memory, the share that is planned with: the allocator cannot use all of it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Each term in bytes, and what was chosen."""
+
+    terms: dict[str, int]
+    checkpointing: bool
+    free: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.terms.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= HEADROOM * self.free
+
+    def __str__(self) -> str:
+        lines = [f"{name:<36}{size / GIB:>8.2f} GiB" for name, size in self.terms.items()]
+        lines.append(f"{'in all':<36}{self.total / GIB:>8.2f} GiB of {self.free / GIB:.2f} GiB free")
+        lines.append(f"gradient checkpointing: {'on' if self.checkpointing else 'off'}")
+        return "\n".join(lines)
+
+
+def make_plan(training: Training, folder: Path, dtype: torch.dtype, device: str, free: int) -> Plan:
+    """Choose what `Auto` leaves open: the fastest settings that fit. All that the job says is obeyed.
+
+    Args:
+        folder: of the base model's pipeline.
+        device: its type, cuda or cpu.
+        free: bytes free on it.
+
+    Raises:
+        BadConfigurationError: when nothing fits; with the sum, and what to change.
+    """
+    sizes = Footprint(folder, training.rank, dtype)
+    choices = {
+        GradientCheckpointing.AUTO: (False, True),
+        GradientCheckpointing.ALWAYS: (True,),
+        GradientCheckpointing.NEVER: (False,),
+    }[training.gradient_checkpointing]
+    batch = training.batch_size * (1 + training.prior_preservation.enabled)
+    per_weight = WEIGHT_BYTES.get(training.quantize_base, dtype.itemsize)
+    for checkpointing in choices:
+        terms = {
+            "UNet, frozen": int(sizes.frozen * per_weight),
+            "adapter and its gradients, float32": 8 * sizes.trained,
+            f"optimizer states, {training.optimizer}": int(STATE_BYTES[training.optimizer] * sizes.trained),
+            "activations": sizes.activations(training.resolution, batch, checkpointing),
+            "libraries": CONTEXT[device],
+        }
+        plan = Plan(terms, checkpointing, free)
+        if plan.fits:
+            return plan
+    raise BadConfigurationError(
+        f"the job does not fit into memory:\n{plan}\nset training.gradientCheckpointing to Auto, "
+        "training.quantizeBase to NF4, lower resolution, batchSize or rank, or use a larger GPU",
+        Reason.OUT_OF_MEMORY,
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no cgroup of version 2
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
+
+
+def print_plan(config_path: Path, memory: str) -> int:
+    """`lora_trainer plan`: print a job's memory plan for a GPU of a given size, without one.
+
+    Args:
+        memory: as Kubernetes writes quantities, for example 24GiB or 24Gi.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)Gi?B?", memory)
+    if match is None:
+        print(f"--gpu {memory}: give the GPU's memory as 24GiB", file=sys.stderr)
+        return ExitCode.BAD_CONFIGURATION
+    try:
+        config = load_config(config_path, TrainStep)
+        training = config.spec.training
+        model = fetch_base_model(config.base_model, Path(config.cache_dir), Store(config.store).input)
+        free = int(float(match[1]) * GIB)
+        print(make_plan(training, model.folder, DTYPES[training.mixed_precision], "cuda", free))
+    except StepError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return ExitCode.OK
