@@ -16,7 +16,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from lora_api.status import JobStatus
 
-from . import names
+from . import metrics, names
 from .decide import Announcement, Decision, RemoveJob, StartAnnotation, StartTraining, StopStep
 from .manifests import CLUSTER, build_job, build_step
 from .settings import Images
@@ -87,6 +87,7 @@ class Cluster:
 
     async def _create_job(self, snapshot: Snapshot, body: dict[str, Any]) -> None:
         name = body["metadata"]["name"]
+        metrics.API_WRITES.labels("job", "create").inc()
         try:
             await self._batch.create_namespaced_job(snapshot.namespace, body)
         except ApiException as error:
@@ -102,6 +103,7 @@ class Cluster:
         options = client.V1DeleteOptions(
             propagation_policy="Foreground", preconditions=client.V1Preconditions(uid=uid)
         )
+        metrics.API_WRITES.labels("job", "delete").inc()
         try:
             await self._batch.delete_namespaced_job(name, namespace, body=options)
         except ApiException as error:
@@ -110,6 +112,7 @@ class Cluster:
 
     async def _remove(self, snapshot: Snapshot) -> None:
         options = client.V1DeleteOptions(preconditions=client.V1Preconditions(uid=snapshot.uid))
+        metrics.API_WRITES.labels("loratrainingjob", "delete").inc()
         try:
             await self._custom.delete_namespaced_custom_object(
                 GROUP, VERSION, snapshot.namespace, PLURAL, snapshot.name, body=options
@@ -125,6 +128,7 @@ class Cluster:
             changes = status.to_wire()
         if not changes:
             return False
+        metrics.API_WRITES.labels("loratrainingjob", "patch").inc()
         await self._custom.patch_namespaced_custom_object_status(
             GROUP,
             VERSION,
@@ -165,6 +169,7 @@ class Cluster:
                 "uid": snapshot.uid,
             },
         }
+        metrics.API_WRITES.labels("event", "create").inc()
         try:
             await self._events.create_namespaced_event(snapshot.namespace, body)
         except ApiException as error:

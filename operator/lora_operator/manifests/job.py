@@ -153,7 +153,7 @@ def _resources(spec: JobSpec, training: bool) -> dict[str, Any]:
     wanted = spec.resources.train
     limits: dict[str, Any] = {"memory": wanted.memory}
     if wanted.gpus:
-        limits[wanted.gpu_resource] = wanted.gpus
+        limits[wanted.gpu_resource] = str(wanted.gpus)
     return {"requests": {"cpu": wanted.cpu, "memory": wanted.memory}, "limits": limits}
 
 

@@ -93,7 +93,7 @@ def test_gpus_scheduling_and_queue() -> None:
     }
     body = job(STARTS[1], spec=spec)
     pod = pod_spec(body)
-    assert pod["containers"][0]["resources"]["limits"]["amd.com/gpu"] == 2
+    assert pod["containers"][0]["resources"]["limits"]["amd.com/gpu"] == "2"
     assert pod["priorityClassName"] == "low"
     assert pod["tolerations"] == [{"key": "spot", "operator": "Exists"}]
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"

@@ -1,0 +1,145 @@
+"""What a test on a real API server works with: a namespace of its own, and an operator to start and kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client
+
+from builders import wire_spec
+from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
+
+
+def until(check: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Wait for something to be true, and give it back; a test fails after so long."""
+    deadline = time.monotonic() + seconds
+    while not (found := check()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+@dataclass
+class Studio:
+    """A namespace of one test and what one does in it."""
+
+    api: client.ApiClient
+    namespace: str
+    custom: client.CustomObjectsApi = field(init=False)
+    batch: client.BatchV1Api = field(init=False)
+    core: client.CoreV1Api = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.custom = client.CustomObjectsApi(self.api)
+        self.batch = client.BatchV1Api(self.api)
+        self.core = client.CoreV1Api(self.api)
+
+    def create(self, name: str = "statue", **spec: Any) -> dict[str, Any]:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": wire_spec(**{"annotation": {"mode": "Template"}, **spec}),
+        }
+        made: dict[str, Any] = self.custom.create_namespaced_custom_object(
+            GROUP, VERSION, self.namespace, PLURAL, body
+        )
+        return made
+
+    def get(self, name: str = "statue") -> dict[str, Any]:
+        found: dict[str, Any] = self.custom.get_namespaced_custom_object(
+            GROUP, VERSION, self.namespace, PLURAL, name
+        )
+        return found
+
+    def status(self, name: str = "statue") -> dict[str, Any]:
+        found: dict[str, Any] = self.get(name).get("status") or {}
+        return found
+
+    def patch(self, change: dict[str, Any], name: str = "statue") -> None:
+        self.custom.patch_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name, change)
+
+    def delete(self, name: str = "statue") -> None:
+        self.custom.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
+
+    def jobs(self) -> list[Any]:
+        found: list[Any] = self.batch.list_namespaced_job(self.namespace).items
+        return found
+
+    def pods(self) -> list[Any]:
+        found: list[Any] = self.core.list_namespaced_pod(self.namespace).items
+        return found
+
+    def phase(self, name: str = "statue") -> str:
+        return str(self.status(name).get("phase", ""))
+
+    def condition(self, kind: str, name: str = "statue") -> tuple[str, str]:
+        for found in self.status(name).get("conditions", []):
+            if found["type"] == kind:
+                return found["status"], found["reason"]
+        return "", ""
+
+    def message(self, name: str = "statue") -> str:
+        return next(
+            (c["message"] for c in self.status(name).get("conditions", []) if c["type"] == "Succeeded"), ""
+        )
+
+    def wait_for(self, phase: str, name: str = "statue", seconds: float = 30.0) -> dict[str, Any]:
+        until(lambda: self.phase(name) == phase, seconds)
+        return self.status(name)
+
+
+@dataclass
+class OperatorProcess:
+    """`python -m lora_operator` under the chart's Role; it can be killed and started again."""
+
+    kubeconfig: Path
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    port: int = 0
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        environment = os.environ | {
+            "KUBECONFIG": str(self.kubeconfig),
+            "LORA_ANNOTATE_IMAGE": "annotate:test",
+            "LORA_TRAIN_IMAGE": "train:test",
+            "LORA_PROFILES": str(self.folder / "profiles.yaml"),
+            "LORA_HOST": "127.0.0.1",
+            "LORA_PORT": str(self.port),
+        }
+        with (self.folder / "operator.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lora_operator"], env=environment, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "operator.log").read_text()
