@@ -53,6 +53,7 @@ class MessagesAPI:
     """A local server that speaks the Messages API: `answers` are used up first, then good captions come."""
 
     server: HTTPServer
+    good: Callable[[], dict[str, Any]] = lambda: message(json.dumps(FIELDS))
     answers: list[Response | dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -71,7 +72,7 @@ class MessagesAPI:
         with self._lock:
             self.requests.append(request.get_json())
             self.headers.append(dict(request.headers))
-            answer = self.answers.pop(0) if self.answers else message(json.dumps(FIELDS))
+            answer = self.answers.pop(0) if self.answers else self.good()
             self.running += 1
             self.most_running = max(self.most_running, self.running)
             held = self.hold_after is not None and len(self.requests) > self.hold_after
@@ -95,12 +96,40 @@ def api_error(status: int, kind: str, *, headers: dict[str, str] | None = None, 
     )
 
 
-@pytest.fixture
-def messages_api() -> Iterator[MessagesAPI]:
+def completion(text: str | None, **replaced: Any) -> dict[str, Any]:
+    """A reply of OpenAI's chat completions."""
+    message = {"role": "assistant", "content": text, "refusal": replaced.pop("refusal", None)}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "gpt-4o-mini",
+        "choices": [{"index": 0, "message": message, "finish_reason": replaced.pop("finish_reason", "stop")}],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 80, "total_tokens": 1080},
+        **replaced,
+    }
+
+
+@pytest.fixture(scope="session")
+def http_server() -> Iterator[HTTPServer]:
     with HTTPServer(threaded=True) as server:
-        api = MessagesAPI(server)
-        server.expect_request("/v1/messages", method="POST").respond_with_handler(api.handle)
-        yield api
+        yield server
+
+
+@pytest.fixture
+def messages_api(http_server: HTTPServer) -> MessagesAPI:
+    api = MessagesAPI(http_server)
+    http_server.clear()
+    http_server.expect_request("/v1/messages", method="POST").respond_with_handler(api.handle)
+    return api
+
+
+@pytest.fixture
+def chat_api(http_server: HTTPServer) -> MessagesAPI:
+    api = MessagesAPI(http_server, good=lambda: completion(json.dumps(FIELDS)))
+    http_server.clear()
+    http_server.expect_request("/v1/chat/completions", method="POST").respond_with_handler(api.handle)
+    return api
 
 
 @dataclass

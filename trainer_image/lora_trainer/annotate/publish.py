@@ -16,6 +16,7 @@ from lora_api.status import DatasetStatus, SkippedImage, Usage
 from ..store import Bucket, ObjectMissingError
 from .captioning import Caption, Captioned
 from .intake import Picture
+from .review import validate_edited
 
 
 class ImageReport(Lenient):
@@ -124,6 +125,9 @@ def find_published(bucket: Bucket, keys: JobKeys) -> Published | None:
     """The captions that this very job published before, when they are complete.
 
     metadata.jsonl itself may have been edited by a reviewer since: it is taken as it lies there.
+
+    Raises:
+        BadDataError: when it was edited into something that cannot be trained on.
     """
     try:
         manifest = CaptionsManifest.model_validate_json(bucket.get(keys.captions_manifest))
@@ -133,8 +137,13 @@ def find_published(bucket: Bucket, keys: JobKeys) -> Published | None:
         return None
     if not all(bucket.holds(entry) for entry in _unedited(manifest, keys)):
         return None
+    digest = sha256_hex(captions)
+    if digest != manifest.captions_sha256:
+        kept = {row.file_name for row in validate_edited(captions, {i.file_name for i in report.images})}
+        images = [image for image in report.images if image.file_name in kept]
+        report = report.model_copy(update={"images": images})
     return Published(
-        captions_sha256=sha256_hex(captions),
+        captions_sha256=digest,
         dataset_sha256=manifest.dataset_sha256,
         report=report,
         usage=manifest.usage,

@@ -1,0 +1,116 @@
+"""Smart crop, buckets and near-duplicates."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter
+
+from conftest import DATA
+from lora_trainer.annotate.crop import bucket_size, smart_crop
+from lora_trainer.annotate.duplicates import NEAR_BITS, near_duplicates, perceptual_hash
+
+SUBJECTS = {
+    "dog": [(0.12, 0.2, 0.9, 1), (0.2, 0.1, 0.86, 0.98), (0.22, 0.19, 1, 0.93), (0.13, 0.17, 0.93, 0.9), (0.3, 0, 0.95, 1)],
+    "teapot": [(0.3, 0.12, 0.86, 0.6), (0.3, 0.43, 0.63, 0.66), (0.02, 0.36, 0.57, 0.72), (0.38, 0.47, 0.67, 0.65), (0.2, 0.35, 0.6, 0.63)],
+    "vase": [(0.18, 0.27, 0.41, 0.9), (0.24, 0.25, 0.46, 0.9), (0.37, 0.22, 0.58, 0.84), (0.5, 0.08, 0.84, 0.99), (0.23, 0.3, 0.44, 0.92), (0.17, 0.26, 0.35, 0.92)],
+}  # fmt: skip
+"""Where the subject is in each photograph, drawn by hand: left, top, right, bottom."""
+
+
+def scene(width: int, height: int, x: float, y: float) -> Image.Image:
+    """A red ball on a soft grey ground."""
+    image = Image.effect_noise((width, height), 20).filter(ImageFilter.GaussianBlur(6)).convert("RGB")
+    side = min(width, height) // 4
+    left, top = int(x * (width - side)), int(y * (height - side))
+    ImageDraw.Draw(image).ellipse((left, top, left + side, top + side), fill=(200, 30, 30))
+    return image
+
+
+@pytest.mark.parametrize("x", [0.0, 0.25, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("wide", [True, False])
+def test_the_square_holds_the_subject(x, wide):
+    image = scene(900, 500, x, 0.5) if wide else scene(500, 900, 0.5, x)
+    box = smart_crop(image)
+    low, high = (box[0], box[2]) if wide else (box[1], box[3])
+    assert (box[1], box[3]) == (0.0, 1.0) if wide else (box[0], box[2]) == (0.0, 1.0)
+    assert (high - low) * 900 == pytest.approx(500, abs=1)
+    ball = 125 / 900
+    start = x * (1 - ball)
+    assert low <= start + 0.03
+    assert high >= start + ball - 0.03
+
+
+def test_square_and_empty_pictures_are_cut_in_the_middle():
+    assert smart_crop(Image.new("RGB", (300, 300))) == (0.0, 0.0, 1.0, 1.0)
+    assert smart_crop(Image.new("RGB", (400, 300), "grey")) == (0.125, 0.0, 0.875, 1.0)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the photographs are not here")
+def test_the_subject_of_real_photographs_is_kept_better_than_by_a_cut_from_the_middle():
+    """Strips of the photographs, 10:6 and 6:10, at every offset that shows most of the subject."""
+    smart, middle = [], []
+    for subject, boxes in SUBJECTS.items():
+        for path, box in zip(sorted((DATA / subject).glob("*.jpg")), boxes, strict=True):
+            with Image.open(path) as file:
+                image = file.convert("RGB").resize((400, 400))
+            for axis, offset in ((a, o) for a in (0, 1) for o in (0.0, 0.2, 0.4)):
+                across, along = (box[1], box[3]), (box[0], box[2])
+                if axis == 1:
+                    across, along = along, across
+                seen = min(across[1], offset + 0.6) - max(across[0], offset)
+                if seen < 0.6 * (across[1] - across[0]):
+                    continue
+                low, high = int(offset * 400), int((offset + 0.6) * 400)
+                strip = image.crop((0, low, 400, high) if axis == 0 else (low, 0, high, 400))
+                cut = smart_crop(strip)
+                smart.append(kept((cut[0], cut[2]) if axis == 0 else (cut[1], cut[3]), along))
+                middle.append(kept((0.2, 0.8), along))
+    assert len(smart) > 60
+    assert sum(smart) / len(smart) > 0.94
+    assert sum(smart) > sum(middle)
+
+
+def kept(cut: tuple[float, float], subject: tuple[float, float]) -> float:
+    """The share of the subject's extent that is in the cut, of what could be."""
+    inside = min(cut[1], subject[1]) - max(cut[0], subject[0])
+    return max(inside, 0.0) / min(cut[1] - cut[0], subject[1] - subject[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [
+        ((1024, 1024), (1024, 1024)),
+        ((1600, 900), (1344, 768)),
+        ((3000, 2000), (1216, 832)),
+        ((2000, 3000), (832, 1216)),
+        ((4000, 500), (1344, 768)),
+    ],
+)
+def test_buckets_of_sdxl(size, bucket):
+    assert bucket_size(*size, 1024) == bucket
+
+
+@given(st.integers(256, 2048), st.integers(256, 2048), st.sampled_from([64, 256, 512, 768, 1024]))
+def test_a_bucket_is_of_whole_steps_and_no_larger_than_asked(width, height, resolution):
+    wide, high = bucket_size(width, height, resolution)
+    assert wide % 64 == high % 64 == 0
+    assert 0 < wide * high <= resolution * resolution
+    assert (wide >= high) == (width >= height) or wide == high
+    assert bucket_size(height, width, resolution) == (high, wide)
+
+
+def test_near_duplicates_are_those_that_look_the_same(photographs):
+    pictures = []
+    for path in photographs:
+        with Image.open(path) as file:
+            pictures.append(file.convert("RGB"))
+    out = BytesIO()
+    pictures[0].resize((400, 400)).save(out, "JPEG", quality=40)
+    again = Image.open(out)
+    hashes = [perceptual_hash(image) for image in [*pictures, again]]
+    assert near_duplicates(hashes) == {5: 0}
+    assert (hashes[0] ^ hashes[5]).bit_count() <= NEAR_BITS
