@@ -49,30 +49,35 @@ class Reference:
         self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
         self.schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
-        self.unet.requires_grad_(False)
-        self.unet.add_adapter(
-            LoraConfig(
-                r=training.rank,
-                lora_alpha=training.alpha,
-                target_modules=["to_q", "to_k", "to_v", "to_out.0"],
-            )
-        )
-        self.parameters = []
-        for name, parameter in self.unet.named_parameters():
-            if "lora_" in name:
-                self.parameters.append(parameter)
-            if ".lora_A." in name:
-                drawn = torch.randn(parameter.shape, generator=chance(training.seed, "lora_A", name))
-                parameter.data = drawn / training.rank
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=float(training.learning_rate), weight_decay=1e-4
-        )
+        self.parameters = self.adapt(self.unet, "unet", ["to_q", "to_k", "to_v", "to_out.0"])
+        groups = [{"params": self.parameters, "lr": float(training.learning_rate)}]
+        if training.text_encoder.train:
+            text = []
+            for name, encoder in zip(("text_encoder", "text_encoder_2"), self.encoders, strict=True):
+                text += self.adapt(encoder, name, ["q_proj", "k_proj", "v_proj", "out_proj"])
+            groups.append({"params": text, "lr": float(training.text_encoder.learning_rate)})
+            self.parameters = [*self.parameters, *text]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
         self.rates = get_scheduler(
             training.lr_scheduler,
             self.optimizer,
             num_warmup_steps=training.lr_warmup_steps,
             num_training_steps=training.max_steps,
         )
+
+    def adapt(self, module: torch.nn.Module, component: str, targets: list[str]) -> list[torch.nn.Parameter]:
+        """Freeze a module and put a fresh adapter on it; what learns."""
+        module.requires_grad_(False)
+        rank = self.training.rank
+        module.add_adapter(LoraConfig(r=rank, lora_alpha=self.training.alpha, target_modules=targets))
+        learning = []
+        for name, parameter in module.named_parameters():
+            if "lora_" in name:
+                learning.append(parameter)
+            if ".lora_A." in name:
+                generator = chance(self.training.seed, "lora_A", f"{component}.{name}")
+                parameter.data = torch.randn(parameter.shape, generator=generator) / rank
+        return learning
 
     def step(self, number: int) -> float:
         """Optimizer step `number`, from 0; its loss."""
@@ -135,7 +140,6 @@ class Reference:
         ids = torch.tensor([[height, width, *corner, resolution, resolution]], dtype=torch.float32)
         return pixels, ids
 
-    @torch.no_grad()
     def encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         layers = []
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):

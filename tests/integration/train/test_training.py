@@ -45,8 +45,9 @@ def assert_losses(job: Job, reference: Reference) -> None:
             "seed": 7,
         },
         {"method": "LoRA", "maxSteps": 8, "noiseOffset": "0.2", "captionDropout": "0.4"},
+        {"textEncoder": {"train": True, "learningRate": "1e-2"}, "maxSteps": 6},
     ],
-    ids=["plain", "accumulated", "offset-and-dropout"],
+    ids=["plain", "accumulated", "offset-and-dropout", "text-encoders"],
 )
 def test_losses_are_those_of_the_definition(
     make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes], settings: dict[str, object]
@@ -104,25 +105,48 @@ def picture(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
     return drawn.images[0]
 
 
-@pytest.mark.parametrize("file", ["adapter.safetensors", "adapter-kohya.safetensors"])
-def test_published_files_load_and_change_the_picture(make_job: JobMaker, tiny_sdxl: Path, file: str) -> None:
-    job = make_job(alpha=8, maxSteps=6)
-    result = job.run()
-    assert result.reason == Reason.TRAINED
-    path = job.folder / "work" / "attempt-1" / file
-    assert path.read_bytes() == job.attempt_file(file)
-
-    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+def loaded(folder: Path, adapter: Path) -> StableDiffusionXLPipeline:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    base = picture(pipeline)
-    pipeline.load_lora_weights(path)
-    adapted = picture(pipeline)
-    assert np.abs(adapted - base).max() > 1e-3
-    # The other format gives the same picture: the scale alpha / rank = 2 came through in both.
-    other = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
-    other.set_progress_bar_config(disable=True)
-    other.load_lora_weights(job.folder / "work" / "attempt-1" / "adapter.safetensors")
-    np.testing.assert_allclose(adapted, picture(other), atol=1e-5)
+    pipeline.load_lora_weights(adapter)
+    return pipeline
+
+
+@pytest.mark.parametrize("train_text", [False, True], ids=["unet", "text-encoders"])
+def test_both_files_give_the_picture_of_the_trained_model(
+    make_job: JobMaker, tiny_sdxl: Path, train_text: bool
+) -> None:
+    # The scale alpha / rank = 2 must come through in both.
+    job = make_job(alpha=8, maxSteps=6, textEncoder={"train": train_text, "learningRate": "1e-2"})
+    assert job.run().reason == Reason.TRAINED
+    drawn = []
+    for name in ("adapter.safetensors", "adapter-kohya.safetensors"):
+        path = job.folder / "work" / "attempt-1" / name
+        assert path.read_bytes() == job.attempt_file(name)
+        pipeline = loaded(tiny_sdxl, path)
+        drawn.append(picture(pipeline))
+        if train_text:
+            pipeline.text_encoder.disable_adapters()
+            pipeline.text_encoder_2.disable_adapters()
+            assert np.abs(drawn[-1] - picture(pipeline)).max() > 1e-4
+            pipeline.text_encoder.enable_adapters()
+            pipeline.text_encoder_2.enable_adapters()
+        pipeline.unload_lora_weights()
+        assert np.abs(drawn[-1] - picture(pipeline)).max() > 1e-3
+    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
+
+    # The reference's model, trained by its own loop, draws it too.
+    reference = Reference(tiny_sdxl, instance_samples(pictures_of(job)), job.config.spec.training)
+    for number in range(6):
+        reference.step(number)
+    trained = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, unet=reference.unet)
+    trained.text_encoder, trained.text_encoder_2 = reference.encoders
+    trained.set_progress_bar_config(disable=True)
+    np.testing.assert_allclose(drawn[0], picture(trained), atol=1e-3)
+
+
+def pictures_of(job: Job) -> list[bytes]:
+    return [job.store.output.get(job.config.keys.image(index)) for index in range(5)]
 
 
 def test_every_b_matrix_moved(make_job: JobMaker) -> None:

@@ -7,7 +7,7 @@ import re
 import torch
 from diffusers import UNet2DConditionModel
 
-from lora_trainer.train.adapter import UNET_TARGETS
+from lora_trainer.train.adapter import TARGETS, UNET
 from lora_trainer.train.export import kohya_module
 
 # The attention blocks of Stability's SDXL UNet and how many transformer blocks each has
@@ -43,7 +43,7 @@ def test_names_are_those_of_the_model_that_kohya_trains() -> None:
     found = {
         kohya_module(name, unet.config.layers_per_block)
         for name, _ in unet.named_modules()
-        if re.search(rf"attn[12]\.({'|'.join(map(re.escape, UNET_TARGETS))})$", name)
+        if re.search(rf"attn[12]\.({'|'.join(map(re.escape, TARGETS[UNET]))})$", name)
     }
     expected = {
         f"{block}_transformer_blocks_{index}_{attention}_{projection}"

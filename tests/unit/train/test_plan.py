@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from lora_api.job import GradientCheckpointing, QuantizeBase, Training
 from lora_api.reasons import Reason
 from lora_trainer.errors import BadConfigurationError
-from lora_trainer.train.adapter import add_adapter, trainable
+from lora_trainer.train.adapter import UNET, add_adapter, trainable
 from lora_trainer.train.footprint import Footprint
 from lora_trainer.train.plan import GIB, free_memory, make_plan
 from lora_trainer.train.tiny import write_tiny_sdxl
@@ -48,10 +48,10 @@ def really_kept(unet: UNet2DConditionModel, side: int) -> int:
 def test_the_count_is_what_a_real_step_keeps(folder: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
     frozen = sum(p.numel() for p in unet.parameters())
-    add_adapter(unet, rank=4, alpha=4, seed=0)
+    add_adapter(unet, UNET, rank=4, alpha=4, seed=0)
     sizes = Footprint(folder, rank=4, dtype=torch.float32)
     assert sizes.frozen == frozen
-    assert sizes.trained == sum(p.numel() for p in trainable(unet).values())
+    assert sizes.trained == sum(p.numel() for p in trainable({UNET: unet}).values())
     plain = sizes.activations(64, 2, checkpointing=False)
     assert plain == pytest.approx(really_kept(unet, 8), rel=0.01)
     unet.enable_gradient_checkpointing()

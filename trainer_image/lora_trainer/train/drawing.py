@@ -60,13 +60,3 @@ def _evaluating(unet: UNet2DConditionModel) -> Iterator[None]:
         yield
     finally:
         unet.train(training)
-
-
-@contextmanager
-def without_adapter(unet: UNet2DConditionModel) -> Iterator[None]:
-    """The base model for as long as the block lasts."""
-    unet.disable_adapters()
-    try:
-        yield
-    finally:
-        unet.enable_adapters()

@@ -10,21 +10,24 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
+from torch.nn import Module
 
 from lora_api.steps import TrainStep
 
 from ..errors import StepError
+from .adapter import UNET, Adapted
 from .tensors import write_tensors
 
 FILE_NAMES = {"diffusers": "adapter.safetensors", "kohya": "adapter-kohya.safetensors"}
+KOHYA_TEXT_ENCODERS = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 READ_BACK = "read_back"
 
 
@@ -32,40 +35,65 @@ class ExportError(StepError):
     """A written file does not give back the adapter that was trained."""
 
 
-def write_diffusers(path: Path, unet: UNet2DConditionModel) -> None:
+def write_diffusers(path: Path, adapted: Adapted) -> None:
     """The file that `StableDiffusionXLPipeline.load_lora_weights` takes."""
-    tensors = {f"unet.{name}": tensor for name, tensor in get_peft_model_state_dict(unet).items()}
-    config = unet.peft_config["default"]
-    settings = {
-        "unet.r": config.r,
-        "unet.lora_alpha": config.lora_alpha,
-        "unet.target_modules": sorted(config.target_modules),
-        "unet.use_rslora": config.use_rslora,
-        "unet.use_dora": config.use_dora,
-        "unet.init_lora_weights": config.init_lora_weights,
-        "unet.peft_type": "LORA",
-    }
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, object] = {}
+    for component, module in adapted.items():
+        for name, layer in lora_layers(module):
+            base = f"{component}.{_with_text_model(component, name)}"
+            tensors[f"{base}.lora_A.weight"] = layer.lora_A["default"].weight
+            tensors[f"{base}.lora_B.weight"] = layer.lora_B["default"].weight
+        config = module.peft_config["default"]
+        fields = {
+            "r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "target_modules": sorted(config.target_modules),
+            "init_lora_weights": config.init_lora_weights,
+            "peft_type": "LORA",
+        }
+        settings |= {f"{component}.{field}": value for field, value in fields.items()}
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
     write_tensors(path, tensors, metadata)
 
 
-def write_kohya(path: Path, unet: UNet2DConditionModel, metadata: Mapping[str, str]) -> None:
+def write_kohya(path: Path, adapted: Adapted, metadata: Mapping[str, str]) -> None:
     """The file that ComfyUI, A1111 and kohya's scripts take.
 
     Args:
         metadata: what to say of the training, in kohya's `ss_` names.
     """
-    layers = unet.config.layers_per_block
     tensors: dict[str, Tensor] = {}
-    for name, module in unet.named_modules():
-        if isinstance(module, LoraLayer) and "default" in module.lora_A:
-            base = f"lora_unet_{kohya_module(name, layers)}"
-            tensors[f"{base}.lora_down.weight"] = module.lora_A["default"].weight
-            tensors[f"{base}.lora_up.weight"] = module.lora_B["default"].weight
+    for component, module in adapted.items():
+        for name, layer in lora_layers(module):
+            base = kohya_name(component, name, adapted[UNET].config.layers_per_block)
+            tensors[f"{base}.lora_down.weight"] = layer.lora_A["default"].weight
+            tensors[f"{base}.lora_up.weight"] = layer.lora_B["default"].weight
             # A reader scales by alpha / rank.
-            alpha = module.scaling["default"] * module.r["default"]
-            tensors[f"{base}.alpha"] = torch.tensor(float(alpha))
+            tensors[f"{base}.alpha"] = torch.tensor(float(layer.scaling["default"] * layer.r["default"]))
     write_tensors(path, tensors, dict(metadata))
+
+
+def lora_layers(module: Module) -> Iterator[tuple[str, Any]]:
+    """The layers that peft put an adapter on, by name."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoraLayer) and "default" in layer.lora_A:
+            yield name, layer
+
+
+def kohya_name(component: str, name: str, layers_per_block: int) -> str:
+    """A module's name in kohya's files."""
+    if component == UNET:
+        return f"lora_unet_{kohya_module(name, layers_per_block)}"
+    prefix = KOHYA_TEXT_ENCODERS[component]
+    return f"{prefix}_{_with_text_model(component, name).replace('.', '_')}"
+
+
+def _with_text_model(component: str, name: str) -> str:
+    """transformers 5 drops `text_model` from the first encoder's names; every reader expects it."""
+    if component == UNET or name.startswith("text_model."):
+        return name
+    return f"text_model.{name}"
 
 
 def kohya_metadata(config: TrainStep) -> dict[str, str]:
@@ -108,35 +136,46 @@ def kohya_module(name: str, layers_per_block: int) -> str:
     return name.replace(".", "_")
 
 
-def verify(path: Path, unet: UNet2DConditionModel) -> None:
+def verify(path: Path, adapted: Adapted) -> None:
     """Load a written file as diffusers' users do, and compare it with what was trained, layer by layer.
+
+    Loading may round the adapters in memory to the model's own number format: write every file before.
 
     Raises:
         ExportError: when a layer's tensors or its scale are not the trained ones.
     """
     state, alphas, metadata = StableDiffusionXLPipeline.lora_state_dict(
-        path.parent, weight_name=path.name, unet_config=unet.config, return_lora_metadata=True
+        path.parent, weight_name=path.name, unet_config=adapted[UNET].config, return_lora_metadata=True
     )
-    with warnings.catch_warnings():
-        # peft warns of what is meant here: a second adapter beside the first.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-        StableDiffusionXLPipeline.load_lora_into_unet(
-            state, network_alphas=alphas, unet=unet, adapter_name=READ_BACK, metadata=metadata
-        )
-    unet.set_adapter("default")
-    try:
-        for name, module in unet.named_modules():
-            if isinstance(module, LoraLayer) and not _same(module):
-                raise ExportError(f"{path.name} does not give back the adapter at {name}")
-    finally:
-        unet.delete_adapters(READ_BACK)
+    how = {"network_alphas": alphas, "metadata": metadata, "adapter_name": READ_BACK}
+    for component, module in adapted.items():
+        with warnings.catch_warnings():
+            # peft warns of what is meant here: a second adapter beside the first.
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            if component == UNET:
+                StableDiffusionXLPipeline.load_lora_into_unet(state, unet=module, **how)
+            else:
+                StableDiffusionXLPipeline.load_lora_into_text_encoder(
+                    state, text_encoder=module, prefix=component, **how
+                )
+        module.set_adapter("default")
+        for name, layer in lora_layers(module):
+            if not _same(layer):
+                raise ExportError(f"{path.name} does not give back the adapter at {component}.{name}")
+        _forget(module)
 
 
-def _same(layer: LoraLayer) -> bool:
+def _forget(module: Any) -> None:
+    if isinstance(module, UNet2DConditionModel):
+        module.delete_adapters(READ_BACK)
+    else:
+        module.delete_adapter(READ_BACK)
+
+
+def _same(layer: Any) -> bool:
     if READ_BACK not in layer.lora_A or layer.scaling[READ_BACK] != layer.scaling["default"]:
         return False
-    # Loading rounds the adapter to the UNet's own number format.
-    return all(
-        torch.equal(pair[READ_BACK].weight, pair["default"].weight.to(pair[READ_BACK].weight.dtype))
-        for pair in (layer.lora_A, layer.lora_B)
-    )
+    pairs = [
+        (matrices[READ_BACK].weight, matrices["default"].weight) for matrices in (layer.lora_A, layer.lora_B)
+    ]
+    return all(torch.equal(read, trained.to(read.dtype)) for read, trained in pairs)

@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .adapter import add_adapter, trainable
+from .adapter import UNET, add_adapter, trainable
 
 CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")
 """What diffusers' gradient checkpointing recomputes one at a time."""
@@ -26,10 +26,10 @@ class Footprint:
         config = UNet2DConditionModel.load_config(folder, subfolder="unet")
         with torch.device("meta"):
             self._unet = UNet2DConditionModel.from_config(config)
-            add_adapter(self._unet, rank, rank, seed=None)
+            add_adapter(self._unet, UNET, rank, rank, seed=None)
         self._unet.train()
         self._dtype = dtype
-        self.trained = sum(p.numel() for p in trainable(self._unet).values())
+        self.trained = sum(p.numel() for p in trainable({UNET: self._unet}).values())
         """Elements that learn."""
         self.frozen = sum(p.numel() for p in self._unet.parameters()) - self.trained
         """Elements of the base model."""

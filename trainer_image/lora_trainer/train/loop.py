@@ -131,12 +131,12 @@ def accumulate(learner: Learner, step: int) -> Tensor:
     first = (step * state.num_processes + state.process_index) * share
     total = torch.zeros((), device=state.device)
     for start in range(first, first + share, training.batch_size):
-        for batch in batches(learner, range(start, start + training.batch_size)):
-            with _autocast(learner):
+        with _autocast(learner):
+            for batch in batches(learner, range(start, start + training.batch_size)):
                 losses = sample_losses(learner.unet, learner.schedule, batch, float(training.snr_gamma))
                 loss = losses.sum() / share
-            learner.scaler.scale(loss).backward()
-            total += loss.detach()
+                learner.scaler.scale(loss).backward()
+                total += loss.detach()
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,23 +12,34 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lora_api.job import Optimizer, Training
 
+from .adapter import UNET
+
 BETAS, EPSILON, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 1e-4
 """Of diffusers' DreamBooth script."""
 MAX_GRADIENT_NORM = 1.0
 """Gradients are clipped to this norm before every step, as diffusers' script does."""
 
 
-def build_optimizer(training: Training, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-    rate = float(training.learning_rate)
+def build_optimizer(training: Training, parameters: Mapping[str, Parameter]) -> torch.optim.Optimizer:
+    """The job's optimizer over the UNet's parameters and, at their own rate, the text encoders'.
+
+    Args:
+        parameters: by `component.name`.
+    """
+    unet = [p for name, p in parameters.items() if name.startswith(f"{UNET}.")]
+    text = [p for name, p in parameters.items() if not name.startswith(f"{UNET}.")]
+    groups: list[dict[str, Any]] = [{"params": unet, "lr": float(training.learning_rate)}]
+    if text:
+        groups.append({"params": text, "lr": float(training.text_encoder.learning_rate)})
     match training.optimizer:
         case Optimizer.ADAMW:
-            return torch.optim.AdamW(parameters, lr=rate, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY)
+            return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY)
         case Optimizer.ADAMW_8BIT:
             import bitsandbytes
 
             # States in 8 bits (Dettmers et al. 2021, arXiv:2110.02861), of tensors from 4,096 elements up.
             optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-                parameters, lr=rate, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY
+                groups, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY
             )
             return optimizer
         case other:

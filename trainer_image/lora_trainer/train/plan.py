@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 from lora_api.exits import ExitCode
 from lora_api.job import GradientCheckpointing, Optimizer, QuantizeBase, Training
@@ -17,6 +20,7 @@ from lora_api.steps import TrainStep
 from ..errors import BadConfigurationError, StepError
 from ..runtime import load_config
 from ..store import Store
+from .adapter import TEXT_ENCODERS
 from .base_model import fetch_base_model
 from .footprint import Footprint
 from .settings import DTYPES
@@ -77,9 +81,11 @@ def make_plan(training: Training, folder: Path, dtype: torch.dtype, device: str,
     }[training.gradient_checkpointing]
     batch = training.batch_size * (1 + training.prior_preservation.enabled)
     per_weight = WEIGHT_BYTES.get(training.quantize_base, dtype.itemsize)
+    text = _elements(folder, TEXT_ENCODERS) if training.text_encoder.train else 0
     for checkpointing in choices:
         terms = {
             "UNet, frozen": int(sizes.frozen * per_weight),
+            **({"text encoders, frozen": text * dtype.itemsize} if text else {}),
             "adapter and its gradients, float32": 8 * sizes.trained,
             f"optimizer states, {training.optimizer}": int(STATE_BYTES[training.optimizer] * sizes.trained),
             "activations": sizes.activations(training.resolution, batch, checkpointing),
@@ -93,6 +99,15 @@ def make_plan(training: Training, folder: Path, dtype: torch.dtype, device: str,
         "training.quantizeBase to NF4, lower resolution, batchSize or rank, or use a larger GPU",
         Reason.OUT_OF_MEMORY,
     )
+
+
+def _elements(folder: Path, components: Sequence[str]) -> int:
+    """How many weights some components have, from the headers of their files."""
+    count = 0
+    for path in (path for component in components for path in (folder / component).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
 
 
 def free_memory(device: torch.device) -> int:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -24,14 +25,14 @@ from lora_api.steps import TrainStep
 
 from ..progress import Reporter
 from ..store import Store
-from .adapter import add_adapter, trainable
-from .base_model import fetch_base_model
+from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable, without_adapter
+from .base_model import TextTower, fetch_base_model
 from .checkpoint import Checkpoint, Checkpoints
 from .class_pictures import class_prompt, provide_class_pictures
 from .dataset import Picture, read_pictures
-from .drawing import Painter, without_adapter
+from .drawing import Painter
 from .draws import CLASS, INSTANCE, generator_for
-from .encode import Encoders
+from .encode import Encoders, TextEmbedding, encode_text
 from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
 from .loop import Learner, Record, Source, train
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
@@ -70,6 +71,8 @@ class Session:
         self._checkpoints = Checkpoints(
             store.output, config.keys, config.input_hash, training.checkpoint.keep_last, work
         )
+        self._towers: tuple[TextTower, TextTower] | None = None
+        """Only where the text encoders learn too."""
         with state.main_process_first():  # the first fills the caches, the others read them
             self._model = fetch_base_model(config.base_model, Path(config.cache_dir), store.input)
             pictures = read_pictures(
@@ -84,31 +87,42 @@ class Session:
                 weight = float(training.prior_preservation.weight)
                 sources.append(_source(CLASS, prior, encoders, training.resolution, weight))
             captions = [caption for source in sources for caption in source.captions]
-            self._texts = encoders.texts(["", *captions, *self._prompts])
+            live = training.text_encoder.train
+            self._texts = {} if live else encoders.texts(["", *captions, *self._prompts])
         if state.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders had
         plan = make_plan(training, self._model.folder, dtype, state.device.type, free_memory(state.device))
         log.info("memory:\n%s", plan)
         unet = self._model.unet(dtype).to(state.device)
-        add_adapter(unet, training.rank, training.alpha, training.seed)
         if plan.checkpointing:
             unet.enable_gradient_checkpointing()
         unet.train()
-        parameters = trainable(unet)
-        optimizer = build_optimizer(training, parameters.values())
+        self._adapted: dict[str, Any] = {UNET: unet}
+        if training.text_encoder.train:
+            self._towers = self._model.text_towers(dtype)
+            for name, tower in zip(TEXT_ENCODERS, self._towers, strict=True):
+                self._adapted[name] = tower.encoder.to(state.device)
+        for name, module in self._adapted.items():
+            add_adapter(module, name, training.rank, training.alpha, training.seed)
+        parameters = trainable(self._adapted)
+        optimizer = build_optimizer(training, parameters)
         self.learner = Learner(
             state=state,
             training=training,
             unet=unet,
             schedule=self._model.noise_schedule(),
             sources=sources,
-            texts=self._texts.__getitem__,
+            texts=self._embed,
             parameters=parameters,
             optimizer=optimizer,
             rates=build_schedule(training, optimizer),
             scaler=torch.amp.GradScaler(state.device.type, enabled=dtype == torch.float16),
             dtype=dtype,
         )
+
+    def _embed(self, text: str) -> TextEmbedding:
+        """A text's embedding: now, through encoders that learn, or from the cache."""
+        return encode_text(self._towers, text) if self._towers else self._texts[text]
 
     def resume(self) -> int | None:
         """Take up the newest sound checkpoint; its step, or None where training starts at the beginning."""
@@ -153,18 +167,18 @@ class Session:
 
     def publish(self) -> Manifest:
         """Write, verify and publish the adapter, its previews and its metrics; the manifest last."""
-        unet = self.learner.unet
-        for form in self._config.spec.output.formats:
-            path = self._folder / FILE_NAMES[form]
+        paths = {form: self._folder / FILE_NAMES[form] for form in self._config.spec.output.formats}
+        for form, path in paths.items():
             if form == "diffusers":
-                write_diffusers(path, unet)
+                write_diffusers(path, self._adapted)
             else:
-                write_kohya(path, unet, kohya_metadata(self._config))
-            verify(path, unet)
+                write_kohya(path, self._adapted, kohya_metadata(self._config))
+        for path in paths.values():
+            verify(path, self._adapted)
         lines = [json.dumps(asdict(record)) + "\n" for record in self.learner.records]
         (self._folder / METRICS).write_text("".join(lines))
         self._draw(with_base=True)
-        names = [*(FILE_NAMES[form] for form in self._config.spec.output.formats), METRICS]
+        names = [*(path.name for path in paths.values()), METRICS]
         manifest = self._manifest({name: self._upload(self._folder / name) for name in names})
         commit(self._bucket, self._config, manifest)
         return manifest
@@ -215,9 +229,10 @@ class Session:
         training, step = self._training, self.learner.step
         painter = Painter(self._model, self.learner.unet, self._dtype)
 
+        @torch.no_grad()
         def draw(prompt: str) -> Image.Image:
             return painter.draw(
-                self._texts[prompt],
+                self._embed(prompt),
                 resolution=training.resolution,
                 inference_steps=training.preview.num_inference_steps,
                 chance=generator_for(training.seed, "preview"),
@@ -227,7 +242,7 @@ class Session:
             name = f"preview-{step:06d}-{index:02d}"
             entry = self._keep_picture(draw(prompt), f"{name}.png")
             if with_base:
-                with without_adapter(self.learner.unet):
+                with without_adapter(self._adapted):
                     self._keep_picture(draw(prompt), f"{name}-base.png")
             self._previews.append(PreviewStatus(step=step, prompt=prompt, key=entry.key))
 

@@ -61,7 +61,6 @@ def refuse_unsupported(training: Training) -> None:
         "method": training.method == Method.DREAMBOOTH_EXTRACT,
         "optimizer": training.optimizer not in (Optimizer.ADAMW, Optimizer.ADAMW_8BIT),
         "quantizeBase": training.quantize_base != QuantizeBase.NONE,
-        "textEncoder.train": training.text_encoder.train,
         "crop": training.crop == Crop.BUCKETS,
         "lrScheduler": training.lr_scheduler == "piecewise_constant",
     }
