@@ -1,0 +1,121 @@
+"""The quickstart on a whole cluster: pods that run, pictures that become an adapter.
+
+Needs `LORA_TEST_KUBECONFIG` and, in that cluster, an operator whose default profile has the model `tiny-sdxl` and the
+quickstart's pictures in its store; `LORA_TEST_STORE_KEYS` holds that store's `accessKey:secretKey`. docs/testing.md
+says how to set such a cluster up.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import yaml
+from kubernetes import client, config
+from studio import Studio, until
+
+from lora_api import GROUP, PLURAL, VERSION
+
+KUBECONFIG = os.environ.get("LORA_TEST_KUBECONFIG", "")
+KEYS = os.environ.get("LORA_TEST_STORE_KEYS", ":")
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "job.yaml"
+
+pytestmark = pytest.mark.skipif(not KUBECONFIG, reason="LORA_TEST_KUBECONFIG names no cluster")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Studio]:
+    """A namespace that enforces the restricted Pod Security Standard, with the store's keys in it."""
+    with config.new_client_from_config(KUBECONFIG) as api:
+        name = f"test-{uuid4().hex[:8]}"
+        core = client.CoreV1Api(api)
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        core.create_namespace({"metadata": {"name": name, "labels": labels}})
+        yield Studio(api, name)
+        core.delete_namespace(name)
+        until(lambda: name not in [n.metadata.name for n in core.list_namespace().items], 180)
+
+
+def give_keys(studio: Studio, keys: str) -> None:
+    access_key, _, secret_key = keys.partition(":")
+    studio.core.create_namespaced_secret(
+        studio.namespace,
+        {
+            "metadata": {"name": "lora-store"},
+            "stringData": {"accessKey": access_key, "secretKey": secret_key},
+        },
+    )
+
+
+def kubectl(studio: Studio, *arguments: str, text: str = "") -> str:
+    ran = subprocess.run(
+        ["kubectl", "--kubeconfig", KUBECONFIG, "-n", studio.namespace, *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ran.stdout
+
+
+def quickstart(studio: Studio, name: str, **spec: object) -> None:
+    job = yaml.safe_load(QUICKSTART.read_text())
+    job["metadata"] = {"name": name}
+    job["spec"] |= spec
+    kubectl(studio, "apply", "-f", "-", text=yaml.safe_dump(job))
+
+
+def wait_finished(studio: Studio, name: str, seconds: int) -> None:
+    kubectl(studio, "wait", "--for=condition=Finished", f"loratrainingjob/{name}", f"--timeout={seconds}s")
+
+
+def test_pictures_become_an_adapter(cluster: Studio) -> None:
+    give_keys(cluster, KEYS)
+    quickstart(cluster, "quickstart")
+    wait_finished(cluster, "quickstart", 600)
+    status = cluster.status("quickstart")
+    assert cluster.condition("Succeeded", "quickstart") == ("True", "Trained"), cluster.message("quickstart")
+    assert status["progress"]["display"] == "60/60"
+    assert status["adapter"]["bytes"] > 0
+    pods = cluster.pods()
+    assert sorted(pod.metadata.labels["lora-training.io/step"] for pod in pods) == ["annotate", "train"]
+    assert all(pod.status.phase == "Succeeded" for pod in pods)
+    shown = kubectl(cluster, "get", PLURAL)
+    assert "Succeeded" in shown
+    assert "60/60" in shown
+
+
+def test_bad_jobs_end_with_their_reason(cluster: Studio) -> None:
+    give_keys(cluster, KEYS)
+    quickstart(cluster, "profile", profile="nope")
+    quickstart(cluster, "images", dataset={"prefix": f"nothing/{uuid4().hex}/"})
+    for name, reason in (("profile", "ProfileNotFound"), ("images", "DatasetInvalid")):
+        wait_finished(cluster, name, 60)
+        assert cluster.condition("Succeeded", name) == ("False", reason)
+
+
+def test_a_wrong_key_ends_with_its_reason(cluster: Studio) -> None:
+    give_keys(cluster, f"{KEYS.partition(':')[0]}:wrong")
+    quickstart(cluster, "key")
+    wait_finished(cluster, "key", 60)
+    assert cluster.condition("Succeeded", "key") == ("False", "CredentialsRefused")
+
+
+def test_a_secret_that_comes_late_is_waited_for(cluster: Studio) -> None:
+    quickstart(cluster, "late", dataset={"prefix": f"nothing/{uuid4().hex}/"})
+    until(lambda: cluster.condition("Succeeded", "late") == ("Unknown", "SecretNotFound"), 60)
+    give_keys(cluster, KEYS)
+    wait_finished(cluster, "late", 180)
+    assert cluster.condition("Succeeded", "late") == ("False", "DatasetInvalid")
+
+
+def test_deleting_a_job_ends_its_pods(cluster: Studio) -> None:
+    give_keys(cluster, KEYS)
+    quickstart(cluster, "gone")
+    until(lambda: cluster.phase("gone") == "Training", 300)
+    cluster.custom.delete_namespaced_custom_object(GROUP, VERSION, cluster.namespace, PLURAL, "gone")
+    until(lambda: not cluster.pods(), 150)

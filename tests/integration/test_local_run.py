@@ -1,0 +1,213 @@
+"""`lora run`, as a person runs it: a process on the quickstart's files, with a real store and a real small model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "examples" / "quickstart"
+SMALL = [
+    "training.maxSteps=6",
+    "training.resolution=64",
+    "training.checkpoint.everySteps=2",
+    "training.preview.numInferenceSteps=2",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny-sdxl"
+    subprocess.run(
+        [sys.executable, "-m", "lora_trainer", "tiny-sdxl", folder], check=True, capture_output=True
+    )
+    return folder
+
+
+def command(home: Path, model: Path, *settings: str) -> list[str]:
+    arguments = [str(QUICKSTART / "job.yaml"), "--profiles", str(QUICKSTART / "profiles.yaml")]
+    arguments += [
+        "--images",
+        str(QUICKSTART / "images"),
+        "--put",
+        f"{model}:models/tiny-sdxl",
+        "--home",
+        str(home),
+    ]
+    for setting in [*SMALL, *settings]:
+        arguments += ["--set", setting]
+    return [str(Path(sys.executable).with_name("lora")), "run", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC")}
+    return kept | {"OMP_NUM_THREADS": "1"} | more
+
+
+def lora_run(home: Path, model: Path, *settings: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(home, model, *settings),
+        check=False,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def status_of(home: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((home / "runs/default/quickstart/status.yaml").read_text())[
+        "status"
+    ]
+    return found
+
+
+def result_of(home: Path) -> Path:
+    return home / "runs/default/quickstart/result"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    home = tmp_path_factory.mktemp("undisturbed")
+    ran = lora_run(home, tiny_model)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return home, ran.stdout
+
+
+def test_pictures_become_an_adapter_that_verifies(undisturbed: tuple[Path, str]) -> None:
+    home, said = undisturbed
+    status = status_of(home)
+    assert status["phase"] == "Succeeded"
+    adapter = (result_of(home) / "adapter.safetensors").read_bytes()
+    assert hashlib.sha256(adapter).hexdigest() == status["adapter"]["sha256"]
+    assert len(adapter) == status["adapter"]["bytes"]
+    for word in ("Annotating", "Training", "Succeeded", status["adapter"]["sha256"], "Loss", "over 6 steps"):
+        assert word in said
+    previews = [line.split()[1] for line in said.splitlines() if line.startswith("Preview")]
+    assert len(previews) == 2
+    assert all(Path(preview).stat().st_size > 0 for preview in previews)
+
+
+def test_no_credential_is_left_behind(undisturbed: tuple[Path, str]) -> None:
+    home, _ = undisturbed
+    assert list((home / "runs").rglob("*Key")) == []
+
+
+def test_an_unchanged_job_is_reused_in_seconds(undisturbed: tuple[Path, str], tiny_model: Path) -> None:
+    home, _ = undisturbed
+    before = status_of(home)["adapter"]
+    ran = lora_run(home, tiny_model, "output.reuse=IfUnchanged")
+    assert ran.returncode == 0, ran.stdout
+    assert "Reused" in ran.stdout
+    assert status_of(home)["adapter"] == before
+    assert "training" not in status_of(home)
+
+
+def test_ctrl_c_suspends_and_the_next_run_ends_with_the_same_adapter(
+    undisturbed: tuple[Path, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    expected = status_of(undisturbed[0])["adapter"]["sha256"]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(command(tmp_path, tiny_model), env=environment(), stdout=out)
+        checkpoints = tmp_path / "runs/default/quickstart"
+        deadline = time.monotonic() + 120
+        while not any("checkpoint of step" in log.read_text() for log in checkpoints.glob("*train*.log")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 3
+    assert status_of(tmp_path)["phase"] == "Suspended"
+    ran = lora_run(tmp_path, tiny_model)
+    assert ran.returncode == 0, ran.stdout
+    status = status_of(tmp_path)
+    assert status["training"]["attempt"] == 2
+    assert status["training"]["resumedFromStep"] >= 2
+    assert status["adapter"]["sha256"] == expected
+
+
+def messages_api(server: HTTPServer) -> list[dict[str, Any]]:
+    """A server that speaks the Messages API: schema fields for every picture."""
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: Request) -> Response:
+        asked.append(
+            {"key": request.headers.get("X-Api-Key", request.headers.get("Authorization")), **request.json}
+        )
+        fields = dict.fromkeys(request.json["output_config"]["format"]["schema"]["properties"], "")
+        fields |= {"setting": "in front of a plain wall"}
+        message = {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "model": request.json["model"],
+            "content": [{"type": "text", "text": json.dumps(fields)}],
+            "stop_reason": "end_turn",
+            "stop_sequence": None,
+            "usage": {"input_tokens": 900, "output_tokens": 60},
+        }
+        return Response(json.dumps(message), content_type="application/json")
+
+    server.expect_request("/v1/messages").respond_with_handler(answer)
+    return asked
+
+
+def test_with_a_key_the_captions_are_the_llms(
+    tiny_model: Path, tmp_path: Path, httpserver: HTTPServer
+) -> None:
+    asked = messages_api(httpserver)
+    ran = lora_run(
+        tmp_path,
+        tiny_model,
+        "annotation.mode=LLM",
+        ANTHROPIC_API_KEY="a-test-key",
+        ANTHROPIC_BASE_URL=httpserver.url_for("").rstrip("/"),
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert len(asked) == 6
+    assert all("a-test-key" in str(request["key"]) for request in asked)
+    usage = status_of(tmp_path)["captions"]["usage"]
+    assert (usage["requests"], usage["inputTokens"]) == (6, 5400)
+    assert float(usage["costUSD"]) == pytest.approx(6 * (900 * 0.10 + 60 * 0.50) / 1e6)
+
+
+def test_a_wrong_key_ends_with_its_name(tiny_model: Path, tmp_path: Path, httpserver: HTTPServer) -> None:
+    error = {"type": "error", "error": {"type": "authentication_error", "message": "invalid x-api-key"}}
+    httpserver.expect_request("/v1/messages").respond_with_json(error, status=401)
+    ran = lora_run(
+        tmp_path,
+        tiny_model,
+        "annotation.mode=LLM",
+        ANTHROPIC_API_KEY="wrong",
+        ANTHROPIC_BASE_URL=httpserver.url_for("").rstrip("/"),
+    )
+    assert ran.returncode == 1, ran.stdout
+    assert "CredentialsRefused" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.rank=0", "spec.training.rank"),
+        ("training.mixedPrecision=fp16", "fp32"),
+        ("baseModel=nope", "spec.baseModel"),
+        ("dataset.minImages=7", "6"),
+        ("training", "FIELD=VALUE"),
+    ],
+)
+def test_what_is_wrong_is_named(tiny_model: Path, tmp_path: Path, setting: str, words: str) -> None:
+    ran = lora_run(tmp_path, tiny_model, setting)
+    assert ran.returncode in (1, 64), ran.stdout
+    assert words in ran.stdout

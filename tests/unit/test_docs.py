@@ -1,0 +1,44 @@
+"""The docs name what there is, and nothing that there is not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from lora_api.profile import Profiles
+from lora_api.reasons import Reason
+
+ROOT = Path(__file__).parents[2]
+NOT_SUCCEEDED = {Reason.VALID, Reason.CAPTIONED}
+"""Reasons of other conditions than Succeeded."""
+
+
+def test_every_reason_says_what_to_do() -> None:
+    rows = re.findall(r"^\| ([A-Z][\w, ]+) \|", (ROOT / "docs/reasons.md").read_text(), re.MULTILINE)
+    named = {name for row in rows if row != "Reason" for name in row.split(", ")}
+    assert named == {str(reason) for reason in Reason} - {str(reason) for reason in NOT_SUCCEEDED}
+
+
+def test_the_documented_profile_is_valid() -> None:
+    found = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/profiles.md").read_text(), re.DOTALL)
+    assert found is not None
+    Profiles.model_validate(yaml.safe_load(found[1]))
+
+
+def test_the_charts_and_the_quickstarts_profiles_are_valid() -> None:
+    values = yaml.safe_load((ROOT / "charts/lora-training-operator/values.yaml").read_text())
+    Profiles.model_validate({"profiles": values["profiles"]})
+    Profiles.model_validate(yaml.safe_load((ROOT / "examples/quickstart/profiles.yaml").read_text()))
+
+
+def test_links_in_the_readme_lead_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_readmes_make_targets_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"^make ([a-z-]+)$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert target in targets
