@@ -18,6 +18,10 @@ def test_the_defaults_are_supported() -> None:
     ("setting", "name"),
     [
         ({"lrScheduler": "piecewise_constant"}, "training.lrScheduler: piecewise_constant"),
+        (
+            {"optimizer": "Prodigy", "learningRate": "1", "textEncoder": {"train": True}},
+            "training.textEncoder.learningRate",
+        ),
         ({"method": "LoRA", "priorPreservation": {"enabled": True}}, "training.priorPreservation.enabled"),
     ],
 )

@@ -1,8 +1,9 @@
-"""The job's pictures and captions as the annotation step left them, made square for training."""
+"""The job's pictures and captions as the annotation step left them, cut for training."""
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -56,7 +57,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Square:
+class Cut:
     """A picture as it is trained on."""
 
     pixels: Tensor
@@ -105,10 +106,14 @@ def _read_picture(bucket: Bucket, keys: JobKeys, line: str, use_crops: bool) -> 
     return Picture(caption.file_name, data, caption.text, caption.crop if use_crops else None)
 
 
-def square(picture: Picture, resolution: int) -> Square:
-    """Crop the largest square out of the middle of the picture (or of its crop box) and resize it.
+def cut(picture: Picture, resolution: int, keep_shape: bool = False) -> Cut:
+    """Crop the largest part of the target's shape out of the middle of a picture (or of its crop box).
 
     The crop's corner is given in pixels of the picture as resized, as SDXL was trained.
+
+    Args:
+        resolution: side of the target, in pixels; with `keep_shape`, of a square of its area.
+        keep_shape: take the bucket next to the picture's shape instead of a square.
 
     Raises:
         BadDataError: when the image cannot be decoded.
@@ -117,14 +122,35 @@ def square(picture: Picture, resolution: int) -> Square:
     left, top, right, bottom = picture.crop or (0.0, 0.0, 1.0, 1.0)
     left, right = left * image.width, right * image.width
     top, bottom = top * image.height, bottom * image.height
-    side = min(right - left, bottom - top)
-    left, top = (left + right - side) / 2, (top + bottom - side) / 2
+    width, height = resolution, resolution
+    if keep_shape:
+        width, height = bucket(right - left, bottom - top, resolution)
+    scale = max(width / (right - left), height / (bottom - top))
+    left, top = (left + right - width / scale) / 2, (top + bottom - height / scale) / 2
     resized = image.resize(
-        (resolution, resolution), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+        (width, height),
+        Image.Resampling.LANCZOS,
+        box=(left, top, min(left + width / scale, image.width), min(top + height / scale, image.height)),
     )
-    scale = resolution / side
     corner = (round(top * scale), round(left * scale))
-    return Square(to_pixels(resized), (image.height, image.width, *corner, resolution, resolution))
+    return Cut(to_pixels(resized), (image.height, image.width, *corner, height, width))
+
+
+def bucket(width: float, height: float, resolution: int) -> tuple[int, int]:
+    """The training size, of at most `resolution` squared pixels, whose shape is next to a picture's.
+
+    Sides are multiples of a sixteenth of the resolution (64 at 1024, as SDXL was trained: arXiv:2307.01952,
+    2.3), and of the 8 pixels of a latent; none is more than twice the resolution.
+
+    Returns:
+        width and height in pixels.
+    """
+    unit = max(8, resolution // 16 // 8 * 8)
+    sides = range(unit, 2 * resolution + 1, unit)
+    sizes = [(across, resolution**2 // across // unit * unit) for across in sides]
+    sizes = [(across, down) for across, down in sizes if down in sides]
+    wanted = math.log(width / height)
+    return min(sizes, key=lambda size: (abs(math.log(size[0] / size[1]) - wanted), -size[0] * size[1]))
 
 
 def to_pixels(image: Image.Image) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .base_model import BaseModel, TextTower
-from .dataset import Picture, square
+from .dataset import Cut, Picture, cut
 from .tensors import write_tensors
 
 CACHE_VERSION = 1
@@ -33,7 +33,7 @@ class Latent:
     deviation: Tensor
     """float32, the same shape."""
     time_ids: Tensor
-    """float32, (6,): see `dataset.Square`."""
+    """float32, (6,): see `dataset.Cut`."""
 
     def sample(self, normal: Tensor) -> Tensor:
         """The point of the posterior that standard normal noise picks."""
@@ -59,15 +59,17 @@ class Encoders:
     device: torch.device
     dtype: torch.dtype
 
-    def pictures(self, pictures: Sequence[Picture], resolution: int) -> list[Latent]:
-        """Each picture's latent."""
-        names = [f"{picture.sha256} {picture.crop} {resolution}" for picture in pictures]
+    def pictures(
+        self, pictures: Sequence[Picture], resolution: int, keep_shape: bool = False
+    ) -> list[Latent]:
+        """Each picture's latent, cut as `dataset.cut` does."""
+        names = [f"{picture.sha256} {picture.crop} {resolution} {keep_shape}" for picture in pictures]
 
         def compute() -> dict[str, Tensor]:
             vae = self.model.vae(self.dtype).to(self.device).eval()
             found: dict[str, Tensor] = {}
             for name, picture in zip(names, pictures, strict=True):
-                latent = encode_picture(vae, picture, resolution)
+                latent = encode_picture(vae, cut(picture, resolution, keep_shape))
                 found[f"{name} mean"] = latent.mean
                 found[f"{name} deviation"] = latent.deviation
                 found[f"{name} time_ids"] = latent.time_ids
@@ -117,12 +119,11 @@ class Encoders:
 
 
 @torch.no_grad()
-def encode_picture(vae: AutoencoderKL, picture: Picture, resolution: int) -> Latent:
-    cut = square(picture, resolution)
-    posterior = vae.encode(cut.pixels[None].to(vae.device, vae.dtype)).latent_dist
+def encode_picture(vae: AutoencoderKL, piece: Cut) -> Latent:
+    posterior = vae.encode(piece.pixels[None].to(vae.device, vae.dtype)).latent_dist
     scale = vae.config.scaling_factor
     mean, deviation = (posterior.mean[0].float() * scale, posterior.std[0].float() * scale)
-    return Latent(mean.cpu(), deviation.cpu(), torch.tensor(cut.time_ids, dtype=torch.float32))
+    return Latent(mean.cpu(), deviation.cpu(), torch.tensor(piece.time_ids, dtype=torch.float32))
 
 
 def encode_text(towers: tuple[TextTower, TextTower], text: str) -> TextEmbedding:

@@ -42,8 +42,32 @@ def build_optimizer(training: Training, parameters: Mapping[str, Parameter]) -> 
                 groups, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY
             )
             return optimizer
-        case other:
-            raise NotImplementedError(other)
+        case Optimizer.PRODIGY:
+            from prodigyopt import Prodigy
+
+            # Finds its own step size (Mishchenko & Defazio 2023, arXiv:2306.06101); learningRate multiplies it.
+            prodigy: torch.optim.Optimizer = Prodigy(
+                groups,
+                betas=BETAS,
+                eps=EPSILON,
+                weight_decay=WEIGHT_DECAY,
+                use_bias_correction=True,
+                safeguard_warmup=True,
+            )
+            return prodigy
+        case Optimizer.ADAFACTOR:
+            from transformers.optimization import Adafactor
+
+            # Second moments by row and column (Shazeer & Stern 2018, arXiv:1804.04235), at the job's rate:
+            # scaled by a parameter's size, a step would leave B at zero.
+            adafactor: torch.optim.Optimizer = Adafactor(
+                groups,
+                weight_decay=WEIGHT_DECAY,
+                scale_parameter=False,
+                relative_step=False,
+                warmup_init=False,
+            )
+            return adafactor
 
 
 def build_schedule(training: Training, optimizer: torch.optim.Optimizer) -> LRScheduler:

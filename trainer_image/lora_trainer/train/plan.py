@@ -31,6 +31,8 @@ WEIGHT_BYTES = {QuantizeBase.NF4: 0.53, QuantizeBase.INT8: 1.01}
 STATE_BYTES = {
     Optimizer.ADAMW: 8.0,
     Optimizer.ADAMW_8BIT: 2.03,
+    Optimizer.PRODIGY: 16.0,
+    Optimizer.ADAFACTOR: 1.0,
 }
 """Per trained element."""
 CONTEXT = {"cuda": int(0.6 * GIB), "cpu": int(0.5 * GIB)}

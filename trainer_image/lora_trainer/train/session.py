@@ -29,7 +29,7 @@ from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable, without_adapte
 from .base_model import TextTower, fetch_base_model
 from .checkpoint import Checkpoint, Checkpoints
 from .class_pictures import class_prompt, provide_class_pictures
-from .dataset import Picture, read_pictures
+from .dataset import read_pictures
 from .drawing import Painter
 from .draws import CLASS, INSTANCE, generator_for
 from .encode import Encoders, TextEmbedding, encode_text
@@ -76,16 +76,18 @@ class Session:
         with state.main_process_first():  # the first fills the caches, the others read them
             self._model = fetch_base_model(config.base_model, Path(config.cache_dir), store.input)
             pictures = read_pictures(
-                store.output, config.keys, config.captions_sha256, use_crops=training.crop == Crop.SMART
+                store.output, config.keys, config.captions_sha256, use_crops=training.crop != Crop.CENTER
             )
             encoders = Encoders(self._model, work / "cache", state.device, dtype)
-            sources = [_source(INSTANCE, pictures, encoders, training.resolution)]
+            latents = encoders.pictures(pictures, training.resolution, training.crop == Crop.BUCKETS)
+            sources = [Source(INSTANCE, latents, [picture.caption for picture in pictures])]
             if training.prior_preservation.enabled:
                 prior = provide_class_pictures(
                     store.output, config.namespace, class_prompt(training, concept), training, encoders
                 )
+                latents = encoders.pictures(prior, training.resolution)
                 weight = float(training.prior_preservation.weight)
-                sources.append(_source(CLASS, prior, encoders, training.resolution, weight))
+                sources.append(Source(CLASS, latents, [picture.caption for picture in prior], weight))
             captions = [caption for source in sources for caption in source.captions]
             live = training.text_encoder.train
             self._texts = {} if live else encoders.texts(["", *captions, *self._prompts])
@@ -266,13 +268,6 @@ class Session:
             loss=loss,
             steps_per_second=1 / seconds if seconds else None,
         )
-
-
-def _source(
-    name: str, pictures: list[Picture], encoders: Encoders, resolution: int, weight: float = 1.0
-) -> Source:
-    latents = encoders.pictures(pictures, resolution)
-    return Source(name, latents, [picture.caption for picture in pictures], weight)
 
 
 def mean_loss(records: list[Record]) -> float | None:

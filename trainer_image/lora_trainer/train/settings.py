@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from lora_api.job import (
-    Crop,
     Method,
     MixedPrecision,
     Optimizer,
@@ -59,15 +58,16 @@ def refuse_unsupported(training: Training) -> None:
     """
     absent = {
         "method": training.method == Method.DREAMBOOTH_EXTRACT,
-        "optimizer": training.optimizer not in (Optimizer.ADAMW, Optimizer.ADAMW_8BIT),
         "quantizeBase": training.quantize_base != QuantizeBase.NONE,
-        "crop": training.crop == Crop.BUCKETS,
         "lrScheduler": training.lr_scheduler == "piecewise_constant",
     }
     wire = training.to_wire()
     named = [f"training.{name}: {_value(wire, name)}" for name, unsupported in absent.items() if unsupported]
     if training.method == Method.LORA and training.prior_preservation.enabled:
         named.append("training.priorPreservation.enabled with training.method: LoRA, which knows no class")
+    rates = {training.learning_rate, training.text_encoder.learning_rate}
+    if training.optimizer == Optimizer.PRODIGY and training.text_encoder.train and len(rates) > 1:
+        named.append("training.textEncoder.learningRate other than training.learningRate with Prodigy")
     if named:
         raise BadConfigurationError(f"this version does not have {'; '.join(named)}")
 
