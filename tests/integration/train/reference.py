@@ -19,7 +19,8 @@ from PIL import Image
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from lora_api.job import Training
+from lora_api.job import Crop, Training
+from lora_trainer.train.dataset import bucket
 
 
 def chance(seed: int, *path: object) -> torch.Generator:
@@ -131,14 +132,16 @@ class Reference:
     def prepare(self, data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         image = Image.open(io.BytesIO(data))
         width, height = image.size
-        resolution, side = self.training.resolution, min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)
-        cut = image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box)
+        across = down = self.training.resolution
+        if self.training.crop == Crop.BUCKETS:
+            across, down = bucket(width, height, self.training.resolution)
+        scale = max(across / width, down / height)
+        left, top = (width - across / scale) / 2, (height - down / scale) / 2
+        box = (left, top, min(left + across / scale, width), min(top + down / scale, height))
+        cut = image.resize((across, down), Image.Resampling.LANCZOS, box=box)
         pixels = torch.from_numpy(np.array(cut, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        corner = (round(top * resolution / side), round(left * resolution / side))
-        ids = torch.tensor([[height, width, *corner, resolution, resolution]], dtype=torch.float32)
-        return pixels, ids
+        ids = [height, width, round(top * scale), round(left * scale), down, across]
+        return pixels, torch.tensor([ids], dtype=torch.float32)
 
     def encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         layers = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from PIL import Image
 from safetensors.torch import load
 
 from integration.train.conftest import Job, JobMaker
@@ -238,3 +241,37 @@ def test_a_missing_model_folder_is_named(make_job: JobMaker) -> None:
     other = job.config.base_model.model_copy(update={"key": "models/none/"})
     with pytest.raises(BadConfigurationError, match="models/none/ holds no diffusers pipeline"):
         job.with_config(base_model=other).run()
+
+
+def test_dreambooth_extract_fine_tunes_and_extracts(
+    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+) -> None:
+    settings = {"method": "DreamBoothExtract", "maxSteps": 4, "rank": 32, "alpha": 8}
+    job = make_job(**settings)
+    job.run()
+    layers = json.loads(job.attempt_file("layers.json"))
+    tensors = load(job.attempt_file("adapter.safetensors"))
+    assert {name.split(".lora_")[0].removeprefix("unet.") for name in tensors} == set(layers["layers"])
+    assert any(".ff." in name for name in tensors)
+    assert 0 < layers["outputError"] < 0.05
+    assert all(0.5 < layer["energyKept"] <= 1.0001 for layer in layers["layers"].values())
+    path = job.folder / "work" / "attempt-1"
+    drawn = picture(loaded(tiny_sdxl, path / "adapter.safetensors"))
+    np.testing.assert_allclose(
+        drawn, picture(loaded(tiny_sdxl, path / "adapter-kohya.safetensors")), atol=1e-5
+    )
+    # The first loss is the base model's own: fine-tuning starts where the definition starts.
+    reference = Reference(tiny_sdxl, instance_samples(pictures), job.config.spec.training)
+    assert job.records()[0]["loss"] == pytest.approx(reference.step(0), abs=1e-4)
+    assert job.records()[-1]["loss"] != pytest.approx(reference.step(3), abs=1e-4)
+
+
+def test_buckets_keep_each_pictures_shape(make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]) -> None:
+    wide = Image.open(io.BytesIO(pictures[0])).resize((160, 90))
+    out = io.BytesIO()
+    wide.save(out, "png")
+    images = [out.getvalue(), *pictures[1:]]
+    job = make_job(crop="Buckets", batchSize=3, maxSteps=3)
+    job.store.output.put(job.config.keys.image(0), images[0])
+    job.run()
+    assert_losses(job, Reference(tiny_sdxl, instance_samples(images), job.config.spec.training))

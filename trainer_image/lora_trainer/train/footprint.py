@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .adapter import UNET, add_adapter, trainable
+from .extract import make_trainable
 
 CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")
 """What diffusers' gradient checkpointing recomputes one at a time."""
@@ -22,11 +23,15 @@ class Footprint:
     Shapes are traced as a CPU would run them, where attention is fused as on a GPU.
     """
 
-    def __init__(self, folder: Path, rank: int, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, rank: int | None, dtype: torch.dtype) -> None:
+        """rank: of the adapter; None fine-tunes the UNet itself, as `extract.make_trainable` says."""
         config = UNet2DConditionModel.load_config(folder, subfolder="unet")
         with torch.device("meta"):
             self._unet = UNet2DConditionModel.from_config(config)
-            add_adapter(self._unet, UNET, rank, rank, seed=None)
+            if rank is None:
+                make_trainable(self._unet)
+            else:
+                add_adapter(self._unet, UNET, rank, rank, seed=None)
         self._unet.train()
         self._dtype = dtype
         self.trained = sum(p.numel() for p in trainable({UNET: self._unet}).values())

@@ -32,19 +32,25 @@ def sample_losses(
     unet: UNet2DConditionModel, schedule: DDPMScheduler, batch: Batch, snr_gamma: float
 ) -> Tensor:
     """Each sample's weighted loss: float32, (n,)."""
+    predicted = predict(unet, schedule, batch)
+    velocity = schedule.config.prediction_type == "v_prediction"
+    wanted = schedule.get_velocity(batch.latents, batch.noise, batch.timesteps) if velocity else batch.noise
+    errors: Tensor = (predicted - wanted).square().mean(dim=(1, 2, 3))
+    alphas = schedule.alphas_cumprod.to(batch.timesteps.device)[batch.timesteps]
+    return errors * batch.weights * min_snr_weights(alphas, snr_gamma, velocity)
+
+
+def predict(unet: UNet2DConditionModel, schedule: DDPMScheduler, batch: Batch) -> Tensor:
+    """The UNet's prediction for noised latents: float32, (n, channels, height, width)."""
     noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    predicted = unet(
+    predicted: Tensor = unet(
         noisy.to(unet.dtype),
         batch.timesteps,
         batch.text.to(unet.dtype),
         added_cond_kwargs={"text_embeds": batch.pooled.to(unet.dtype), "time_ids": batch.time_ids},
         return_dict=False,
     )[0]
-    velocity = schedule.config.prediction_type == "v_prediction"
-    wanted = schedule.get_velocity(batch.latents, batch.noise, batch.timesteps) if velocity else batch.noise
-    errors: Tensor = (predicted.float() - wanted).square().mean(dim=(1, 2, 3))
-    alphas = schedule.alphas_cumprod.to(batch.timesteps.device)[batch.timesteps]
-    return errors * batch.weights * min_snr_weights(alphas, snr_gamma, velocity)
+    return predicted.float()
 
 
 def min_snr_weights(alphas_cumprod: Tensor, gamma: float, velocity: bool) -> Tensor:

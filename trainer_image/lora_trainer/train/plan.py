@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from lora_api.exits import ExitCode
-from lora_api.job import GradientCheckpointing, Optimizer, QuantizeBase, Training
+from lora_api.job import GradientCheckpointing, Method, Optimizer, QuantizeBase, Training
 from lora_api.reasons import Reason
 from lora_api.steps import TrainStep
 
@@ -75,20 +75,22 @@ def make_plan(training: Training, folder: Path, dtype: torch.dtype, device: str,
     Raises:
         BadConfigurationError: when nothing fits; with the sum, and what to change.
     """
-    sizes = Footprint(folder, training.rank, dtype)
+    extract = training.method == Method.DREAMBOOTH_EXTRACT
+    sizes = Footprint(folder, None if extract else training.rank, dtype)
     choices = {
         GradientCheckpointing.AUTO: (False, True),
         GradientCheckpointing.ALWAYS: (True,),
         GradientCheckpointing.NEVER: (False,),
     }[training.gradient_checkpointing]
     batch = training.batch_size * (1 + training.prior_preservation.enabled)
-    per_weight = WEIGHT_BYTES.get(training.quantize_base, dtype.itemsize)
+    # What is fine-tuned itself is kept in float32, and the rest of the UNet with it.
+    per_weight = 4 if extract else WEIGHT_BYTES.get(training.quantize_base, dtype.itemsize)
     text = _elements(folder, TEXT_ENCODERS) if training.text_encoder.train else 0
     for checkpointing in choices:
         terms = {
             "UNet, frozen": int(sizes.frozen * per_weight),
             **({"text encoders, frozen": text * dtype.itemsize} if text else {}),
-            "adapter and its gradients, float32": 8 * sizes.trained,
+            "what learns and its gradients, float32": 8 * sizes.trained,
             f"optimizer states, {training.optimizer}": int(STATE_BYTES[training.optimizer] * sizes.trained),
             "activations": sizes.activations(training.resolution, batch, checkpointing),
             "libraries": CONTEXT[device],

@@ -18,7 +18,7 @@ from accelerate import PartialState
 from PIL import Image
 
 from lora_api import __version__
-from lora_api.job import Crop
+from lora_api.job import Crop, Method
 from lora_api.manifest import FileEntry, Manifest
 from lora_api.status import AdapterStatus, PreviewStatus
 from lora_api.steps import TrainStep
@@ -34,13 +34,15 @@ from .drawing import Painter
 from .draws import CLASS, INSTANCE, generator_for
 from .encode import Encoders, TextEmbedding, encode_text
 from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
-from .loop import Learner, Record, Source, train
+from .extract import extract, linear_weights, make_trainable, put_adapter, report
+from .loop import Learner, Record, Source, batches, train
+from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
 from .plan import free_memory, make_plan
 from .publish import commit
 
 log = logging.getLogger(__name__)
-METRICS = "metrics.jsonl"
+METRICS, LAYERS = "metrics.jsonl", "layers.json"
 SMOOTHING = 20
 """Steps that the reported loss and speed are means over."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -75,27 +77,38 @@ class Session:
         """Only where the text encoders learn too."""
         with state.main_process_first():  # the first fills the caches, the others read them
             self._model = fetch_base_model(config.base_model, Path(config.cache_dir), store.input)
-            pictures = read_pictures(
-                store.output, config.keys, config.captions_sha256, use_crops=training.crop != Crop.CENTER
-            )
             encoders = Encoders(self._model, work / "cache", state.device, dtype)
-            latents = encoders.pictures(pictures, training.resolution, training.crop == Crop.BUCKETS)
-            sources = [Source(INSTANCE, latents, [picture.caption for picture in pictures])]
-            if training.prior_preservation.enabled:
-                prior = provide_class_pictures(
-                    store.output, config.namespace, class_prompt(training, concept), training, encoders
-                )
-                latents = encoders.pictures(prior, training.resolution)
-                weight = float(training.prior_preservation.weight)
-                sources.append(Source(CLASS, latents, [picture.caption for picture in prior], weight))
+            sources = self._sources(encoders)
             captions = [caption for source in sources for caption in source.captions]
             live = training.text_encoder.train
             self._texts = {} if live else encoders.texts(["", *captions, *self._prompts])
+        self._build(state, sources)
+
+    def _sources(self, encoders: Encoders) -> list[Source]:
+        """The customer's pictures and, for prior preservation, the class's."""
+        config, training = self._config, self._training
+        pictures = read_pictures(
+            self._bucket, config.keys, config.captions_sha256, use_crops=training.crop != Crop.CENTER
+        )
+        latents = encoders.pictures(pictures, training.resolution, training.crop == Crop.BUCKETS)
+        sources = [Source(INSTANCE, latents, [picture.caption for picture in pictures])]
+        if training.prior_preservation.enabled:
+            prompt = class_prompt(training, config.spec.concept)
+            prior = provide_class_pictures(self._bucket, config.namespace, prompt, training, encoders)
+            latents = encoders.pictures(prior, training.resolution)
+            weight = float(training.prior_preservation.weight)
+            sources.append(Source(CLASS, latents, [prompt] * len(prior), weight))
+        return sources
+
+    def _build(self, state: PartialState, sources: list[Source]) -> None:
+        """Plan the memory, load what learns, and all that makes it learn."""
+        training, dtype = self._training, self._dtype
         if state.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders had
         plan = make_plan(training, self._model.folder, dtype, state.device.type, free_memory(state.device))
         log.info("memory:\n%s", plan)
-        unet = self._model.unet(dtype).to(state.device)
+        self._extracts = training.method == Method.DREAMBOOTH_EXTRACT
+        unet = self._model.unet(torch.float32 if self._extracts else dtype).to(state.device)
         if plan.checkpointing:
             unet.enable_gradient_checkpointing()
         unet.train()
@@ -104,8 +117,11 @@ class Session:
             self._towers = self._model.text_towers(dtype)
             for name, tower in zip(TEXT_ENCODERS, self._towers, strict=True):
                 self._adapted[name] = tower.encoder.to(state.device)
-        for name, module in self._adapted.items():
-            add_adapter(module, name, training.rank, training.alpha, training.seed)
+        if self._extracts:
+            make_trainable(unet)
+        else:
+            for name, module in self._adapted.items():
+                add_adapter(module, name, training.rank, training.alpha, training.seed)
         parameters = trainable(self._adapted)
         optimizer = build_optimizer(training, parameters)
         self.learner = Learner(
@@ -169,6 +185,8 @@ class Session:
 
     def publish(self) -> Manifest:
         """Write, verify and publish the adapter, its previews and its metrics; the manifest last."""
+        if self._extracts:
+            self._extract()
         paths = {form: self._folder / FILE_NAMES[form] for form in self._config.spec.output.formats}
         for form, path in paths.items():
             if form == "diffusers":
@@ -180,10 +198,27 @@ class Session:
         lines = [json.dumps(asdict(record)) + "\n" for record in self.learner.records]
         (self._folder / METRICS).write_text("".join(lines))
         self._draw(with_base=True)
-        names = [*(path.name for path in paths.values()), METRICS]
+        names = [*(path.name for path in paths.values()), METRICS, *([LAYERS] if self._extracts else [])]
         manifest = self._manifest({name: self._upload(self._folder / name) for name in names})
         commit(self._bucket, self._config, manifest)
         return manifest
+
+    @torch.no_grad()
+    def _extract(self) -> None:
+        """Take the adapter out of the fine-tuned UNet and put it on the base one, which takes its place."""
+        training, tuned = self._training, self.learner.unet.eval()
+        base = self._model.unet(torch.float32)
+        factors = extract(linear_weights(tuned), linear_weights(base), training.rank)
+        probe = next(iter(batches(self.learner, range(1))))
+        wanted = predict(tuned, self.learner.schedule, probe)
+        del self.learner.unet
+        put_adapter(base, factors, training.rank, training.alpha)
+        self.learner.unet = self._adapted[UNET] = base.to(self.learner.state.device)
+        found = predict(base.eval(), self.learner.schedule, probe)
+        error = float((found - wanted).norm() / wanted.norm())
+        text = json.dumps(report(factors, error), indent=1)
+        (self._folder / LAYERS).write_text(text)
+        log.info("adapter taken out of %d layers, output error %.3g", len(factors), error)
 
     def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
         config, records = self._config, self.learner.records

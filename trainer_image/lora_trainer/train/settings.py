@@ -57,12 +57,16 @@ def refuse_unsupported(training: Training) -> None:
         BadConfigurationError: naming every setting that this version does not have.
     """
     absent = {
-        "method": training.method == Method.DREAMBOOTH_EXTRACT,
         "quantizeBase": training.quantize_base != QuantizeBase.NONE,
         "lrScheduler": training.lr_scheduler == "piecewise_constant",
     }
     wire = training.to_wire()
     named = [f"training.{name}: {_value(wire, name)}" for name, unsupported in absent.items() if unsupported]
+    if training.method == Method.DREAMBOOTH_EXTRACT:
+        if training.text_encoder.train:
+            named.append("training.textEncoder.train with method DreamBoothExtract")
+        if training.quantize_base != QuantizeBase.NONE:
+            named.append("training.quantizeBase with method DreamBoothExtract, which fine-tunes the base")
     if training.method == Method.LORA and training.prior_preservation.enabled:
         named.append("training.priorPreservation.enabled with training.method: LoRA, which knows no class")
     rates = {training.learning_rate, training.text_encoder.learning_rate}
