@@ -275,3 +275,17 @@ def test_buckets_keep_each_pictures_shape(make_job: JobMaker, tiny_sdxl: Path, p
     job.store.output.put(job.config.keys.image(0), images[0])
     job.run()
     assert_losses(job, Reference(tiny_sdxl, instance_samples(images), job.config.spec.training))
+
+
+@pytest.mark.parametrize(("kind", "near"), [("NF4", 0.3), ("Int8", 0.03)])
+def test_a_quantized_base_trains_nearly_the_same_adapter(make_job: JobMaker, kind: str, near: float) -> None:
+    settings = {"maxSteps": 4, "mixedPrecision": "bf16"}
+    whole, small = make_job(**settings), make_job(quantizeBase=kind, **settings)
+    whole.run()
+    small.run()
+    losses = [np.array([record["loss"] for record in job.records()]) for job in (whole, small)]
+    assert 0 < np.abs(losses[0] - losses[1]).max() < near
+    matrices = load(small.attempt_file("adapter.safetensors"))
+    assert len(matrices) == 192
+    assert all(value.dtype == torch.float32 for value in matrices.values())
+    assert all(value.abs().max() > 0 for value in matrices.values())

@@ -40,6 +40,7 @@ from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
 from .plan import free_memory, make_plan
 from .publish import commit
+from .quantize import quantize
 
 log = logging.getLogger(__name__)
 METRICS, LAYERS = "metrics.jsonl", "layers.json"
@@ -108,7 +109,9 @@ class Session:
         plan = make_plan(training, self._model.folder, dtype, state.device.type, free_memory(state.device))
         log.info("memory:\n%s", plan)
         self._extracts = training.method == Method.DREAMBOOTH_EXTRACT
-        unet = self._model.unet(torch.float32 if self._extracts else dtype).to(state.device)
+        unet = self._model.unet(torch.float32 if self._extracts else dtype)
+        quantize(unet, training.quantize_base)
+        unet.to(state.device)
         if plan.checkpointing:
             unet.enable_gradient_checkpointing()
         unet.train()

@@ -57,7 +57,6 @@ def refuse_unsupported(training: Training) -> None:
         BadConfigurationError: naming every setting that this version does not have.
     """
     absent = {
-        "quantizeBase": training.quantize_base != QuantizeBase.NONE,
         "lrScheduler": training.lr_scheduler == "piecewise_constant",
     }
     wire = training.to_wire()
