@@ -8,11 +8,11 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from lora_trainer.annotate.decode import BadImageError, decode
 
-from .corpus import CORPUS
+from .corpus import CORPUS, encode, picture
 
 CORNERS = {
     (0.1, 0.1): (220, 20, 20),
@@ -68,6 +68,18 @@ def test_cmyk_keeps_its_colours():
     image = decode(CORPUS["cmyk.jpg"].make()).image
     assert near(image.getpixel((30, 30)), (220, 20, 20), 60)
     assert near(image.getpixel((300, 270)), (255, 255, 255))
+
+
+@pytest.mark.parametrize("profile", ["exchanged", "damaged"])
+def test_colour_profiles_are_applied(profile):
+    """In a profile whose red and blue are exchanged, red pixels are blue."""
+    swapped = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = swapped.index(b"rXYZ"), swapped.index(b"bXYZ")
+    swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    data = bytes(swapped) if profile == "exchanged" else b"no profile"
+    image = decode(encode(picture(), "PNG", icc_profile=data)).image
+    expected = (20, 20, 220) if profile == "exchanged" else (220, 20, 20)
+    assert near(image.getpixel((30, 30)), expected, 10)
 
 
 @pytest.mark.parametrize("name", ["grey16.png", "grey16.tiff"])

@@ -99,34 +99,51 @@ class Buyer:
             InterruptedStepError: when it was stopped before all were settled.
             StepError: the first one that the provider, the budget or the store raised.
         """
-        waiting = deque(enumerate(pictures))
-        results: dict[int, Fields | Failed] = {}
+        keys = [self._key(picture) for picture in pictures]
+        wanted = dict(zip(keys, pictures, strict=True))  # of pictures that are the same only one
+        results = await self._recall(list(wanted))
+        waiting = deque(key for key in wanted if key not in results)
         errors: list[Exception] = []
+
+        def report() -> None:
+            on_done(sum(key in results for key in keys))
 
         async def worker() -> None:
             while waiting and not errors and not self._stop.is_set():
-                index, picture = waiting.popleft()
+                key = waiting.popleft()
                 try:
-                    results[index] = await self._settle(picture)
+                    results[key] = await self._buy_one(wanted[key], key)
                 except Exception as error:
                     errors.append(error)
                 else:
-                    on_done(len(results))
+                    report()
 
+        report()
         await asyncio.gather(*(worker() for _ in range(self._access.concurrency)))
         if errors:
             raise errors[0]
-        if len(results) < len(pictures):
+        if waiting:
             raise InterruptedStepError("told to stop; the captions bought so far are kept")
-        return [results[index] for index in range(len(pictures))]
+        return [results[key] for key in keys]
 
-    async def _settle(self, picture: Picture) -> Fields | Failed:
-        key = bought_caption(self._config.namespace, caption_digest(self._config.spec, self._access, picture))
-        found = await asyncio.to_thread(self._load, key)
-        if found is not None:
-            if found.job_uid == self._config.uid:
-                self.ledger.add(found.usage)
-            return found.fields
+    async def _recall(self, keys: Sequence[str]) -> dict[str, Fields | Failed]:
+        """What was bought before; what this job itself paid for counts against its limit."""
+        found = await asyncio.gather(*(asyncio.to_thread(self._load, key) for key in keys))
+        recalled: dict[str, Fields | Failed] = {}
+        for key, bought in zip(keys, found, strict=True):
+            if bought is not None:
+                recalled[key] = bought.fields
+                if bought.job_uid == self._config.uid:
+                    self.ledger.add(bought.usage)
+        return recalled
+
+    def _key(self, picture: Picture) -> str:
+        return bought_caption(
+            self._config.namespace, caption_digest(self._config.spec, self._access, picture)
+        )
+
+    async def _buy_one(self, picture: Picture, key: str) -> Fields | Failed:
+        """Ask until a reply is usable, and store what was bought before it is used."""
         taken, outcome = self.ledger.priced(Usage()), Failed("")
         for _ in range(TRIES):
             usage, fields = await self._ask(picture)

@@ -21,7 +21,7 @@ from PIL import Image
 
 FACES, CONTRAST, RESIDUAL, CORNERS = 0.9, 0.5, 0.5, 0.1
 WORK_SIDE = 512
-"""Pictures are judged at this length of their long side, in pixels."""
+"""Pictures are judged at this length of their long side at most, in pixels."""
 
 BUCKET_STEP = 64
 BUCKET_MAX_ASPECT = 2.0
@@ -48,8 +48,7 @@ def smart_crop(image: Image.Image, aspect: float = 1.0) -> Box:
     share = min(1.0, height * aspect / width if wide else width / aspect / height)
     start = 0.0
     if share < 1.0:
-        small = image.copy()
-        small.thumbnail((WORK_SIDE, WORK_SIDE))
+        small = image.reduce(math.ceil(max(image.size) / WORK_SIDE))
         start = min(max(focus(np.asarray(small))[0 if wide else 1] - share / 2, 0.0), 1.0 - share)
     low, high = round(start, 4), round(start + share, 4)
     return (low, 0.0, high, 1.0) if wide else (0.0, low, 1.0, high)
@@ -132,10 +131,10 @@ def _corners(grey: Pixels) -> Weights:
 def _faces(grey: Pixels) -> Weights:
     """Faces, by OpenCV's Haar cascades: frontal ones, else those in profile."""
     weights = np.zeros(grey.shape)
-    smallest = max(24, min(grey.shape) // 12)
+    smallest = max(24, min(grey.shape) // 10)
     for name in ("haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml"):
         found = _cascade(name).detectMultiScale(
-            grey, scaleFactor=1.1, minNeighbors=7, minSize=(smallest, smallest)
+            grey, scaleFactor=1.2, minNeighbors=6, minSize=(smallest, smallest)
         )
         for left, top, width, height in found:
             weights[top : top + height, left : left + width] = 1

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 
 import numpy as np
 import pillow_heif
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 pillow_heif.register_heif_opener(thumbnails=False)
 
@@ -28,6 +29,9 @@ MAX_WEBP_PIXELS = 25_000_000
 MIN_SIDE = 256
 CLEAN_SIDE = 2048
 """The longest side of a clean image: no training resolution profits from more."""
+
+DRAFT_SIZE = (CLEAN_SIDE - 64, CLEAN_SIDE - 64)
+"""A JPEG is decoded at a half, a quarter or an eighth where that leaves it this large: 4032 pixels become 2016."""
 
 LOOK_SIDE = 768
 """The longest side of what a language model is shown."""
@@ -68,7 +72,7 @@ class CleanImage:
 
     def png(self) -> bytes:
         out = BytesIO()
-        self.image.save(out, "PNG", compress_level=3)
+        self.image.save(out, "PNG", compress_level=1)
         return out.getvalue()
 
     def look(self) -> tuple[bytes, int, int]:
@@ -105,7 +109,8 @@ def decode(data: bytes) -> CleanImage:
         raise BadImageError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
     except Exception as error:
         # Decoders of hostile bytes raise almost anything: OSError, ValueError, struct.error, IndexError ...
-        raise BadImageError(f"damaged or cut off: {error}") from None
+        said = " ".join(str(error).split())
+        raise BadImageError(f"damaged or cut off: {said[:200]}") from None
 
 
 def readable_formats() -> str:
@@ -127,11 +132,13 @@ def _decode(data: bytes) -> CleanImage:
             remarks.append("more than one frame: only the first is used")
         swapped = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
         width, height = image.size[::-1] if swapped else image.size
-        image.draft(
-            "RGB", (CLEAN_SIDE, CLEAN_SIDE)
-        )  # a JPEG is decoded at a lower scale where that is enough
+        image.draft("RGB", DRAFT_SIZE)
         image.load()
-        clean = to_rgb(ImageOps.exif_transpose(_reduced(image)))
+        clean = _reduced(image)
+    ImageOps.exif_transpose(clean, in_place=True)
+    if clean.mode in ("RGB", "L", "CMYK"):  # the others have to become RGB before they can be scaled
+        clean.thumbnail((CLEAN_SIDE, CLEAN_SIDE), Image.Resampling.LANCZOS)
+    clean = to_rgb(clean)
     clean.thumbnail((CLEAN_SIDE, CLEAN_SIDE), Image.Resampling.LANCZOS)
     clean.info.clear()
     return CleanImage(clean, width, height, source_format, remarks)
@@ -150,14 +157,20 @@ def _reduced(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as RGB: 16-bit grey is rescaled, alpha lies over white."""
+    """Any of Pillow's modes as sRGB: 16-bit grey is rescaled, alpha lies over white, colour profiles are applied."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _rescale(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK"):
+        with suppress(ImageCms.PyCMSError, OSError):  # a damaged profile is as good as none
+            source, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+            return converted or image
+    return image.convert("RGB")
 
 
 def _rescale(image: Image.Image) -> Image.Image:

@@ -18,7 +18,9 @@ NEAR_BITS = 6
 
 def perceptual_hash(image: Image.Image) -> int:
     """64 bits, equal or nearly so for pictures that look the same."""
-    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float32)
+    grey = np.asarray(
+        image.resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=4).convert("L"), dtype=np.float32
+    )
     low = cv2.dct(grey)[:8, :8].flatten()
     bits = low > np.median(low[1:])
     return int("".join("1" if bit else "0" for bit in bits), 2)
