@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 
@@ -14,7 +15,8 @@ import pytest
 from werkzeug import Response
 
 from lora_api.reasons import Reason
-from lora_trainer.annotate import captioning
+from lora_api.steps import Outcome
+from lora_trainer.annotate import buy, captioning, step
 from lora_trainer.annotate.providers import Patience, make_provider
 
 from .conftest import FIELDS, Job, api_error, message
@@ -261,3 +263,23 @@ def test_sigterm_keeps_the_calls_in_flight_and_is_not_charged(make_job, messages
     code, _ = job.run()
     assert code == 0
     assert len(messages_api.requests) == 5
+
+
+def test_sigterm_does_not_wait_for_ever(make_job, messages_api, monkeypatch):
+    monkeypatch.setattr(buy, "GRACE_SECONDS", 0.2)
+    messages_api.latency = 3.0
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    code, result = make_job(llm=messages_api).run()
+    assert (code, result.outcome) == (75, Outcome.INTERRUPTED)
+    assert time.monotonic() - began < 2.9
+
+
+def test_sigterm_while_images_are_read(make_job, monkeypatch):
+    def stop(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(step, "take_in", stop)
+    code, result = make_job(annotation={"mode": "Template"}).run()
+    assert (code, result.outcome) == (75, Outcome.INTERRUPTED)

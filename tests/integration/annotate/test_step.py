@@ -15,6 +15,7 @@ from lora_api.manifest import CaptionsManifest, Manifest, ReusePointer, canonica
 from lora_api.reasons import Reason
 from lora_api.status import AdapterStatus
 from lora_api.steps import Outcome, StepResult
+from lora_trainer.annotate.step import work
 
 from .conftest import FIELDS, Job
 
@@ -51,6 +52,22 @@ def test_captions_by_a_language_model(make_job, messages_api):
     with Image.open(BytesIO(base64.b64decode(image["source"]["data"]))) as seen:
         assert max(seen.size) <= 768
     assert messages_api.most_running <= 4
+
+
+def test_progress_is_told_as_captions_come_in(make_job, messages_api):
+    class Reporter:
+        def __init__(self):
+            self.seen = []
+
+        def update(self, step, total):
+            self.seen.append((step, total))
+
+    job = make_job(llm=messages_api)
+    job.llm["concurrency"] = 1
+    job.upload("IMG_3.txt", b"a photo of CUS statue, in the rain")
+    reporter = Reporter()
+    work(job.config(), reporter)
+    assert list(dict.fromkeys(reporter.seen)) == [(n, 5) for n in range(1, 6)]
 
 
 def test_nothing_is_bought_twice(make_job, messages_api):

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 TRIES = 2
 """A reply that cannot be used is asked for once more."""
 
+GRACE_SECONDS = 20
+"""For calls in flight, once the step is told to stop."""
+
 
 class BoughtCaption(Lenient):
     """What lies in the store under a caption's hash."""
@@ -119,12 +122,22 @@ class Buyer:
                     report()
 
         report()
-        await asyncio.gather(*(worker() for _ in range(self._access.concurrency)))
+        workers = [asyncio.create_task(worker()) for _ in range(self._access.concurrency)]
+        guard = asyncio.create_task(self._cancel_when_stopped(workers))
+        await asyncio.gather(*workers, return_exceptions=True)
+        guard.cancel()
         if errors:
             raise errors[0]
-        if waiting:
+        if len(results) < len(wanted):
             raise InterruptedStepError("told to stop; the captions bought so far are kept")
         return [results[key] for key in keys]
+
+    async def _cancel_when_stopped(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        """A platform that says stop kills 30 seconds later: calls that take longer are lost."""
+        await self._stop.wait()
+        await asyncio.sleep(GRACE_SECONDS)
+        for worker in workers:
+            worker.cancel()
 
     async def _recall(self, keys: Sequence[str]) -> dict[str, Fields | Failed]:
         """What was bought before; what this job itself paid for counts against its limit."""

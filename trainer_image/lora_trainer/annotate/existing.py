@@ -23,7 +23,8 @@ def read_existing(bucket: Bucket, prefix: str, files: list[StoredObject]) -> dic
     """
     found: dict[str, str] = {}
     lists = [item for item in files if PurePosixPath(item.key).name == "metadata.jsonl"]
-    for item in [*(item for item in files if item.key.endswith(".txt")), *lists]:
+    texts = [item for item in files if item.key.lower().endswith(".txt")]
+    for item in [*texts, *lists]:
         if item.bytes > MAX_CAPTION_FILE_BYTES:
             log.warning("%s is too large for captions; ignored", item.key)
             continue
@@ -32,7 +33,7 @@ def read_existing(bucket: Bucket, prefix: str, files: list[StoredObject]) -> dic
         except UnicodeDecodeError:
             log.warning("%s is not UTF-8; ignored", item.key)
             continue
-        entries = _lines(item.key, text) if item in lists else [(item.key.removesuffix(".txt"), text)]
+        entries = _lines(item.key, text) if item in lists else [(item.key[: -len(".txt")], text)]
         found |= {key: caption for key, raw in entries if (caption := plain_text(raw))}
     return found
 

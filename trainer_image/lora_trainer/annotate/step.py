@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 from pathlib import Path
 
 import lora_api
@@ -22,7 +24,12 @@ from .publish import DatasetReport, Published, find_published, publish, report_i
 
 
 def main(config_path: Path) -> int:
-    return run_step(config_path, AnnotateStep, work)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs every request
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a pod that is stopped is interrupted
+    try:
+        return run_step(config_path, AnnotateStep, work)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def work(config: AnnotateStep, reporter: Reporter) -> StepResult:
