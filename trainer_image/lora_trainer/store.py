@@ -160,6 +160,10 @@ class Store:
             RefusedCredentialsError: when a credential file is missing or empty.
             BadConfigurationError: when the endpoint or the CA file cannot be used.
         """
+        if access.ca_file and not Path(access.ca_file).is_file():
+            raise BadConfigurationError(
+                f"the store's CA file {access.ca_file} is not there; the profile's caConfigMap needs a key ca.crt"
+            )
         try:
             client = Minio(
                 access.endpoint,

@@ -54,7 +54,7 @@ class MessagesAPI:
 
     server: HTTPServer
     good: Callable[[], dict[str, Any]] = lambda: message(json.dumps(FIELDS))
-    answers: list[Response | dict[str, Any]] = field(default_factory=list)
+    answers: list[Response | dict[str, Any] | Callable[[Request], Response]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     latency: float = 0.0
@@ -81,6 +81,8 @@ class MessagesAPI:
         time.sleep(self.latency)
         with self._lock:
             self.running -= 1
+        if callable(answer) and not isinstance(answer, Response):
+            return answer(request)
         if isinstance(answer, Response):
             return answer
         return Response(json.dumps(answer), content_type="application/json")

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 from werkzeug import Response
 
+from broken import cut_off
 from lora_api.reasons import Reason
 from lora_api.steps import Outcome
 from lora_trainer.annotate import buy, captioning, step
@@ -72,9 +73,9 @@ def test_a_service_that_is_not_there(make_job, messages_api):
     assert "cannot be reached" in result.message
 
 
-def test_a_connection_that_breaks_off_is_retried(make_job, messages_api):
-    cut = Response("{", content_type="application/json", headers={"content-length": "5000"})
-    messages_api.answers += [cut]
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_that_breaks_off_is_retried(make_job, messages_api, reset):
+    messages_api.answers += [partial(cut_off, reset=reset)]
     code, _ = one_at_a_time(make_job(llm=messages_api)).run()
     assert code == 0
     assert len(messages_api.requests) == 6

@@ -1,0 +1,21 @@
+"""Answers that no well-behaved server gives."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from werkzeug import Request, Response
+
+
+def cut_off(request: Request, *, reset: bool = False) -> Response:
+    """Promise 5,000 bytes, send four, and end the connection: in order, or with a reset."""
+    connection: socket.socket = request.environ["werkzeug.socket"]
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+    connection.sendall(head + b"half")
+    if reset:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+    else:
+        connection.shutdown(socket.SHUT_RDWR)
+    return Response()  # to nobody
