@@ -57,6 +57,7 @@ def test_fields_are_dropped_from_the_end_until_it_fits():
         (reply(), "describes nothing"),
         (reply(framing=" . ", pose="\x00\u200b"), "describes nothing"),
         (reply(framing="I'm sorry, I can't help with that"), "declined"),
+        (reply(pose="I’m sorry, but I can’t say"), "declined"),
         (reply(other="As an AI, I am unable to identify people"), "declined"),
         (reply(framing="x" * 30_000), "longer"),
     ],
@@ -73,6 +74,8 @@ def test_a_reply_that_is_no_caption_is_refused(text, reason):
         ("on a\nlawn\t\x07with\u202e trees", "on a lawn with trees"),
         ("<|endoftext|> on grass", "on grass"),
         ("This image shows a lawn", "a lawn"),
+        ("Sure, on a lawn", "on a lawn"),
+        ("sure-footed on a rock", "sure-footed on a rock"),
         ("CUSTOM frame", "CUSTOM frame"),
         (
             "one two three four five six seven eight nine ten eleven twelve 13 14 15 16",

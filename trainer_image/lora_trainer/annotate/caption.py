@@ -23,14 +23,14 @@ REPLY_CHARACTERS = 20_000
 """A longer reply is not looked at."""
 
 REFUSAL = re.compile(
-    r"\b(?:i|we)(?:'m| am| are| was)? (?:cannot|can't|can not|won't|will not|unable|not able|sorry)\b"
+    r"\b(?:i|we)(?:['’]m| am| are| was)? (?:cannot|can['’]t|can not|won['’]t|will not|unable|not able|sorry)\b"
     r"|\bas an? (?:ai|language model)\b|\bi apologi[sz]e\b",
     re.IGNORECASE,
 )
 """How language models decline."""
 
 PREAMBLE = re.compile(
-    r"^(?:sure|certainly|of course|here(?:'s| is| are)|okay|caption:|description:)\b"
+    r"^(?:(?:sure|certainly|of course|okay)[,.!:]|(?:caption|description):|here(?:['’]s| is| are)\b)"
     r"|\b(?:this|the) (?:image|picture|photo|photograph) (?:shows|depicts|features|is of)\b",
     re.IGNORECASE,
 )

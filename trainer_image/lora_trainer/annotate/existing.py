@@ -12,7 +12,8 @@ from .caption import plain_text
 
 log = logging.getLogger(__name__)
 
-MAX_CAPTION_FILE_BYTES = 1 << 20
+MAX_LIST_BYTES = 1 << 20
+MAX_TEXT_BYTES = 16 << 10
 
 
 def read_existing(bucket: Bucket, prefix: str, files: list[StoredObject]) -> dict[str, str]:
@@ -25,7 +26,7 @@ def read_existing(bucket: Bucket, prefix: str, files: list[StoredObject]) -> dic
     lists = [item for item in files if PurePosixPath(item.key).name == "metadata.jsonl"]
     texts = [item for item in files if item.key.lower().endswith(".txt")]
     for item in [*texts, *lists]:
-        if item.bytes > MAX_CAPTION_FILE_BYTES:
+        if item.bytes > (MAX_LIST_BYTES if item in lists else MAX_TEXT_BYTES):
             log.warning("%s is too large for captions; ignored", item.key)
             continue
         try:
