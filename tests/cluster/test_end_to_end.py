@@ -7,6 +7,7 @@ says how to set such a cluster up.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -66,7 +67,7 @@ def quickstart(studio: Studio, name: str, **spec: object) -> None:
     job = yaml.safe_load(QUICKSTART.read_text())
     job["metadata"] = {"name": name}
     job["spec"] |= spec
-    kubectl(studio, "apply", "-f", "-", text=yaml.safe_dump(job))
+    kubectl(studio, "apply", "-f", "-", text=json.dumps(job))
 
 
 def wait_finished(studio: Studio, name: str, seconds: int) -> None:

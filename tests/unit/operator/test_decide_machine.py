@@ -174,6 +174,7 @@ class World(RuleBasedStateMachine):
     @rule()
     def orphans_end(self) -> None:
         self.orphans.clear()
+        self.event_due = True
 
     @rule(suspend=st.booleans())
     def a_person_suspends_or_resumes(self, suspend: bool) -> None:
