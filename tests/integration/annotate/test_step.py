@@ -168,11 +168,15 @@ def bad_and_good(make_job, on_bad: str) -> Job:
 
 
 def test_bad_images_fail_the_job_and_are_named(make_job):
-    code, result = bad_and_good(make_job, "Fail").run()
+    job = bad_and_good(make_job, "Fail")
+    code, result = job.run()
     assert (code, result.outcome, result.reason) == (65, Outcome.FAILED, Reason.DATASET_INVALID)
     assert "broken.jpg" in result.message
     assert "empty.png': the file is empty" in result.message
     assert ".DS_Store" not in result.message
+    report = json.loads(job.running.store.output.get(job.keys.dataset_report))
+    assert len(report["skipped"]) == 3
+    assert not job.running.store.output.exists(job.keys.captions_manifest)
 
 
 def test_bad_images_are_skipped_and_named_when_asked(make_job):

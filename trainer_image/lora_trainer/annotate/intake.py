@@ -67,9 +67,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Intake:
+    """What became of every file under the prefix."""
+
     pictures: list[Picture]
-    skipped: list[SkippedImage]
-    """Bad files and litter, each with its reason."""
+    bad: list[SkippedImage]
+    litter: list[SkippedImage]
+
+    @property
+    def skipped(self) -> list[SkippedImage]:
+        return self.bad + self.litter
 
 
 def list_dataset(bucket: Bucket, prefix: str) -> Listing:
@@ -99,13 +105,12 @@ def list_dataset(bucket: Bucket, prefix: str) -> Listing:
 
 
 def take_in(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) -> Intake:
-    """Clean every image of a listing and store it, one at a time.
+    """Clean every image of a listing and store it, one at a time. `check_intake` judges the outcome.
 
     Raises:
-        BadDataError: naming each bad file with its reason, when the job does not skip them, or when too few or
-            too many good ones are there.
+        BadDataError: as soon as there are more than maxImages good ones.
     """
-    dataset = spec.dataset
+    most = spec.dataset.max_images
     pictures: list[Picture] = []
     bad: list[SkippedImage] = []
     for item in listing.images:
@@ -115,20 +120,28 @@ def take_in(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) -> Int
             log.warning("%s: %s", item.key, error)
             bad.append(SkippedImage(key=item.key, reason=str(error)))
             continue
-        if len(pictures) == dataset.max_images:
+        if len(pictures) == most:
             raise BadDataError(
-                f"more than maxImages={dataset.max_images} good images lie under {dataset.prefix} "
+                f"more than maxImages={most} good images lie under {spec.dataset.prefix} "
                 f"({len(listing.images)} files); narrow the prefix or raise dataset.maxImages"
             )
         pictures.append(store_picture(store.output, keys.image(len(pictures)), item, clean, spec.training))
-    if bad and dataset.on_bad_image is OnBadImage.FAIL:
-        raise BadDataError(
-            f"{len(bad)} of the files cannot be used (set dataset.onBadImage: Skip to go on without them): "
-            + name_each(bad)
-        )
-    check_enough(spec, len(pictures), bad)
     litter = [SkippedImage(key=item.key, reason="not an image; ignored") for item in listing.ignored]
-    return Intake(_mark_duplicates(pictures), bad + litter)
+    return Intake(_mark_duplicates(pictures), bad, litter)
+
+
+def check_intake(spec: JobSpec, intake: Intake) -> None:
+    """Refuse a dataset with bad files, unless the job skips them, or with too few good ones.
+
+    Raises:
+        BadDataError: naming each bad file with its reason.
+    """
+    if intake.bad and spec.dataset.on_bad_image is OnBadImage.FAIL:
+        raise BadDataError(
+            f"{len(intake.bad)} of the files cannot be used "
+            f"(set dataset.onBadImage: Skip to go on without them): {name_each(intake.bad)}"
+        )
+    check_enough(spec, len(intake.pictures), intake.bad)
 
 
 def fetch_image(bucket: Bucket, item: StoredObject) -> CleanImage:

@@ -105,7 +105,7 @@ def publish(
         dataset: `dataset_sha256` of their sources.
     """
     captions = bucket.put(keys.captions, metadata_lines(pictures, captioned), "application/x-ndjson")
-    written = bucket.put(keys.dataset_report, canonical_json(report.to_wire()), "application/json")
+    written = write_report(bucket, keys, report)
     images = [picture.entry for picture in pictures]
     manifest = CaptionsManifest(
         captions_sha256=captions.sha256,
@@ -119,6 +119,10 @@ def publish(
     return Published(
         captions_sha256=captions.sha256, dataset_sha256=dataset, report=report, usage=captioned.usage
     )
+
+
+def write_report(bucket: Bucket, keys: JobKeys, report: DatasetReport) -> FileEntry:
+    return bucket.put(keys.dataset_report, canonical_json(report.to_wire()), "application/json")
 
 
 def find_published(bucket: Bucket, keys: JobKeys) -> Published | None:

@@ -13,14 +13,15 @@ from lora_api.manifest import dataset_sha256, input_hash
 from lora_api.reasons import Reason
 from lora_api.steps import AnnotateStep, CaptionsResult, Outcome, StepResult
 
+from ..errors import BadDataError
 from ..progress import Reporter
 from ..runtime import run_step
 from ..store import Store, find_reusable
 from .captioning import caption_pictures
 from .existing import read_existing
-from .intake import check_enough, list_dataset, take_in
+from .intake import check_enough, check_intake, list_dataset, take_in
 from .prompt import PROMPT_VERSION
-from .publish import DatasetReport, Published, find_published, publish, report_image
+from .publish import DatasetReport, Published, find_published, publish, report_image, write_report
 
 
 def main(config_path: Path) -> int:
@@ -48,6 +49,11 @@ def annotate(config: AnnotateStep, store: Store, reporter: Reporter) -> Publishe
     spec = config.spec
     listing = list_dataset(store.input, spec.dataset.prefix)
     intake = take_in(store, config.keys, spec, listing)
+    try:
+        check_intake(spec, intake)
+    except BadDataError:
+        write_report(store.output, config.keys, DatasetReport(images=[], skipped=intake.skipped))
+        raise
     existing = read_existing(store.input, spec.dataset.prefix, listing.captions)
     captioned = caption_pictures(config, intake.pictures, existing, store.output, reporter.update)
     skipped = [*intake.skipped, *captioned.skipped]
