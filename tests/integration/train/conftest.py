@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import RunningStore, make_spec
 from lora_api.job import parse_spec
-from lora_api.manifest import sha256_hex
+from lora_api.manifest import Manifest, sha256_hex
 from lora_api.profile import StoreModel
 from lora_api.steps import StepResult, TrainStep
 from lora_trainer.progress import Reporter
@@ -103,6 +103,12 @@ class Job:
 
     def attempt_file(self, name: str) -> bytes:
         return self.store.output.get(self.config.keys.attempt(self.config.attempt) + name)
+
+    def manifest(self) -> Manifest:
+        return Manifest.model_validate_json(self.store.output.get(self.config.keys.manifest(1)))
+
+    def last_words(self) -> str:
+        return Path(self.config.termination_log).read_text()
 
     def records(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.attempt_file("metrics.jsonl").splitlines()]

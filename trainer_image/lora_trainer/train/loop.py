@@ -78,6 +78,15 @@ class Learner:
     scaler: torch.amp.GradScaler
     dtype: torch.dtype
     records: list[Record] = field(default_factory=list)
+    gradient: Tensor = field(init=False)
+    """One flat tensor; every parameter's gradient is a view of its part."""
+
+    def __post_init__(self) -> None:
+        parameters = list(self.parameters.values())
+        sizes = [parameter.numel() for parameter in parameters]
+        self.gradient = torch.zeros(sum(sizes), device=self.state.device)
+        for parameter, part in zip(parameters, self.gradient.split(sizes), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     @property
     def step(self) -> int:
@@ -189,22 +198,21 @@ def _share(learner: Learner, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
     count = learner.state.num_processes
     if count == 1:
         return loss, stop
-    gradients = [p.grad for p in learner.parameters.values() if p.grad is not None]
-    flag = loss.new_tensor([float(stop)])
-    flat = torch.cat([*(g.flatten() for g in gradients), loss.reshape(1), flag])
-    torch.distributed.all_reduce(flat)
-    for gradient, mean in zip(gradients, flat[:-2].split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient) / count)
-    return flat[-2] / count, bool(flat[-1] > 0)
+    both = torch.stack([loss, loss.new_tensor(float(stop))])
+    torch.distributed.all_reduce(learner.gradient)
+    torch.distributed.all_reduce(both)
+    learner.gradient /= count
+    return both[0] / count, bool(both[1] > 0)
 
 
 def _update(learner: Learner) -> Tensor:
     """Clip the gradients, step the optimizer; the norm before clipping."""
     learner.scaler.unscale_(learner.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), MAX_GRADIENT_NORM)
+    norm: Tensor = learner.gradient.norm()
+    learner.gradient *= (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.gradient.zero_()
     return norm
 
 

@@ -33,7 +33,7 @@ def build_optimizer(training: Training, parameters: Mapping[str, Parameter]) -> 
         groups.append({"params": text, "lr": float(training.text_encoder.learning_rate)})
     match training.optimizer:
         case Optimizer.ADAMW:
-            return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY)
+            return torch.optim.AdamW(groups, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY, fused=True)
         case Optimizer.ADAMW_8BIT:
             import bitsandbytes
 

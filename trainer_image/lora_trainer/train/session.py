@@ -35,6 +35,7 @@ from .draws import CLASS, INSTANCE, generator_for
 from .encode import Encoders, TextEmbedding, encode_text
 from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
 from .extract import extract, linear_weights, make_trainable, put_adapter, report
+from .fused import fuse
 from .loop import Learner, Record, Source, batches, train
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
@@ -125,6 +126,7 @@ class Session:
         else:
             for name, module in self._adapted.items():
                 add_adapter(module, name, training.rank, training.alpha, training.seed)
+                fuse(module)
         parameters = trainable(self._adapted)
         optimizer = build_optimizer(training, parameters)
         self.learner = Learner(

@@ -1,0 +1,111 @@
+"""The trainer as processes: two at once, and killed at random moments."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+
+from integration.train.conftest import Job, JobMaker
+from lora_api.exits import ExitCode
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+KILLS = int(os.environ.get("LORA_TEST_KILLS", "4"))
+"""`LORA_TEST_KILLS=100` for the long run."""
+
+
+def test_two_processes_train_as_one_with_their_batches_together(make_job: JobMaker) -> None:
+    settings = {"maxSteps": 4, "gradientAccumulationSteps": 2}
+    single, double = make_job(batchSize=2, **settings), make_job(batchSize=1, **settings)
+    single.run()
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "lora_trainer", "train", "--config", str(double.config_file())),
+    ]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    losses = [[record["loss"] for record in job.records()] for job in (single, double)]
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+
+
+# Forked before each run from one process that has everything imported, so that a kill costs a second and not ten.
+RUNNER = """
+import os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from lora_trainer.train.step import main
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os._exit(main(Path(line.strip())))
+    print(child, flush=True)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Runner:
+    """Starts the training step in a fresh child again and again."""
+
+    def __enter__(self) -> Runner:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", RUNNER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=ENVIRONMENT,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def run(self, job: Job, kill: tuple[float, signal.Signals] | None = None) -> int:
+        """Run a job's step, killed after some seconds if it still runs then; its exit code."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(f"{job.config_file()}\n")
+        self._process.stdin.flush()
+        child = int(self._process.stdout.readline())
+        if kill:
+            time.sleep(kill[0])
+            with suppress(ProcessLookupError):
+                os.kill(child, kill[1])
+        return int(self._process.stdout.readline())
+
+
+def test_random_kills_end_in_the_same_bytes(make_job: JobMaker) -> None:
+    settings = {
+        "maxSteps": 12,
+        "checkpoint": {"everySteps": 2, "keepLast": 2},
+        "optimizer": "AdamW8bit",
+        "rank": 80,
+        "lrScheduler": "cosine",
+    }
+    with Runner() as runner:
+        undisturbed = make_job(**settings)
+        begun = time.monotonic()
+        assert runner.run(undisturbed) == 0
+        whole = time.monotonic() - begun
+        wanted = undisturbed.attempt_file("adapter.safetensors")
+        chance = random.Random(0)
+        killed = 0
+        while killed < KILLS:
+            job = make_job(**settings)
+            code = None
+            while code != 0:
+                number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+                kill = (chance.uniform(0, whole), number) if killed < KILLS else None
+                code = runner.run(job, kill)
+                killed += code != 0
+                assert code in (0, -signal.SIGKILL, -signal.SIGTERM, ExitCode.INTERRUPTED), job.last_words()
+            assert job.attempt_file("adapter.safetensors") == wanted
+            assert all(job.store.output.holds(entry) for entry in job.manifest().files)
