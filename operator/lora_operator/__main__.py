@@ -10,7 +10,7 @@ import kopf
 from kopf._core.engines.peering import Identity
 
 from .handlers import Wiring
-from .settings import SettingsError, read_profiles, read_settings
+from .settings import ProfilesFile, SettingsError, read_settings
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     logging.getLogger("kopf").setLevel(logging.WARNING)
     try:
         settings = read_settings()
-        profiles = read_profiles(settings.profiles_file)
+        profiles = ProfilesFile(settings.profiles_file)
     except SettingsError as error:
         print(f"lora-operator: {error}", file=sys.stderr)
         return 64

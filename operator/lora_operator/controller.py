@@ -12,7 +12,6 @@ from itertools import chain
 import aiohttp
 from pydantic import ValidationError
 
-from lora_api.profile import Profile
 from lora_api.status import Progress
 from lora_api.steps import PROGRESS_PORT
 
@@ -20,6 +19,7 @@ from . import metrics
 from .apply import Cluster, NameConflictError
 from .decide import Decision, decide
 from .observe import Resource, StepPod, observe_hint, read_snapshot, unexplained
+from .settings import ProfilesFile
 from .snapshot import Child, Snapshot
 from .workqueue import WorkQueue
 
@@ -49,7 +49,7 @@ class Controller:
     """Owns the queue; everything else it is given."""
 
     cluster: Cluster
-    profiles: Mapping[str, Profile]
+    profiles: ProfilesFile
     indexes: Indexes
     queue: WorkQueue[Key] = field(init=False)
 
@@ -75,7 +75,7 @@ class Controller:
             resource,
             self.indexes.children.get(resource.uid, ()),
             self.indexes.pods.get(resource.uid, ()),
-            self.profiles,
+            self.profiles.current(),
         )
         silent = "" if resource.ended else unexplained(snapshot, datetime.now(UTC))
         hint = observe_hint(await self.cluster.events_of(resource.namespace, silent)) if silent else None

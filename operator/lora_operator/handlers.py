@@ -17,13 +17,12 @@ from kopf import OperatorRegistry
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from lora_api import GROUP, PLURAL, VERSION
-from lora_api.profile import Profile
 
 from . import metrics, names
 from .apply import Cluster, connect
 from .controller import Controller, Indexes, Key
 from .observe import Resource, StepPod, observe_job, observe_step_pod
-from .settings import Settings
+from .settings import ProfilesFile, Settings
 from .snapshot import Child
 
 TOKEN_LIFE = timedelta(minutes=10)
@@ -33,7 +32,7 @@ OURS = {names.MANAGED_BY: names.OPERATOR}
 class Wiring:
     """One running operator: the registry that kopf reads and the tasks beside it."""
 
-    def __init__(self, settings: Settings, profiles: Mapping[str, Profile]) -> None:
+    def __init__(self, settings: Settings, profiles: ProfilesFile) -> None:
         self._settings = settings
         self._profiles = profiles
         self._controller: Controller | None = None

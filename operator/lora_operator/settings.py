@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 
 from lora_api.job import describe
 from lora_api.profile import Profile, Profiles
+
+log = logging.getLogger(__name__)
 
 
 class SettingsError(ValueError):
@@ -88,6 +91,37 @@ def read_profiles(path: Path) -> dict[str, Profile]:
         raise SettingsError(f"{path} is no YAML: {error}") from None
     except ValidationError as error:
         raise SettingsError(f"{path}: {describe(error, 'profiles file')}") from None
+
+
+class ProfilesFile:
+    """The profiles as the file has them now: an edit of the mounted ConfigMap needs no restart.
+
+    A file that has become unreadable or invalid is said so in the log, once, and the profiles before it hold.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = self._look()
+        self._profiles = read_profiles(path)
+
+    def current(self) -> dict[str, Profile]:
+        stamp = self._look()
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._profiles = read_profiles(self._path)
+                log.info("read the profiles again: %s", ", ".join(sorted(self._profiles)))
+            except SettingsError as error:
+                log.error("the profiles stay as they were: %s", error)
+        return self._profiles
+
+    def _look(self) -> tuple[int, int]:
+        """Changes whenever the file does; a mounted ConfigMap is exchanged whole, behind a link."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return (0, 0)
+        return (found.st_ino, found.st_mtime_ns)
 
 
 def _words(text: str) -> tuple[str, ...]:

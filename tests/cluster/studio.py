@@ -107,7 +107,8 @@ class OperatorProcess:
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
 
-    def start(self) -> None:
+    def start(self, *program: str) -> None:
+        """Start `python -m lora_operator`, or another program in its place."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -121,7 +122,10 @@ class OperatorProcess:
         }
         with (self.folder / "operator.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lora_operator"], env=environment, stdout=log, stderr=log
+                [sys.executable, *(program or ("-m", "lora_operator"))],
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     def kill(self) -> None:

@@ -13,6 +13,9 @@ from .drive import Start, drive, wait_for_start
 from .steps import Broken, Done, Running, Starting
 from .story import Story
 
+WORKING = (Reason.ANNOTATING, "the images are cleaned and captioned")
+"""One message from the Job's creation to its end: a pod that starts is no news here, and one write less."""
+
 
 def annotate(story: Story) -> bool:
     captions = story.status.captions or CaptionsStatus()
@@ -35,10 +38,10 @@ def annotate(story: Story) -> bool:
             return _finish(story, result)
         case Running():
             _report(story)
-            story.go(Phase.ANNOTATING, Reason.ANNOTATING, "the images are cleaned and captioned")
+            story.go(Phase.ANNOTATING, *WORKING)
             return True
         case Starting():
-            return wait_for_start(story, child, state, Phase.ANNOTATING, Reason.ANNOTATING)
+            return wait_for_start(story, child, state, Phase.ANNOTATING, WORKING)
     raise AssertionError(state)
 
 
@@ -48,7 +51,7 @@ def _start(story: Story, captions: CaptionsStatus, attempt: int) -> bool:
     name = child_name(story.snapshot.name, story.snapshot.uid, StepName.ANNOTATE, attempt)
     story.actions.append(StartAnnotation(attempt))
     story.write(captions=captions.model_copy(update={"attempt": attempt, "job_name": name}))
-    story.go(Phase.ANNOTATING, Reason.ANNOTATING, "the images are cleaned and captioned")
+    story.go(Phase.ANNOTATING, *WORKING)
     return True
 
 

@@ -52,19 +52,26 @@ def drive(
     return child, state
 
 
-def wait_for_start(story: Story, child: Child, state: Starting, phase: Phase, usual: Reason) -> bool:
-    """Say why the pod does not run yet, and give up at `runPolicy.startDeadlineSeconds`."""
+def wait_for_start(
+    story: Story, child: Child, state: Starting, phase: Phase, usual: tuple[Reason, str]
+) -> bool:
+    """Say why the pod does not run yet, and give up at `runPolicy.startDeadlineSeconds`.
+
+    Args:
+        usual: the reason and the message when nothing stands in the way.
+    """
+    reason, message = (usual[0] if state.reason == Reason.QUEUED else state.reason), state.message or usual[1]
     limit = story.spec.run_policy.start_deadline_seconds
     if limit is not None and not ever_started(child):
         due = child.created_at + timedelta(seconds=limit)
         if story.now >= due:
             story.fail(
                 Reason.START_DEADLINE_EXCEEDED,
-                f"no pod started within runPolicy.startDeadlineSeconds ({limit} s): {state.message}",
+                f"no pod started within runPolicy.startDeadlineSeconds ({limit} s): {message}",
             )
             return True
         story.wake(due)
-    story.go(phase, usual if state.reason == Reason.QUEUED else state.reason, state.message)
+    story.go(phase, reason, message)
     soonest, latest = LOOK_AGAIN
     story.wake(story.now + min(max(story.now - child.created_at, soonest), latest))
     return True

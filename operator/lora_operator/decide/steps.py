@@ -26,7 +26,7 @@ EXIT_REASONS = {
 
 @dataclass(frozen=True)
 class Starting:
-    """No pod runs yet, and why, as far as Kubernetes says."""
+    """No pod runs yet, and why; Queued without a message when Kubernetes says nothing."""
 
     reason: Reason
     message: str
@@ -137,7 +137,7 @@ def _read_waiting(child: Child, hint: Hint | None) -> Starting:
     if failed is not None and pod is None:
         reason, message = explain_pod(failed)
         return Starting(Reason.QUEUED, f"tried again after {reason}: {message}")
-    return Starting(Reason.QUEUED, "waiting for the pod to start")
+    return Starting(Reason.QUEUED, "")
 
 
 def last_failed(child: Child) -> Pod | None:

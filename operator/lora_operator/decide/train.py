@@ -16,6 +16,8 @@ from .drive import Start, drive, wait_for_start
 from .steps import Broken, Done, Running, Starting, disruptions, explain_pod, last_failed, run_seconds
 from .story import Story
 
+WAITING = (Reason.QUEUED, "waiting for the pod to start")
+
 
 def train(story: Story) -> bool:
     training = story.status.training or TrainingStatus()
@@ -38,7 +40,7 @@ def train(story: Story) -> bool:
             where = f" on node {pod.node}" if pod.node else ""
             story.go(Phase.TRAINING, Reason.TRAINING, f"attempt {child.attempt}{where}")
         case Starting():
-            wait_for_start(story, child, state, Phase.QUEUED, Reason.QUEUED)
+            wait_for_start(story, child, state, Phase.QUEUED, WAITING)
     return True
 
 
@@ -53,7 +55,7 @@ def _start(story: Story, training: TrainingStatus, attempt: int) -> bool:
         input_hash=hashed,
         progress=None,
     )
-    story.go(Phase.QUEUED, Reason.QUEUED, "waiting for the pod to start")
+    story.go(Phase.QUEUED, *WAITING)
     return True
 
 
