@@ -54,6 +54,29 @@ def test_captions_by_a_language_model(make_job, messages_api):
     assert messages_api.most_running <= 4
 
 
+@pytest.mark.parametrize(
+    ("crop", "shape", "crops"), [("Smart", 1.0, True), ("Center", 1.0, False), ("Buckets", 1344 / 768, True)]
+)
+def test_the_model_sees_what_is_trained_on(make_job, messages_api, crop, shape, crops):
+    job = make_job(0, llm=messages_api, training={"crop": crop})
+    job.spec["dataset"] = {"prefix": job.prefix, "minImages": 1}
+    wide = Image.new("RGB", (1600, 800), "grey")
+    wide.paste((200, 30, 30), (1300, 300, 1500, 500))
+    out = BytesIO()
+    wide.save(out, "PNG")
+    job.upload("wide.png", out.getvalue())
+    assert job.run()[0] == 0
+
+    (row,) = job.captions()
+    image = messages_api.requests[0]["messages"][0]["content"][0]
+    with Image.open(BytesIO(base64.b64decode(image["source"]["data"]))) as seen:
+        assert seen.width / seen.height == pytest.approx(shape, abs=0.01)
+    assert ("crop" in row) == crops
+    assert ("bucket" in row) == (crop == "Buckets")
+    if crops:
+        assert row["crop"][2] > 1500 / 1600
+
+
 def test_progress_is_told_as_captions_come_in(make_job, messages_api):
     class Reporter:
         def __init__(self):

@@ -134,6 +134,14 @@ def test_pictures_are_told_apart_by_their_pixels():
 
 
 def test_what_a_model_is_shown_is_small(corpus):
-    jpeg, width, height = decode((corpus / "large.jpg").read_bytes()).look()
+    jpeg, width, height = decode((corpus / "large.jpg").read_bytes()).look((0.0, 0.0, 1.0, 1.0))
     assert max(width, height) == 768
     assert len(jpeg) < 200_000
+
+
+def test_a_model_is_shown_the_part_that_is_trained_on():
+    clean = decode(CORPUS["plain.png"].make())
+    jpeg, width, height = clean.look((0.5, 0.0, 1.0, 0.5))
+    assert (width, height) == (160, 144)
+    with Image.open(BytesIO(jpeg)) as seen:
+        assert near(seen.getpixel((80, 70)), (20, 200, 20))

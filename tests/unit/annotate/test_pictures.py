@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from conftest import DATA
-from lora_trainer.annotate.crop import bucket_size, smart_crop
+from lora_trainer.annotate.crop import bucket_size, middle_square, smart_crop
 from lora_trainer.annotate.duplicates import NEAR_BITS, near_duplicates, perceptual_hash
 
 SUBJECTS = {
@@ -47,6 +47,11 @@ def test_the_square_holds_the_subject(x, wide):
 def test_square_and_empty_pictures_are_cut_in_the_middle():
     assert smart_crop(Image.new("RGB", (300, 300))) == (0.0, 0.0, 1.0, 1.0)
     assert smart_crop(Image.new("RGB", (400, 300), "grey")) == (0.125, 0.0, 0.875, 1.0)
+
+
+def test_the_middle_square():
+    assert middle_square(400, 300) == (0.125, 0.0, 0.875, 1.0)
+    assert middle_square(300, 400) == (0.0, 0.125, 1.0, 0.875)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the photographs are not here")

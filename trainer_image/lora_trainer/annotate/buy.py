@@ -57,11 +57,12 @@ class Failed:
 
 
 def caption_digest(spec: JobSpec, access: LLMAccess, picture: Picture) -> str:
-    """The identity of a bought caption: picture, provider, model, concept, instructions, prompt version."""
+    """The identity of a bought caption: what is shown, provider, model, concept, instructions, prompt version."""
     return sha256_hex(
         canonical_json(
             {
                 "picture": picture.pixels_sha256,
+                "shown": picture.shown,
                 "provider": access.provider,
                 "model": access.model,
                 "concept": spec.concept.to_wire(),

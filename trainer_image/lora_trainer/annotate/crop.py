@@ -54,13 +54,20 @@ def smart_crop(image: Image.Image, aspect: float = 1.0) -> Box:
     return (low, 0.0, high, 1.0) if wide else (0.0, low, 1.0, high)
 
 
+def middle_square(width: int, height: int) -> Box:
+    """The box that the trainer cuts where it is given none."""
+    side = min(width, height)
+    x, y = (1 - side / width) / 2, (1 - side / height) / 2
+    return x, y, 1 - x, 1 - y
+
+
 def focus(rgb: Pixels) -> tuple[float, float]:
     """The point of a picture (height, width, 3) that its subject is around, as fractions of width and height."""
     grey = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
     maps = [
         (FACES, _faces(grey)),
-        (CONTRAST, _contrast(rgb)),
-        (RESIDUAL, _residual(grey)),
+        (CONTRAST, _standing_out(_contrast(rgb))),
+        (RESIDUAL, _standing_out(_residual(grey))),
         (CORNERS, _corners(grey)),
     ]
     found = [(weight, _centroid(weights)) for weight, weights in maps if weights.sum() > 0]
@@ -98,6 +105,11 @@ def _centroid(weights: Weights) -> tuple[float, float]:
     return float(x), float(y)
 
 
+def _standing_out(weights: Weights) -> Weights:
+    """Without the level below half the mean, which in an even background adds up to much."""
+    return np.asarray(np.maximum(weights - weights.mean() / 2, 0))
+
+
 def _contrast(rgb: Pixels) -> Weights:
     """How far each colour is from the picture's mean (Achanta et al. 2009, 'Frequency-tuned salient region detection')."""
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB).astype(np.float32)
@@ -108,7 +120,7 @@ def _contrast(rgb: Pixels) -> Weights:
 def _residual(grey: Pixels) -> Weights:
     """What the picture's spectrum does not lead one to expect (Hou and Zhang 2007, 'Saliency detection: a spectral residual approach')."""
     spectrum = np.fft.fft2(cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32))
-    logarithm = np.log(np.abs(spectrum) + 1e-9)
+    logarithm = np.log1p(np.abs(spectrum))
     residual = logarithm - cv2.blur(logarithm, (3, 3))
     energy = np.abs(np.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
     return np.asarray(cv2.GaussianBlur(energy, (0, 0), 2.5)) if grey.std() > 1 else np.zeros((1, 1))

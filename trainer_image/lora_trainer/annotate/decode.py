@@ -75,9 +75,17 @@ class CleanImage:
         self.image.save(out, "PNG", compress_level=1)
         return out.getvalue()
 
-    def look(self) -> tuple[bytes, int, int]:
-        """A JPEG for a language model, its width and its height."""
-        small = self.image.copy()
+    def look(self, box: tuple[float, float, float, float]) -> tuple[bytes, int, int]:
+        """A part of the picture as a JPEG for a language model, its width and its height.
+
+        Args:
+            box: left, top, right, bottom as fractions of the picture.
+        """
+        width, height = self.image.size
+        left, top, right, bottom = box
+        small = self.image.crop(
+            (round(left * width), round(top * height), round(right * width), round(bottom * height))
+        )
         small.thumbnail((LOOK_SIDE, LOOK_SIDE), Image.Resampling.LANCZOS)
         out = BytesIO()
         small.save(out, "JPEG", quality=88)

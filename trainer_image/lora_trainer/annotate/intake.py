@@ -18,7 +18,7 @@ from lora_api.status import SkippedImage
 
 from ..errors import BadDataError, NoInputError
 from ..store import Bucket, ObjectMissingError, Store, StoredObject
-from .crop import Box, bucket_size, smart_crop
+from .crop import Box, bucket_size, middle_square, smart_crop
 from .decode import MAX_FILE_BYTES, SUFFIXES, BadImageError, CleanImage, decode
 from .duplicates import near_duplicates, perceptual_hash
 
@@ -54,8 +54,10 @@ class Picture:
     source_width: int
     source_height: int
     source_format: str
+    shown: Box
+    """The part that is trained on, and so the part that a language model is shown."""
     look: bytes
-    """A small JPEG for a language model."""
+    """That part as a small JPEG."""
     look_size: tuple[int, int]
     crop: Box | None
     """The part to train on; None for the trainer's own cut from the middle."""
@@ -164,8 +166,9 @@ def store_picture(
     """Write a clean picture under its key and note what the rest of the step needs of it."""
     entry = bucket.put(key, clean.png(), "image/png")
     width, height = clean.image.size
-    look, look_width, look_height = clean.look()
     crop, size = framing(clean, training)
+    shown = crop or middle_square(width, height)
+    look, look_width, look_height = clean.look(shown)
     return Picture(
         file_name=PurePosixPath(key).name,
         source=item,
@@ -176,6 +179,7 @@ def store_picture(
         source_width=clean.source_width,
         source_height=clean.source_height,
         source_format=clean.source_format,
+        shown=shown,
         look=look,
         look_size=(look_width, look_height),
         crop=crop,
