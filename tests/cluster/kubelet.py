@@ -11,6 +11,7 @@ from typing import Any
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 from builders import ADAPTER, CAPTIONED, TRAINED
 from lora_api.steps import StepName, StepResult, encode_result
@@ -76,7 +77,7 @@ class FakeKubelet:
                 self._count_live(pods)
                 for pod in pods:
                     self._tend(pod)
-            except (ApiException, OSError):
+            except (ApiException, HTTPError):
                 continue
 
     def _count_live(self, pods: list[Any]) -> None:
