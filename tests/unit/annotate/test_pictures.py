@@ -1,16 +1,14 @@
-"""Smart crop, buckets and near-duplicates."""
+"""Smart crop and near-duplicates."""
 
 from __future__ import annotations
 
 from io import BytesIO
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from conftest import DATA
-from lora_trainer.annotate.crop import bucket_size, middle_square, smart_crop
+from lora_trainer.annotate.crop import middle_square, smart_square
 from lora_trainer.annotate.duplicates import NEAR_BITS, near_duplicates, perceptual_hash
 
 SUBJECTS = {
@@ -34,7 +32,7 @@ def scene(width: int, height: int, x: float, y: float) -> Image.Image:
 @pytest.mark.parametrize("wide", [True, False])
 def test_the_square_holds_the_subject(x, wide):
     image = scene(900, 500, x, 0.5) if wide else scene(500, 900, 0.5, x)
-    box = smart_crop(image)
+    box = smart_square(image)
     low, high = (box[0], box[2]) if wide else (box[1], box[3])
     assert (box[1], box[3]) == (0.0, 1.0) if wide else (box[0], box[2]) == (0.0, 1.0)
     assert (high - low) * 900 == pytest.approx(500, abs=1)
@@ -45,8 +43,8 @@ def test_the_square_holds_the_subject(x, wide):
 
 
 def test_square_and_empty_pictures_are_cut_in_the_middle():
-    assert smart_crop(Image.new("RGB", (300, 300))) == (0.0, 0.0, 1.0, 1.0)
-    assert smart_crop(Image.new("RGB", (400, 300), "grey")) == (0.125, 0.0, 0.875, 1.0)
+    assert smart_square(Image.new("RGB", (300, 300))) == (0.0, 0.0, 1.0, 1.0)
+    assert smart_square(Image.new("RGB", (400, 300), "grey")) == (0.125, 0.0, 0.875, 1.0)
 
 
 def test_the_middle_square():
@@ -71,7 +69,7 @@ def test_the_subject_of_real_photographs_is_kept_better_than_by_a_cut_from_the_m
                     continue
                 low, high = int(offset * 400), int((offset + 0.6) * 400)
                 strip = image.crop((0, low, 400, high) if axis == 0 else (low, 0, high, 400))
-                cut = smart_crop(strip)
+                cut = smart_square(strip)
                 smart.append(kept((cut[0], cut[2]) if axis == 0 else (cut[1], cut[3]), along))
                 middle.append(kept((0.2, 0.8), along))
     assert len(smart) > 60
@@ -83,29 +81,6 @@ def kept(cut: tuple[float, float], subject: tuple[float, float]) -> float:
     """The share of the subject's extent that is in the cut, of what could be."""
     inside = min(cut[1], subject[1]) - max(cut[0], subject[0])
     return max(inside, 0.0) / min(cut[1] - cut[0], subject[1] - subject[0])
-
-
-@pytest.mark.parametrize(
-    ("size", "bucket"),
-    [
-        ((1024, 1024), (1024, 1024)),
-        ((1600, 900), (1344, 768)),
-        ((3000, 2000), (1216, 832)),
-        ((2000, 3000), (832, 1216)),
-        ((4000, 500), (1344, 768)),
-    ],
-)
-def test_buckets_of_sdxl(size, bucket):
-    assert bucket_size(*size, 1024) == bucket
-
-
-@given(st.integers(256, 2048), st.integers(256, 2048), st.sampled_from([64, 256, 512, 768, 1024]))
-def test_a_bucket_is_of_whole_steps_and_no_larger_than_asked(width, height, resolution):
-    wide, high = bucket_size(width, height, resolution)
-    assert wide % 64 == high % 64 == 0
-    assert 0 < wide * high <= resolution * resolution
-    assert (wide >= high) == (width >= height) or wide == high
-    assert bucket_size(height, width, resolution) == (high, wide)
 
 
 def test_near_duplicates_are_those_that_look_the_same(photographs):

@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 FACES, CONTRAST, RESIDUAL, CORNERS = 0.9, 0.5, 0.5, 0.1
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 WORK_SIDE = 512
 """Pictures are judged at this length of their long side at most, in pixels."""
-
-BUCKET_STEP = 64
-BUCKET_MAX_ASPECT = 2.0
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom as fractions of the picture."""
@@ -33,19 +31,11 @@ Pixels = NDArray[np.uint8]
 Weights = NDArray[np.floating[Any]]
 
 
-def smart_crop(image: Image.Image, aspect: float = 1.0) -> Box:
-    """The largest box of an aspect ratio, laid where the subject is.
-
-    Args:
-        image: RGB, upright.
-        aspect: width by height of the box.
-
-    Returns:
-        The box; it spans the whole width or the whole height of the picture.
-    """
+def smart_square(image: Image.Image) -> Box:
+    """The largest square of a picture (RGB, upright), laid where the subject is."""
     width, height = image.size
-    wide = width > height * aspect
-    share = min(1.0, height * aspect / width if wide else width / aspect / height)
+    wide = width > height
+    share = min(width, height) / max(width, height)
     start = 0.0
     if share < 1.0:
         small = image.reduce(math.ceil(max(image.size) / WORK_SIDE))
@@ -76,25 +66,6 @@ def focus(rgb: Pixels) -> tuple[float, float]:
         return 0.5, 0.5
     x, y = (sum(weight * point[axis] for weight, point in found) / total for axis in (0, 1))
     return x, y
-
-
-def bucket_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """The training size for a picture that keeps its shape: sides in steps of 64, area at most resolution².
-
-    Aspect ratios beyond 2:1 are taken as 2:1. The method is NovelAI's aspect-ratio bucketing, with SDXL's
-    steps (arXiv:2307.01952, appendix I).
-    """
-    aspect = min(max(width, height) / min(width, height), BUCKET_MAX_ASPECT)
-    area = resolution * resolution
-    sizes = [
-        (area // short // BUCKET_STEP * BUCKET_STEP, short)
-        for short in range(BUCKET_STEP, resolution + 1, BUCKET_STEP)
-    ]
-    fitting = [(long, short) for long, short in sizes if short <= long <= BUCKET_MAX_ASPECT * short]
-    if not fitting:
-        return resolution, resolution
-    long, short = min(fitting, key=lambda size: abs(math.log(size[0] / size[1] / aspect)))
-    return (long, short) if width >= height else (short, long)
 
 
 def _centroid(weights: Weights) -> tuple[float, float]:

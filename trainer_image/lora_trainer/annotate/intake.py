@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from PIL import Image
+
 from lora_api.job import Crop, JobSpec, OnBadImage, Training
 from lora_api.keys import JobKeys
 from lora_api.manifest import FileEntry
@@ -18,7 +20,7 @@ from lora_api.status import SkippedImage
 
 from ..errors import BadDataError, NoInputError
 from ..store import Bucket, ObjectMissingError, Store, StoredObject
-from .crop import Box, bucket_size, middle_square, smart_crop
+from .crop import WHOLE, Box, middle_square, smart_square
 from .decode import MAX_FILE_BYTES, SUFFIXES, BadImageError, CleanImage, decode
 from .duplicates import near_duplicates, perceptual_hash
 
@@ -61,8 +63,6 @@ class Picture:
     look_size: tuple[int, int]
     crop: Box | None
     """The part to train on; None for the trainer's own cut from the middle."""
-    bucket: tuple[int, int] | None
-    """The training size of a picture that keeps its shape."""
     perceptual_hash: int
     warnings: list[str]
 
@@ -166,8 +166,7 @@ def store_picture(
     """Write a clean picture under its key and note what the rest of the step needs of it."""
     entry = bucket.put(key, clean.png(), "image/png")
     width, height = clean.image.size
-    crop, size = framing(clean, training)
-    shown = crop or middle_square(width, height)
+    shown = framing(clean.image, training.crop)
     look, look_width, look_height = clean.look(shown)
     return Picture(
         file_name=PurePosixPath(key).name,
@@ -182,21 +181,17 @@ def store_picture(
         shown=shown,
         look=look,
         look_size=(look_width, look_height),
-        crop=crop,
-        bucket=size,
+        crop=shown if training.crop is Crop.SMART else None,
         perceptual_hash=perceptual_hash(clean.image),
         warnings=[*clean.warnings, *_remarks(item.key, clean, training.resolution)],
     )
 
 
-def framing(clean: CleanImage, training: Training) -> tuple[Box | None, tuple[int, int] | None]:
-    """The box to train on and, for buckets, the size to train at, by the job's `crop`."""
-    if training.crop is Crop.SMART:
-        return smart_crop(clean.image), None
-    if training.crop is Crop.BUCKETS:
-        size = bucket_size(*clean.image.size, training.resolution)
-        return smart_crop(clean.image, size[0] / size[1]), size
-    return None, None
+def framing(image: Image.Image, crop: Crop) -> Box:
+    """The part of a picture that is trained on. Buckets keep its shape, which the trainer sees to."""
+    if crop is Crop.SMART:
+        return smart_square(image)
+    return middle_square(*image.size) if crop is Crop.CENTER else WHOLE
 
 
 def _remarks(key: str, clean: CleanImage, resolution: int) -> list[str]:

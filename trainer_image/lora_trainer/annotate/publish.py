@@ -68,8 +68,6 @@ def _row(picture: Picture, caption: Caption) -> dict[str, Any]:
     }
     if picture.crop is not None:
         row["crop"] = picture.crop
-    if picture.bucket is not None:
-        row["bucket"] = picture.bucket
     return row
 
 
