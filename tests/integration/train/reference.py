@@ -48,6 +48,8 @@ class Reference:
             CLIPTextModelWithProjection.from_pretrained(folder, subfolder="text_encoder_2"),
         ]
         self.vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        for module in (self.vae, *self.encoders):
+            module.requires_grad_(False)
         self.schedule = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
         self.unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
         self.parameters = self.adapt(self.unet, "unet", ["to_q", "to_k", "to_v", "to_out.0"])
@@ -105,11 +107,9 @@ class Reference:
         generator = chance(seed, stream, "sample", sample)
         timestep = torch.randint(1000, (), generator=generator)[None]
 
-        pixels, time_ids = self.prepare(image)
-        posterior = self.vae.encode(pixels).latent_dist
-        shape = posterior.mean.shape[1:]
-        latent = posterior.mean + posterior.std * torch.randn(shape, generator=generator)
-        latent = latent * self.vae.config.scaling_factor
+        mean, deviation, time_ids = self.posterior(image)
+        shape = mean.shape[1:]
+        latent = mean + deviation * torch.randn(shape, generator=generator)
         noise = torch.randn(shape, generator=generator)[None]
         noise += float(self.training.noise_offset) * torch.randn(1, shape[0], 1, 1, generator=generator)
         if torch.rand((), generator=generator) < float(self.training.caption_dropout):
@@ -128,6 +128,13 @@ class Reference:
             snr = compute_snr(self.schedule, timestep)[0]
             loss = loss * min(gamma, snr) / (snr + 1 if velocity else snr)
         return loss
+
+    @torch.no_grad()
+    def posterior(self, image: bytes) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pixels, time_ids = self.prepare(image)
+        posterior = self.vae.encode(pixels).latent_dist
+        scale = self.vae.config.scaling_factor
+        return posterior.mean * scale, posterior.std * scale, time_ids
 
     def prepare(self, data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         image = Image.open(io.BytesIO(data))

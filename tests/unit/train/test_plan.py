@@ -12,8 +12,8 @@ from lora_api.job import GradientCheckpointing, QuantizeBase, Training
 from lora_api.reasons import Reason
 from lora_trainer.errors import BadConfigurationError
 from lora_trainer.train.adapter import UNET, add_adapter, trainable
-from lora_trainer.train.footprint import Footprint
-from lora_trainer.train.plan import GIB, free_memory, make_plan
+from lora_trainer.train.footprint import Shape, footprint
+from lora_trainer.train.plan import GIB, Machine, free_memory, make_plan
 from lora_trainer.train.tiny import write_tiny_sdxl
 
 
@@ -49,24 +49,33 @@ def test_the_count_is_what_a_real_step_keeps(folder: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
     frozen = sum(p.numel() for p in unet.parameters())
     add_adapter(unet, UNET, rank=4, alpha=4, seed=0)
-    sizes = Footprint(folder, rank=4, dtype=torch.float32)
-    assert sizes.frozen == frozen
-    assert sizes.trained == sum(p.numel() for p in trainable({UNET: unet}).values())
-    plain = sizes.activations(64, 2, checkpointing=False)
+    cache = folder / "footprints"
+    sizes = [
+        footprint(folder, Shape(4, 64, 2, torch.float32, checkpointing), cache)
+        for checkpointing in (False, True, True)
+    ]
+    assert sizes[1] == sizes[2]  # measured, and read back
+    assert len(list(cache.iterdir())) == 2
+    assert {size.frozen for size in sizes} == {frozen}
+    assert {size.trained for size in sizes} == {sum(p.numel() for p in trainable({UNET: unet}).values())}
+    plain, checkpointed, _ = (size.activations for size in sizes)
     assert plain == pytest.approx(really_kept(unet, 8), rel=0.01)
     unet.enable_gradient_checkpointing()
-    checkpointed = sizes.activations(64, 2, checkpointing=True)
     assert really_kept(unet, 8) < checkpointed < plain / 2
+
+
+def machine(folder: Path, free: float) -> Machine:
+    return Machine("cuda", int(free), folder / "footprints")
 
 
 def test_auto_takes_the_fastest_plan_that_fits(folder: Path) -> None:
     training = Training(resolution=512, batch_size=4)
 
     def choose(free: float) -> bool:
-        return make_plan(training, folder, torch.bfloat16, "cuda", int(free)).checkpointing
+        return make_plan(training, folder, machine(folder, free), torch.bfloat16).checkpointing
 
     assert not choose(24 * GIB)
-    roomy = make_plan(training, folder, torch.bfloat16, "cuda", 24 * GIB)
+    roomy = make_plan(training, folder, machine(folder, 24 * GIB), torch.bfloat16)
     assert not choose(roomy.total / 0.92 + 1e6)
     assert choose(roomy.total / 0.92 - 1e6)
 
@@ -74,13 +83,13 @@ def test_auto_takes_the_fastest_plan_that_fits(folder: Path) -> None:
 def test_what_cannot_fit_is_refused_with_the_sum(folder: Path) -> None:
     training = Training(gradient_checkpointing=GradientCheckpointing.NEVER, resolution=512)
     with pytest.raises(BadConfigurationError, match=r"in all +0\.\d\d GiB of 0\.10 GiB free") as caught:
-        make_plan(training, folder, torch.bfloat16, "cuda", GIB // 10)
+        make_plan(training, folder, machine(folder, GIB / 10), torch.bfloat16)
     assert caught.value.reason == Reason.OUT_OF_MEMORY
 
 
 def test_fewer_bits_make_a_smaller_base(folder: Path) -> None:
     def base(quantize: QuantizeBase) -> int:
-        plan = make_plan(Training(quantize_base=quantize), folder, torch.bfloat16, "cuda", 24 * GIB)
+        plan = make_plan(Training(quantize_base=quantize), folder, machine(folder, 24 * GIB), torch.bfloat16)
         return plan.terms["UNet, frozen"]
 
     assert base(QuantizeBase.NF4) < 0.6 * base(QuantizeBase.INT8) < 0.4 * base(QuantizeBase.NONE)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import diffusers
+import peft
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
@@ -15,47 +21,72 @@ from .extract import make_trainable
 CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")
 """What diffusers' gradient checkpointing recomputes one at a time."""
 TOKENS = 77
+CACHE_VERSION = 1
 
 
+@dataclass(frozen=True)
 class Footprint:
-    """A pipeline's UNet with an adapter, to be measured. Only `unet/config.json` is read.
+    """What a training step of one batch needs."""
+
+    frozen: int
+    """Elements of the base model."""
+    trained: int
+    """Elements that learn."""
+    activations: int
+    """Bytes kept for the backward pass. With gradient checkpointing: the inputs of all blocks, and what the
+    largest keeps when it is recomputed."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """All that a footprint depends on, but for the model."""
+
+    rank: int | None
+    """Of the adapter; None fine-tunes the UNet itself, as `extract.make_trainable` says."""
+    resolution: int
+    batch_size: int
+    dtype: torch.dtype
+    checkpointing: bool
+
+
+def footprint(folder: Path, shape: Shape, cache: Path) -> Footprint:
+    """Measure a pipeline's UNet, of which only `unet/config.json` is read; seconds for SDXL, unless it is cached.
 
     Shapes are traced as a CPU would run them, where attention is fused as on a GPU.
     """
+    config = (folder / "unet" / "config.json").read_text()
+    text = f"{CACHE_VERSION} {torch.__version__} {diffusers.__version__} {peft.__version__} {shape} {config}"
+    path = cache / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+    try:
+        return Footprint(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        found = _measure(folder, shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(asdict(found)))
+    partial.replace(path)
+    return found
 
-    def __init__(self, folder: Path, rank: int | None, dtype: torch.dtype) -> None:
-        """rank: of the adapter; None fine-tunes the UNet itself, as `extract.make_trainable` says."""
-        config = UNet2DConditionModel.load_config(folder, subfolder="unet")
-        with torch.device("meta"):
-            self._unet = UNet2DConditionModel.from_config(config)
-            if rank is None:
-                make_trainable(self._unet)
-            else:
-                add_adapter(self._unet, UNET, rank, rank, seed=None)
-        self._unet.train()
-        self._dtype = dtype
-        self.trained = sum(p.numel() for p in trainable({UNET: self._unet}).values())
-        """Elements that learn."""
-        self.frozen = sum(p.numel() for p in self._unet.parameters()) - self.trained
-        """Elements of the base model."""
-        self._mode = FakeTensorMode()
-        with self._mode:
-            _make_fake(self._unet, dtype)
 
-    def activations(self, resolution: int, batch_size: int, checkpointing: bool) -> int:
-        """Bytes that a batch keeps for the backward pass.
-
-        With gradient checkpointing: the inputs of all blocks, and what the largest keeps when it is recomputed.
-        """
-        with self._mode:
-            if checkpointing:
-                self._unet.enable_gradient_checkpointing()
-            kept, _ = _trace(self._unet, resolution // 8, batch_size, self._dtype)
-            if checkpointing:
-                self._unet.disable_gradient_checkpointing()
-                _, largest = _trace(self._unet, resolution // 8, batch_size, self._dtype)
-                kept += largest
-        return kept
+def _measure(folder: Path, shape: Shape) -> Footprint:
+    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+        if shape.rank is None:
+            make_trainable(unet)
+        else:
+            add_adapter(unet, UNET, shape.rank, shape.rank, seed=None)
+    unet.train()
+    trained = sum(p.numel() for p in trainable({UNET: unet}).values())
+    frozen = sum(p.numel() for p in unet.parameters()) - trained
+    with FakeTensorMode():
+        _make_fake(unet, shape.dtype)
+        kept, largest = _trace(unet, shape)
+        if shape.checkpointing:
+            unet.enable_gradient_checkpointing()
+            inputs, _ = _trace(unet, shape)
+            kept = inputs + largest
+    return Footprint(frozen, trained, kept)
 
 
 def _make_fake(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
@@ -66,8 +97,9 @@ def _make_fake(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
                 module._parameters[name] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
 
 
-def _trace(unet: UNet2DConditionModel, side: int, batch: int, dtype: torch.dtype) -> tuple[int, int]:
+def _trace(unet: UNet2DConditionModel, shape: Shape) -> tuple[int, int]:
     """Bytes that a forward pass keeps: in all, and in the one checkpointed block that keeps most."""
+    side, batch, dtype = shape.resolution // 8, shape.batch_size, shape.dtype
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
     total = largest = 0

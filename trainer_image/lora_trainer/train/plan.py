@@ -22,7 +22,7 @@ from ..runtime import load_config
 from ..store import Store
 from .adapter import TEXT_ENCODERS
 from .base_model import fetch_base_model
-from .footprint import Footprint
+from .footprint import Shape, footprint
 from .settings import DTYPES
 
 GIB = 2**30
@@ -39,6 +39,22 @@ CONTEXT = {"cuda": int(0.6 * GIB), "cpu": int(0.5 * GIB)}
 """What the libraries take for themselves."""
 HEADROOM = 0.92
 """Of the free memory, the share that is planned with: the allocator cannot use all of it."""
+
+
+FOOTPRINTS = "footprints"
+"""The folder in the cache for what was measured before."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is for."""
+
+    device: str
+    """Its type, cuda or cpu."""
+    free: int
+    """Bytes free on it."""
+    cache: Path
+    """A folder for what was measured before."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +80,16 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(training: Training, folder: Path, dtype: torch.dtype, device: str, free: int) -> Plan:
+def make_plan(training: Training, folder: Path, machine: Machine, dtype: torch.dtype) -> Plan:
     """Choose what `Auto` leaves open: the fastest settings that fit. All that the job says is obeyed.
 
     Args:
         folder: of the base model's pipeline.
-        device: its type, cuda or cpu.
-        free: bytes free on it.
 
     Raises:
         BadConfigurationError: when nothing fits; with the sum, and what to change.
     """
     extract = training.method == Method.DREAMBOOTH_EXTRACT
-    sizes = Footprint(folder, None if extract else training.rank, dtype)
     choices = {
         GradientCheckpointing.AUTO: (False, True),
         GradientCheckpointing.ALWAYS: (True,),
@@ -87,15 +100,18 @@ def make_plan(training: Training, folder: Path, dtype: torch.dtype, device: str,
     per_weight = 4 if extract else WEIGHT_BYTES.get(training.quantize_base, dtype.itemsize)
     text = _elements(folder, TEXT_ENCODERS) if training.text_encoder.train else 0
     for checkpointing in choices:
+        rank = None if extract else training.rank
+        shape = Shape(rank, training.resolution, batch, dtype, checkpointing)
+        sizes = footprint(folder, shape, machine.cache)
         terms = {
             "UNet, frozen": int(sizes.frozen * per_weight),
             **({"text encoders, frozen": text * dtype.itemsize} if text else {}),
             "what learns and its gradients, float32": 8 * sizes.trained,
             f"optimizer states, {training.optimizer}": int(STATE_BYTES[training.optimizer] * sizes.trained),
-            "activations": sizes.activations(training.resolution, batch, checkpointing),
-            "libraries": CONTEXT[device],
+            "activations": sizes.activations,
+            "libraries": CONTEXT[machine.device],
         }
-        plan = Plan(terms, checkpointing, free)
+        plan = Plan(terms, checkpointing, machine.free)
         if plan.fits:
             return plan
     raise BadConfigurationError(
@@ -143,7 +159,8 @@ def print_plan(config_path: Path, memory: str) -> int:
         training = config.spec.training
         model = fetch_base_model(config.base_model, Path(config.cache_dir), Store(config.store).input)
         free = int(float(match[1]) * GIB)
-        print(make_plan(training, model.folder, DTYPES[training.mixed_precision], "cuda", free))
+        machine = Machine("cuda", free, Path(config.cache_dir) / FOOTPRINTS)
+        print(make_plan(training, model.folder, machine, DTYPES[training.mixed_precision]))
     except StepError as error:
         print(error, file=sys.stderr)
         return error.exit_code

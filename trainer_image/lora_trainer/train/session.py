@@ -39,7 +39,7 @@ from .fused import fuse
 from .loop import Learner, Record, Source, batches, train
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
-from .plan import free_memory, make_plan
+from .plan import FOOTPRINTS, Machine, free_memory, make_plan
 from .publish import commit
 from .quantize import quantize
 
@@ -107,7 +107,10 @@ class Session:
         training, dtype = self._training, self._dtype
         if state.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders had
-        plan = make_plan(training, self._model.folder, dtype, state.device.type, free_memory(state.device))
+        machine = Machine(
+            state.device.type, free_memory(state.device), Path(self._config.cache_dir) / FOOTPRINTS
+        )
+        plan = make_plan(training, self._model.folder, machine, dtype)
         log.info("memory:\n%s", plan)
         self._extracts = training.method == Method.DREAMBOOTH_EXTRACT
         unet = self._model.unet(torch.float32 if self._extracts else dtype)

@@ -106,6 +106,6 @@ def _result(config: TrainStep, manifest: Manifest | None, training: TrainingResu
             "message": f"the adapter is at {manifest.adapter.uri}, sha256 {manifest.adapter.sha256}",
             "adapter": manifest.adapter,
             "previews": manifest.previews,
-            "training": training.model_copy(update={"final_loss": f"{manifest.final_loss:.6g}"}),
+            "training": training.model_copy(update={"final_loss": f"{manifest.final_loss:.4f}"}),
         }
     )
