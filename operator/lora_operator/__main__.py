@@ -1,28 +1,53 @@
-"""`python -m lora_operator`: run the operator, in a cluster or beside one (with the current kubeconfig)."""
+"""`python -m lora_operator`: run the operator, in a cluster or beside one (with the current kubeconfig).
+
+`python -m lora_operator render job.yaml` prints the children of a job instead.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from socket import gethostname
 
-import kopf
-from kopf._core.engines.peering import Identity
+from lora_api.exits import ExitCode
+from lora_api.job import InvalidResourceError
 
-from .handlers import Wiring
-from .settings import ProfilesFile, SettingsError, read_settings
+from .render import render
+from .settings import ProfilesFile, Settings, SettingsError, read_settings
 
 
-def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="lora-operator", description=__doc__, epilog=Settings.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command")
+    children = commands.add_parser("render", help="print the Jobs that a LoraTrainingJob would get")
+    children.add_argument("job", type=Path)
+    arguments = parser.parse_args(argv)
     try:
         settings = read_settings()
-        profiles = ProfilesFile(settings.profiles_file)
-    except SettingsError as error:
+        if arguments.command == "render":
+            print(render(arguments.job, settings.profiles_file, settings.images), end="")
+            return ExitCode.OK
+        run(settings)
+    except (SettingsError, InvalidResourceError) as error:
         print(f"lora-operator: {error}", file=sys.stderr)
-        return 64
-    wiring = Wiring(settings, profiles)
+        return ExitCode.BAD_CONFIGURATION
+    return ExitCode.OK
+
+
+def run(settings: Settings) -> None:
+    """Run until a signal or a broken watch ends it."""
+    import kopf
+    from kopf._core.engines.peering import Identity
+
+    from .handlers import Wiring
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    wiring = Wiring(settings, ProfilesFile(settings.profiles_file))
     kopf.run(
         registry=wiring.registry,
         # kopf's own guess asks for a user's name, and the user of a pod has none
@@ -31,7 +56,6 @@ def main() -> int:
         clusterwide=not settings.namespaces,
         namespaces=list(settings.namespaces),
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -142,6 +142,11 @@ class Bucket:
         except (ServerError, InvalidResponseError, urllib3.exceptions.HTTPError, OSError) as error:
             if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
                 raise  # a local file's error, not the store's
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise BadSetupError(
+                    f"the certificate of the store at {self._endpoint} is not trusted: "
+                    "name a ConfigMap with its authority's ca.crt in the profile's store.caConfigMap"
+                ) from None
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> UnavailableError:
@@ -222,7 +227,11 @@ def _http(ca_file: str) -> urllib3.PoolManager:
     return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=5, read=30),
         retries=urllib3.Retry(
-            total=6, backoff_factor=0.5, backoff_max=8, status_forcelist=(500, 502, 503, 504)
+            total=6,
+            other=0,  # a certificate that is not trusted now will not be in a second
+            backoff_factor=0.5,
+            backoff_max=8,
+            status_forcelist=(500, 502, 503, 504),
         ),
         cert_reqs="CERT_REQUIRED",
         ca_certs=ca_file or certifi.where(),

@@ -49,7 +49,7 @@ class Display:
         line = _headline(status)
         if line != self._said:
             self._said, self._percent = line, 0
-            self._console.print(line, highlight=False)
+            self._console.print(line, highlight=False, soft_wrap=True)
         self._show_progress(status)
 
     def _show_progress(self, status: JobStatus) -> None:
