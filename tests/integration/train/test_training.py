@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,25 @@ def test_a_quantized_base_trains_nearly_the_same_adapter(make_job: JobMaker, kin
     assert len(matrices) == 192
     assert all(value.dtype == torch.float32 for value in matrices.values())
     assert all(value.abs().max() > 0 for value in matrices.values())
+
+
+@pytest.mark.parametrize("method", ["LoRA", "DreamBoothExtract"])
+def test_a_vae_that_needs_float32_is_given_it(
+    make_job: JobMaker, tiny_sdxl: Path, tmp_path: Path, method: str
+) -> None:
+    folder = tmp_path / "upcast"
+    shutil.copytree(tiny_sdxl, folder)
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "force_upcast": True}))
+    whole, half = (
+        make_job(model=folder, method=method, mixedPrecision=precision, maxSteps=1)
+        for precision in ("fp32", "bf16")
+    )
+    whole.run()
+    half.run()
+    # Encoded alike: the first losses differ by the UNet's rounding alone.
+    losses = [job.records()[0]["loss"] for job in (whole, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    drawn = Image.open(io.BytesIO(half.attempt_file("preview-000001-00.png")))
+    assert drawn.size == (64, 64)
+    assert max(high - low for low, high in drawn.getextrema()) > 20

@@ -51,7 +51,7 @@ def provide_class_pictures(
                 log.info("drawing class pictures: %s", prompt)
                 text = encoders.texts([prompt])[prompt]
                 unet = encoders.model.unet(encoders.dtype).to(encoders.device)
-                painter = Painter(encoders.model, unet, encoders.dtype)
+                painter = Painter(encoders.model, unet)
             drawn = painter.draw(
                 text,
                 resolution=training.resolution,

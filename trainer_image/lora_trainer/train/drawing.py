@@ -17,10 +17,11 @@ from .encode import TextEmbedding
 class Painter:
     """A UNet with its model's VAE and sampler."""
 
-    def __init__(self, model: BaseModel, unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: BaseModel, unet: UNet2DConditionModel) -> None:
         self._unet = unet
+        self._vae = model.vae(unet.dtype).to(unet.device)
         self._pipeline = StableDiffusionXLPipeline(
-            vae=model.vae(dtype).to(unet.device),
+            vae=self._vae,
             text_encoder=None,
             text_encoder_2=None,
             tokenizer=None,
@@ -31,6 +32,7 @@ class Painter:
         )
         self._pipeline.set_progress_bar_config(disable=True)
 
+    @torch.no_grad()
     def draw(
         self, text: TextEmbedding, *, resolution: int, inference_steps: int, chance: Generator
     ) -> Image.Image:
@@ -39,7 +41,7 @@ class Painter:
         pooled = text.pooled[None].to(self._unet.device, self._unet.dtype)
         # For the unconditional part SDXL was made to take zeros, not an empty prompt's embedding.
         with _evaluating(self._unet):
-            drawn: Image.Image = self._pipeline(
+            latents = self._pipeline(
                 prompt_embeds=sequence,
                 pooled_prompt_embeds=pooled,
                 negative_prompt_embeds=torch.zeros_like(sequence),
@@ -48,7 +50,12 @@ class Painter:
                 width=resolution,
                 num_inference_steps=inference_steps,
                 generator=chance,
-            ).images[0]
+                output_type="latent",
+            ).images
+        # The pipeline would decode in the UNet's number format, which a VAE kept in float32 does not take.
+        latents = latents.to(self._vae.dtype) / self._vae.config.scaling_factor
+        pixels = self._vae.decode(latents, return_dict=False)[0].float()
+        drawn: Image.Image = self._pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
         return drawn
 
 

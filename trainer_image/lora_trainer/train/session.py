@@ -15,27 +15,26 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 
 from lora_api import __version__
 from lora_api.job import Crop, Method
 from lora_api.manifest import FileEntry, Manifest
-from lora_api.status import AdapterStatus, PreviewStatus
+from lora_api.status import AdapterStatus
 from lora_api.steps import TrainStep
 
 from ..progress import Reporter
 from ..store import Store
-from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable, without_adapter
+from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
 from .base_model import TextTower, fetch_base_model
 from .checkpoint import Checkpoint, Checkpoints
 from .class_pictures import class_prompt, provide_class_pictures
 from .dataset import read_pictures
-from .drawing import Painter
-from .draws import CLASS, INSTANCE, generator_for
+from .draws import CLASS, INSTANCE
 from .encode import Encoders, TextEmbedding, encode_text
 from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
 from .extract import extract, linear_weights, make_trainable, put_adapter, report
 from .fused import fuse
+from .gallery import Gallery
 from .loop import Learner, Record, Source, batches, train
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
@@ -68,10 +67,7 @@ class Session:
         if state.is_main_process:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
-        concept = config.spec.concept
-        self._prompts = training.preview.prompts or [f"a photo of {concept.token} {concept.class_name}"]
-        self._previews: list[PreviewStatus] = []
-        self._files: list[FileEntry] = []  # of the previews
+        self._gallery = Gallery(config, self._upload, self._embed)
         self._checkpoints = Checkpoints(
             store.output, config.keys, config.input_hash, training.checkpoint.keep_last, work
         )
@@ -83,7 +79,7 @@ class Session:
             sources = self._sources(encoders)
             captions = [caption for source in sources for caption in source.captions]
             live = training.text_encoder.train
-            self._texts = {} if live else encoders.texts(["", *captions, *self._prompts])
+            self._texts = {} if live else encoders.texts(["", *captions, *self._gallery.prompts])
         self._build(state, sources)
 
     def _sources(self, encoders: Encoders) -> list[Source]:
@@ -163,8 +159,7 @@ class Session:
         learner.rates.load_state_dict(found.state["rates"])
         learner.scaler.load_state_dict(found.state["scaler"])
         learner.records = [Record(**record) for record in found.state["records"]]
-        self._previews = [PreviewStatus.model_validate(item) for item in found.state["previews"]]
-        self._files = [FileEntry.model_validate(item) for item in found.state["files"]]
+        self._gallery.restore(found.state["gallery"])
         log.info("resuming after step %d", learner.step)
         return learner.step
 
@@ -246,8 +241,8 @@ class Session:
                 format=form,
                 manifest_key=config.keys.manifest(config.attempt),
             ),
-            files=[*files.values(), *self._files],
-            previews=self._previews,
+            files=[*files.values(), *self._gallery.files],
+            previews=self._gallery.previews,
             steps=len(records),
             seed=self._training.seed,
             first_loss=mean_loss(records[:tenth]) or 0.0,
@@ -263,39 +258,13 @@ class Session:
             "rates": learner.rates.state_dict(),
             "scaler": learner.scaler.state_dict(),
             "records": [asdict(record) for record in learner.records],
-            "previews": [preview.to_wire() for preview in self._previews],
-            "files": [entry.to_wire() for entry in self._files],
+            "gallery": self._gallery.state(),
         }
         weights = {name: parameter.detach() for name, parameter in learner.parameters.items()}
         self._checkpoints.save(Checkpoint(learner.step, weights, tensors, state))
 
     def _draw(self, with_base: bool) -> None:
-        """Draw every prompt as the adapter stands now, into the attempt's folder and to the store."""
-        training, step = self._training, self.learner.step
-        painter = Painter(self._model, self.learner.unet, self._dtype)
-
-        @torch.no_grad()
-        def draw(prompt: str) -> Image.Image:
-            return painter.draw(
-                self._embed(prompt),
-                resolution=training.resolution,
-                inference_steps=training.preview.num_inference_steps,
-                chance=generator_for(training.seed, "preview"),
-            )
-
-        for index, prompt in enumerate(self._prompts):
-            name = f"preview-{step:06d}-{index:02d}"
-            entry = self._keep_picture(draw(prompt), f"{name}.png")
-            if with_base:
-                with without_adapter(self._adapted):
-                    self._keep_picture(draw(prompt), f"{name}-base.png")
-            self._previews.append(PreviewStatus(step=step, prompt=prompt, key=entry.key))
-
-    def _keep_picture(self, picture: Image.Image, name: str) -> FileEntry:
-        path = self._folder / name
-        picture.save(path)
-        self._files.append(self._upload(path))
-        return self._files[-1]
+        self._gallery.draw(self._folder, self.learner.step, self._model, self._adapted, with_base)
 
     def _upload(self, path: Path) -> FileEntry:
         return self._bucket.put_file(self._config.keys.attempt(self._config.attempt) + path.name, path)
