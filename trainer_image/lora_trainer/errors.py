@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
+from lora_api.status import DatasetStatus
 
 
 class StepError(Exception):
@@ -22,9 +23,16 @@ class StepError(Exception):
     exit_code = ExitCode.INTERNAL
     default_reason = Reason.INTERNAL_ERROR
 
-    def __init__(self, message: str, reason: Reason | None = None) -> None:
+    def __init__(
+        self, message: str, reason: Reason | None = None, dataset: DatasetStatus | None = None
+    ) -> None:
+        """
+        Args:
+            dataset: the outcome of the images, where they are what is wrong.
+        """
         super().__init__(message)
         self.reason = reason or self.default_reason
+        self.dataset = dataset
 
 
 class BadConfigurationError(StepError):

@@ -82,7 +82,8 @@ def explain(error: BaseException) -> tuple[StepResult, ExitCode]:
     if isinstance(error, StepError):
         interrupted = isinstance(error, InterruptedStepError)
         outcome = Outcome.INTERRUPTED if interrupted else Outcome.FAILED
-        return StepResult(outcome=outcome, reason=error.reason, message=str(error)), error.exit_code
+        result = StepResult(outcome=outcome, reason=error.reason, message=str(error), dataset=error.dataset)
+        return result, error.exit_code
     traceback.print_exception(error)
     message = f"{type(error).__name__}: {error}; the pod's log has the trace"
     result = StepResult(outcome=Outcome.FAILED, reason=Reason.INTERNAL_ERROR, message=message)

@@ -30,7 +30,8 @@ def annotate(story: Story) -> bool:
     child, state = position
     story.write(captions=captions.model_copy(update={"attempt": child.attempt, "job_name": child.name}))
     match state:
-        case Broken(reason, message):
+        case Broken(reason, message, dataset):
+            story.write(dataset=dataset)
             story.condition(ConditionType.CAPTIONS_READY, "False", reason, message)
             story.fail(reason, message)
             return True

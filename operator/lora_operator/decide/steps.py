@@ -7,6 +7,7 @@ from datetime import datetime
 
 from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
+from lora_api.status import DatasetStatus
 from lora_api.steps import Outcome, StepResult, decode_result
 
 from ..snapshot import Child, Hint, Pod
@@ -60,6 +61,8 @@ class Broken:
 
     reason: Reason
     message: str
+    dataset: DatasetStatus | None = None
+    """The outcome of the images, where they are what is wrong."""
 
 
 StepState = Starting | Running | Done | Ending | Lost | Broken
@@ -94,7 +97,8 @@ def _read_failed(child: Child) -> Broken:
         return Broken(Reason.DEADLINE_EXCEEDED, child.failed_message)
     if pod is None:
         return Broken(Reason.BACKOFF_LIMIT_EXCEEDED, child.failed_message or "no pod is left to say why")
-    return Broken(*explain_pod(pod))
+    said = decode_result(pod.message)
+    return Broken(*explain_pod(pod), said.dataset if said else None)
 
 
 def explain_pod(pod: Pod) -> tuple[Reason, str]:

@@ -185,7 +185,8 @@ DEFAULT_PROFILE = Profile.model_validate(
 
 
 def _llm_key(profile: Profile) -> str:
-    return os.environ.get(LLM_KEYS[profile.llm.provider], "") if profile.llm else ""
+    variable = LLM_KEYS.get(profile.llm.provider) if profile.llm else None
+    return os.environ.get(variable, "") if variable else ""
 
 
 def _upload(store: LocalStore, bucket: str, folder: Path, prefix: str, mirror: bool = False) -> None:

@@ -115,7 +115,7 @@ def _pod(spec: JobSpec, profile: Profile, config: AnnotateStep | TrainStep, imag
         "containers": [
             {
                 "name": CONTAINER,
-                "image": images.train if training else images.annotate,
+                "image": images.train if training or _has_local_model(config) else images.annotate,
                 "imagePullPolicy": images.pull_policy,
                 "command": ["python", *command(config.step, CLUSTER.config)],
                 "env": [
@@ -141,6 +141,13 @@ def _pod(spec: JobSpec, profile: Profile, config: AnnotateStep | TrainStep, imag
     if training:
         pod |= _scheduling(spec)
     return pod
+
+
+def _has_local_model(config: AnnotateStep | TrainStep) -> bool:
+    """Whether captions come from a model inside the pod, which needs torch and no key."""
+    return (
+        isinstance(config, AnnotateStep) and config.llm is not None and config.llm.provider == "transformers"
+    )
 
 
 def _resources(spec: JobSpec, training: bool) -> dict[str, Any]:
@@ -199,7 +206,8 @@ def _volumes(
             "configMap": {"name": profile.store.ca_config_map, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
         }
         add("ca", str(PurePosixPath(CLUSTER.store_ca).parent), ca)
-    if isinstance(config, AnnotateStep) and config.llm is not None and profile.llm is not None:
+    asks_a_service = isinstance(config, AnnotateStep) and config.llm is not None
+    if asks_a_service and profile.llm is not None and not _has_local_model(config):
         add("llm", CLUSTER.llm_secret, secret(profile.llm.secret_name, ["apiKey"]))
     add("tmp", "/tmp", {"emptyDir": {}}, writable=True)  # noqa: S108 - an emptyDir of the pod's own
     add("work", CLUSTER.work, {"emptyDir": {}}, writable=True)

@@ -25,7 +25,7 @@ from builders import (
     training,
 )
 from lora_api.reasons import Reason
-from lora_api.status import JobStatus, Phase, Progress
+from lora_api.status import DatasetStatus, JobStatus, Phase, Progress, SkippedImage
 from lora_api.steps import StepName
 from lora_operator.decide import RemoveJob, StartAnnotation, StartTraining, StopStep, decide
 from lora_operator.names import child_name
@@ -243,6 +243,13 @@ def test_a_failed_step_fails_the_job_with_its_reason(step: StepName, fields: dic
         assert decision.status.training is not None
         assert decision.status.training.last_failure is not None
         assert decision.status.training.last_failure.reason == reason
+
+
+def test_the_images_that_fail_a_job_are_named_in_its_status() -> None:
+    bad = DatasetStatus(images=0, skipped=[SkippedImage(key="p/a.jpg", reason="truncated")])
+    result = failed(Reason.DATASET_INVALID).model_copy(update={"dataset": bad})
+    job = child(ANNOTATE, pod("Failed", result, exit_code=65), failed="PodFailurePolicy")
+    assert decide(snapshot(children=(job,)), NOW).status.dataset == bad
 
 
 def test_a_failed_job_without_pods_still_says_something() -> None:

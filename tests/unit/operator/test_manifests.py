@@ -72,6 +72,14 @@ def test_each_credential_goes_only_where_it_is_needed() -> None:
     assert secrets(job(STARTS[1])) == {"lora-store"}
 
 
+def test_a_model_inside_the_pod_needs_torch_and_no_key() -> None:
+    assert PROFILE.llm is not None
+    llm = PROFILE.llm.model_copy(update={"provider": "transformers"})
+    pod = pod_spec(job(STARTS[0], profile=PROFILE.model_copy(update={"llm": llm})))
+    assert pod["containers"][0]["image"] == "train:1"
+    assert "llm" not in [volume["name"] for volume in pod["volumes"]]
+
+
 def test_the_failure_policy_charges_only_the_steps_own_faults() -> None:
     body = job(STARTS[1])["spec"]
     ignored, interrupted, permanent = body["podFailurePolicy"]["rules"]

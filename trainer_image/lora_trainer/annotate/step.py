@@ -51,8 +51,10 @@ def annotate(config: AnnotateStep, store: Store, reporter: Reporter) -> Publishe
     intake = take_in(store, config.keys, spec, listing)
     try:
         check_intake(spec, intake)
-    except BadDataError:
-        write_report(store.output, config.keys, DatasetReport(images=[], skipped=intake.skipped))
+    except BadDataError as error:
+        report = DatasetReport(images=[], skipped=intake.skipped)
+        write_report(store.output, config.keys, report)
+        error.dataset = report.status()
         raise
     existing = read_existing(store.input, spec.dataset.prefix, listing.captions)
     captioned = caption_pictures(config, intake.pictures, existing, store.output, reporter.update)
