@@ -193,6 +193,8 @@ def test_bad_images_fail_the_job_and_are_named(make_job):
     job = bad_and_good(make_job, "Fail")
     code, result = job.run()
     assert (code, result.outcome, result.reason) == (65, Outcome.FAILED, Reason.DATASET_INVALID)
+    assert result.dataset is not None
+    assert result.dataset.skipped, "status names the files, not the message alone"
     assert "broken.jpg" in result.message
     assert "empty.png': the file is empty" in result.message
     assert ".DS_Store" not in result.message
