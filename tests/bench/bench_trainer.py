@@ -11,7 +11,7 @@ speedup_equal   steps per second against the loop, both without gradient checkpo
 speedup_auto    with gradientCheckpointing Auto, against the loop with checkpointing, as diffusers' script is run
 speedup_cached  against the loop with cached latents, as diffusers' advanced script has them
 memory_ratio    peak memory against the loop's, as in speedup_equal
-overhead_share  of a step's time, what is spent outside of the UNet
+overhead_share  of a step's time, what is spent outside of the UNet's and the loss's forward and backward pass
 start_ratio     time from the process's start to the end of its first step, against the loop's
 """
 
@@ -79,14 +79,16 @@ class Stopwatch:
             print(json.dumps(found), flush=True)
             os._exit(0)
 
-    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(self, function: Callable[..., Any], sign: int) -> Callable[..., Any]:
+        """Count a function's time to the UNet's, or take it off."""
+
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             begun = time.process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.unet_seconds += time.process_time() - begun
+                self.unet_seconds += sign * (time.process_time() - begun)
 
         return wrapper
 
@@ -127,7 +129,7 @@ def run_trainer(folder: Path, resolution: int, steps: int, savings: set[str]) ->
 
     from lora_api.steps import TrainStep
     from lora_trainer.progress import Reporter
-    from lora_trainer.train import session
+    from lora_trainer.train import loop, session
     from lora_trainer.train.loop import Learner, train
     from lora_trainer.train.step import work
 
@@ -135,15 +137,15 @@ def run_trainer(folder: Path, resolution: int, steps: int, savings: set[str]) ->
     watch, losses = Stopwatch(steps), []
 
     def watched(learner: Learner, asked: Callable[[], bool], after: Callable[[bool], None]) -> bool:
-        learner.unet.forward = watch.timed(learner.unet.forward)
-        torch.Tensor.backward = watch.timed(torch.Tensor.backward)  # type: ignore[method-assign]
-
         def after_step(stop: bool) -> None:
             watch.step(learner.records[-1].loss or 0.0, losses)
             after(stop)
 
         return train(learner, asked, after_step)
 
+    # Forward and backward, with the loss and the graph's end, without the making of batches.
+    loop.batches = watch.timed(loop.batches, -1)
+    loop.accumulate = watch.timed(loop.accumulate, 1)
     session.train = watched  # type: ignore[attr-defined]
     config = json.loads((folder / "step.json").read_text())
     choice = "Never" if "no-checkpointing" in savings else "Auto" if "auto" in savings else "Always"

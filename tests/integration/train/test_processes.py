@@ -16,7 +16,7 @@ from integration.train.conftest import Job, JobMaker
 from lora_api.exits import ExitCode
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-KILLS = int(os.environ.get("LORA_TEST_KILLS", "4"))
+KILLS = int(os.environ.get("LORA_TEST_KILLS", "2"))
 """`LORA_TEST_KILLS=100` for the long run."""
 
 
