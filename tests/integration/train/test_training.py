@@ -17,9 +17,11 @@ from safetensors.torch import load
 
 from integration.train.conftest import Job, JobMaker
 from integration.train.reference import Reference
+from lora_api.exits import ExitCode
 from lora_api.keys import reuse_pointer
 from lora_api.manifest import Manifest, ReusePointer, sha256_hex
 from lora_api.reasons import Reason
+from lora_trainer.__main__ import main as cli
 from lora_trainer.errors import BadConfigurationError, BadDataError
 
 
@@ -312,3 +314,14 @@ def test_a_vae_that_needs_float32_is_given_it(
     drawn = Image.open(io.BytesIO(half.attempt_file("preview-000001-00.png")))
     assert drawn.size == (64, 64)
     assert max(high - low for low, high in drawn.getextrema()) > 20
+
+
+def test_plan_prints_each_term_without_a_gpu(make_job: JobMaker, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(make_job(mixedPrecision="fp16").config_file())
+    assert cli(["plan", "--config", path, "--gpu", "24GiB"]) == 0
+    printed = capsys.readouterr().out
+    for term in ("UNet, frozen", "optimizer states, AdamW", "activations", "in all", "of 24.00 GiB free"):
+        assert term in printed
+    assert cli(["plan", "--config", path, "--gpu", "0.5Gi"]) == ExitCode.BAD_CONFIGURATION
+    assert "does not fit" in capsys.readouterr().err
+    assert cli(["plan", "--config", path, "--gpu", "lots"]) == ExitCode.BAD_CONFIGURATION
