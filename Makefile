@@ -4,7 +4,7 @@ BIN := .venv/bin
 ENV := .venv/.installed
 DEMO := .demo
 
-.PHONY: help demo test lint format bench-annotation crds clean
+.PHONY: help demo test lint format bench-annotation bench-trainer crds clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ lint: $(ENV) ## ruff, mypy --strict, import-linter
 format: $(ENV) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench-trainer: $(ENV) ## This trainer beside a reference loop after diffusers' script, on one thread
+	$(BIN)/python tests/bench/bench_trainer.py
 
 bench-annotation: $(ENV) ## 20 images against a local server with latency and a rate limit
 	$(BIN)/python tests/bench/bench_annotation.py

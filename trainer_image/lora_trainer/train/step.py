@@ -67,6 +67,12 @@ def work(config: TrainStep, reporter: Reporter) -> StepResult:
                 "lower training.resolution, batchSize or rank, or use a larger GPU",
                 Reason.OUT_OF_MEMORY,
             ) from error
+        except StepError:
+            raise
+        except Exception as error:
+            if interruption.asked:  # a library may turn the interruption into an error of its own
+                raise InterruptedStepError("told to stop") from error
+            raise
 
 
 def _work(config: TrainStep, reporter: Reporter, interruption: Interruption) -> StepResult:
