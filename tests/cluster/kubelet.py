@@ -107,7 +107,6 @@ class FakeKubelet:
             self.runs.append((step, pod.metadata.name))
             self._report(pod, None)
             return
-        number = sum(1 for s, name in self.runs if s == step and name <= pod.metadata.name)
         number = self._counts[(pod.metadata.labels[names.JOB_UID], str(step))]
         end = self.script(step, number)
         if end is not None and time.monotonic() - self._started[uid] >= end.seconds:

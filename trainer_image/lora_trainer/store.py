@@ -6,13 +6,11 @@ Nothing here decides a key; keys come from `lora_api.keys`.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import certifi
 import urllib3
@@ -74,9 +72,6 @@ class Bucket:
     def get(self, key: str) -> bytes:
         """A whole object. Raises ObjectMissingError where there is none."""
         return b"".join(self._stream(key))
-
-    def get_json(self, key: str) -> Any:
-        return json.loads(self.get(key))
 
     def get_file(self, key: str, path: Path) -> None:
         """Download to a file, which appears only once it is whole."""
