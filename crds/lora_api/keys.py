@@ -55,6 +55,10 @@ class JobKeys:
     def attempt(self, number: int) -> str:
         return f"{self.root}attempt-{number}/"
 
+    def report(self, number: int) -> str:
+        """What an attempt did, as one HTML file."""
+        return f"{self.attempt(number)}report.html"
+
     def manifest(self, number: int) -> str:
         """Written last: the commit mark of a publication."""
         return f"{self.attempt(number)}manifest.json"

@@ -8,6 +8,7 @@ from typing import Any
 
 from .base import Lenient, Model
 from .job import Concept, Training
+from .profile import BaseModelSource
 from .status import AdapterStatus, PreviewStatus, Usage
 
 
@@ -48,6 +49,10 @@ class Manifest(Lenient):
     attempt: int
     input_hash: str
     adapter: AdapterStatus
+    concept: Concept | None = None
+    base_model: BaseModelSource | None = None
+    resolution: int = 1024
+    """Side of the pictures that were trained on, in pixels."""
     files: list[FileEntry]
     previews: list[PreviewStatus] = []
     steps: int

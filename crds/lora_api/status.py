@@ -117,6 +117,8 @@ class AdapterStatus(Lenient):
     bytes: int
     format: str
     manifest_key: str
+    report_key: str = ""
+    """The training's report, one HTML file that needs nothing else."""
 
 
 class PreviewStatus(Lenient):
