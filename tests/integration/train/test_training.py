@@ -185,6 +185,7 @@ def test_publication_is_whole_and_found_again(make_job: JobMaker) -> None:
         "adapter.safetensors",
         "adapter-kohya.safetensors",
         "metrics.jsonl",
+        "report.html",
         *(f"preview-{step}-{index}.png" for step in ("000002", "000004") for index in ("00", "01")),
         *(f"preview-000004-{index}-base.png" for index in ("00", "01")),
     }

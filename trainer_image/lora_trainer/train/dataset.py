@@ -119,21 +119,38 @@ def cut(picture: Picture, resolution: int, keep_shape: bool = False) -> Cut:
         BadDataError: when the image cannot be decoded.
     """
     image = _decode(picture)
-    left, top, right, bottom = picture.crop or (0.0, 0.0, 1.0, 1.0)
-    left, right = left * image.width, right * image.width
-    top, bottom = top * image.height, bottom * image.height
+    part = find_part(image.size, picture.crop, resolution, keep_shape)
+    target = (part.width, part.height)
+    resized = image.resize(target, Image.Resampling.LANCZOS, box=part.box)
+    corner = (round(part.box[1] * part.scale), round(part.box[0] * part.scale))
+    return Cut(to_pixels(resized), (image.height, image.width, *corner, part.height, part.width))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a picture that is trained on."""
+
+    box: Box
+    """left, top, right, bottom in pixels of the picture."""
+    width: int
+    height: int
+    """In pixels, as trained on."""
+    scale: float
+    """Pixels as trained on for a pixel of the picture."""
+
+
+def find_part(size: tuple[int, int], crop: Box | None, resolution: int, keep_shape: bool) -> Part:
+    """What `cut` takes of a picture of this width and height."""
+    left, top, right, bottom = crop or (0.0, 0.0, 1.0, 1.0)
+    left, right = left * size[0], right * size[0]
+    top, bottom = top * size[1], bottom * size[1]
     width, height = resolution, resolution
     if keep_shape:
         width, height = bucket(right - left, bottom - top, resolution)
     scale = max(width / (right - left), height / (bottom - top))
     left, top = (left + right - width / scale) / 2, (top + bottom - height / scale) / 2
-    resized = image.resize(
-        (width, height),
-        Image.Resampling.LANCZOS,
-        box=(left, top, min(left + width / scale, image.width), min(top + height / scale, image.height)),
-    )
-    corner = (round(top * scale), round(left * scale))
-    return Cut(to_pixels(resized), (image.height, image.width, *corner, height, width))
+    right, bottom = min(left + width / scale, size[0]), min(top + height / scale, size[1])
+    return Part((left, top, right, bottom), width, height, scale)
 
 
 def bucket(width: float, height: float, resolution: int) -> tuple[int, int]:

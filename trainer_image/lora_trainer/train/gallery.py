@@ -34,6 +34,8 @@ class Gallery:
         self.prompts = preview.prompts or [f"a photo of {concept.token} {concept.class_name}"]
         self.previews: list[PreviewStatus] = []
         self.files: list[FileEntry] = []
+        self.bases: dict[str, str] = {}
+        """The key of the base model's picture by prompt, once it is drawn."""
         self._training = config.spec.training
         self._upload = upload
         self._embed = embed
@@ -68,7 +70,8 @@ class Gallery:
             self.previews.append(PreviewStatus(step=step, prompt=prompt, key=entry.key))
             if with_base:
                 with without_adapter(adapted):
-                    self._keep(picture(prompt), path.with_stem(f"{path.stem}-base"))
+                    base = self._keep(picture(prompt), path.with_stem(f"{path.stem}-base"))
+                self.bases[prompt] = base.key
 
     def _keep(self, picture: Image.Image, path: Path) -> FileEntry:
         picture.save(path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import platform
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,12 +20,12 @@ from accelerate import PartialState
 
 from lora_api import __version__
 from lora_api.job import Crop, Method
-from lora_api.manifest import FileEntry, Manifest
+from lora_api.manifest import CaptionsManifest, FileEntry, Manifest
 from lora_api.status import AdapterStatus
 from lora_api.steps import TrainStep
 
 from ..progress import Reporter
-from ..store import Store
+from ..store import ObjectMissingError, Store
 from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
 from .base_model import TextTower, fetch_base_model
 from .checkpoint import Checkpoint, Checkpoints
@@ -41,6 +43,7 @@ from .optimizers import build_optimizer, build_schedule, optimizer_state, restor
 from .plan import FOOTPRINTS, Machine, free_memory, make_plan
 from .publish import commit
 from .quantize import quantize
+from .report import Facts, Timing, render, show
 
 log = logging.getLogger(__name__)
 METRICS, LAYERS = "metrics.jsonl", "layers.json"
@@ -58,6 +61,7 @@ class Session:
         Raises:
             StepError: when the model or the pictures cannot be had.
         """
+        begun = time.monotonic()
         self._config = config
         self._bucket = store.output
         self._dtype = dtype
@@ -81,6 +85,7 @@ class Session:
             live = training.text_encoder.train
             self._texts = {} if live else encoders.texts(["", *captions, *self._gallery.prompts])
         self._build(state, sources)
+        self._prepare_seconds = time.monotonic() - begun
 
     def _sources(self, encoders: Encoders) -> list[Source]:
         """The customer's pictures and, for prior preservation, the class's."""
@@ -88,7 +93,12 @@ class Session:
         pictures = read_pictures(
             self._bucket, config.keys, config.captions_sha256, use_crops=training.crop != Crop.CENTER
         )
-        latents = encoders.pictures(pictures, training.resolution, training.crop == Crop.BUCKETS)
+        keep_shape = training.crop == Crop.BUCKETS
+        latents = encoders.pictures(pictures, training.resolution, keep_shape)
+        self._shown = [
+            show(picture, config.keys.image_named(picture.name), training.resolution, keep_shape)
+            for picture in pictures
+        ]
         sources = [Source(INSTANCE, latents, [picture.caption for picture in pictures])]
         if training.prior_preservation.enabled:
             prompt = class_prompt(training, config.spec.concept)
@@ -187,7 +197,8 @@ class Session:
         return done
 
     def publish(self) -> Manifest:
-        """Write, verify and publish the adapter, its previews and its metrics; the manifest last."""
+        """Write, verify and publish the adapter, its previews, metrics and report; the manifest last."""
+        begun = time.monotonic()
         if self._extracts:
             self._extract()
         paths = {form: self._folder / FILE_NAMES[form] for form in self._config.spec.output.formats}
@@ -203,6 +214,10 @@ class Session:
         self._draw(with_base=True)
         names = [*(path.name for path in paths.values()), METRICS, *([LAYERS] if self._extracts else [])]
         manifest = self._manifest({name: self._upload(self._folder / name) for name in names})
+        path = self._folder / Path(self._config.keys.report(self._config.attempt)).name
+        path.write_text(self._tell(manifest, time.monotonic() - begun))
+        reported = self._upload(path)
+        manifest = manifest.model_copy(update={"files": [*manifest.files, reported]})
         commit(self._bucket, self._config, manifest)
         return manifest
 
@@ -240,7 +255,11 @@ class Session:
                 bytes=adapter.bytes,
                 format=form,
                 manifest_key=config.keys.manifest(config.attempt),
+                report_key=config.keys.report(config.attempt),
             ),
+            concept=config.spec.concept,
+            base_model=config.base_model,
+            resolution=self._training.resolution,
             files=[*files.values(), *self._gallery.files],
             previews=self._gallery.previews,
             steps=len(records),
@@ -249,6 +268,31 @@ class Session:
             final_loss=mean_loss(records[-tenth:]) or 0.0,
             versions={"lora_trainer": __version__, **{name: version(name) for name in LIBRARIES}},
         )
+
+    def _tell(self, manifest: Manifest, publish_seconds: float) -> str:
+        """The report as HTML."""
+        records, device = self.learner.records, self.learner.state.device
+        layers, captions = self._folder / LAYERS, self._fetch(self._config.keys.captions_manifest)
+        timing = Timing(self._prepare_seconds, sum(record.seconds for record in records), publish_seconds)
+        facts = Facts(
+            config=self._config,
+            manifest=manifest,
+            records=records,
+            trained_on=self._shown,
+            bases=self._gallery.bases,
+            captions=CaptionsManifest.model_validate_json(captions) if captions else None,
+            timing=timing,
+            device=_name(device),
+            fetch=self._fetch,
+            layers=json.loads(layers.read_text()) if self._extracts else None,
+        )
+        return render(facts)
+
+    def _fetch(self, key: str) -> bytes | None:
+        try:
+            return self._bucket.get(key)
+        except ObjectMissingError:
+            return None
 
     def _save(self) -> None:
         learner = self.learner
@@ -280,6 +324,10 @@ class Session:
             loss=loss,
             steps_per_second=1 / seconds if seconds else None,
         )
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"
 
 
 def mean_loss(records: list[Record]) -> float | None:
