@@ -25,6 +25,8 @@ from .errors import BadConfigurationError, BadSetupError, RefusedCredentialsErro
 
 REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 CHUNK = 1 << 20
+RETRIES = 6
+"""About 30 seconds of patience in all: a longer outage is for the platform's retries."""
 
 
 class ObjectMissingError(KeyError):
@@ -153,8 +155,11 @@ class Bucket:
 class Store:
     """The two buckets of a profile: what customers bring and what jobs make."""
 
-    def __init__(self, access: StoreAccess) -> None:
+    def __init__(self, access: StoreAccess, retries: int = RETRIES) -> None:
         """Connect to nothing yet; credentials are read from files here.
+
+        Args:
+            retries: of each request that finds the store away.
 
         Raises:
             RefusedCredentialsError: when a credential file is missing or empty.
@@ -171,7 +176,7 @@ class Store:
                 secret_key=read_credential(access.credentials_dir, "secretKey"),
                 secure=access.secure,
                 region=access.region or "us-east-1",
-                http_client=_http(access.ca_file),
+                http_client=_http(access.ca_file, retries),
             )
         except (ValueError, OSError) as error:
             raise BadConfigurationError(f"the profile's store cannot be used: {error}") from error
@@ -217,12 +222,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _http(ca_file: str) -> urllib3.PoolManager:
-    """About 30 seconds of patience in all: a longer outage is for the platform's retries."""
+def _http(ca_file: str, retries: int) -> urllib3.PoolManager:
     return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=5, read=30),
         retries=urllib3.Retry(
-            total=6,
+            total=retries,
             other=0,  # a certificate that is not trusted now will not be in a second
             backoff_factor=0.5,
             backoff_max=8,

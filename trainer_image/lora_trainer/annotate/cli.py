@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +12,17 @@ from typing import Annotated, Any
 
 import typer
 
-from lora_api import GROUP, PLURAL
 from lora_api.keys import JobKeys
-from lora_api.manifest import CaptionsManifest, sha256_hex
+from lora_api.manifest import sha256_hex
 from lora_api.steps import StoreAccess
 
 from ..errors import BadDataError, StepError
-from ..store import Bucket, ObjectMissingError, Store
+from ..store import Bucket, Store
+from .desk import RESOURCE, approve_captions, kubectl, push_captions, read_captions
 from .lint import check_captions, usual_trigger
-from .review import CaptionRow, read_rows, validate_edited
+from .review import CaptionRow, read_rows
 
 METADATA = "metadata.jsonl"
-RESOURCE = f"{PLURAL}.{GROUP}"
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"}
 
 app = typer.Typer(no_args_is_help=True, help="Read, check, edit and approve captions.")
@@ -73,7 +71,7 @@ def pull(
     """Fetch a job's captions and clean images into a folder."""
     keys = _keys(_get_job(job))
     with _store(endpoint, bucket, http, ca_file) as store:
-        data = _get(store, keys.captions)
+        data = read_captions(store, keys)
         folder.mkdir(parents=True, exist_ok=True)
         for row in _rows(data):
             name = Path(row.file_name).name
@@ -97,15 +95,7 @@ def push(
     resource = _get_job(job)
     keys = _keys(resource)
     with _store(endpoint, bucket, http, ca_file) as store:
-        manifest = CaptionsManifest.model_validate_json(_get(store, keys.captions_manifest))
-        images = [
-            Path(entry.key).name for entry in manifest.files if entry.key.startswith(f"{keys.root}images/")
-        ]
-        try:
-            rows = validate_edited(data, images)
-        except BadDataError as error:
-            raise _fail(str(error)) from None
-        store.put(keys.captions, data, "application/x-ndjson")
+        rows = push_captions(store, keys, data)
     concept = resource["spec"]["concept"]
     for finding in check_captions(
         {r.file_name: r.text for r in rows}, concept["token"], concept["className"]
@@ -118,9 +108,8 @@ def push(
 def approve(job: JobName, folder: Folder) -> None:
     """Let a job train on exactly the captions in this folder; push them first if they were edited."""
     digest = sha256_hex(_file(folder).read_bytes())
-    patch = {"spec": {"annotation": {"approvedCaptions": digest}}}
-    namespace, name = _split(job)
-    _kubectl("patch", RESOURCE, name, "-n", namespace, "--type=merge", "-p", json.dumps(patch))
+    with _plainly():
+        approve_captions(*_split(job), digest)
     typer.echo(f"approved sha256:{digest}")
 
 
@@ -158,7 +147,9 @@ def _split(job: str) -> tuple[str, str]:
 
 def _get_job(job: str) -> dict[str, Any]:
     namespace, name = _split(job)
-    resource: dict[str, Any] = json.loads(_kubectl("get", RESOURCE, name, "-n", namespace, "-o", "json"))
+    with _plainly():
+        said = kubectl("get", RESOURCE, name, "-n", namespace, "-o", "json")
+    resource: dict[str, Any] = json.loads(said)
     return resource
 
 
@@ -167,14 +158,13 @@ def _keys(resource: dict[str, Any]) -> JobKeys:
     return JobKeys(metadata["namespace"], metadata["name"], metadata["uid"])
 
 
-def _kubectl(*arguments: str) -> str:
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """A step's error is the command's."""
     try:
-        done = subprocess.run(["kubectl", *arguments], check=True, capture_output=True, text=True)  # noqa: S607
-    except FileNotFoundError:
-        raise _fail("kubectl is not there: install it, or edit the captions in the store") from None
-    except subprocess.CalledProcessError as error:
-        raise _fail(error.stderr.strip() or f"kubectl ended with {error.returncode}") from None
-    return done.stdout
+        yield
+    except StepError as error:
+        raise _fail(str(error)) from None
 
 
 @contextmanager
@@ -196,17 +186,8 @@ def _store(endpoint: str, bucket: str, http: bool, ca_file: str) -> Iterator[Buc
             input_bucket=bucket,
             output_bucket=bucket,
         )
-        try:
+        with _plainly():
             yield Store(access).output
-        except StepError as error:
-            raise _fail(str(error)) from None
-
-
-def _get(bucket: Bucket, key: str) -> bytes:
-    try:
-        return bucket.get(key)
-    except ObjectMissingError:
-        raise _fail(f"{bucket.uri(key)} is not there: the job has no captions yet") from None
 
 
 def _fail(message: str) -> typer.Exit:

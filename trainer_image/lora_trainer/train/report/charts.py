@@ -10,8 +10,8 @@ from statistics import fmean
 Point = tuple[float, float | None]
 """A step and its value; None where it was no number."""
 
-WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 28
+WIDTH, HEIGHT = 400, 230
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 28
 MOST_POINTS = 320
 """More than a chart has room for are averaged in groups."""
 SMOOTHING = 0.9
@@ -61,7 +61,7 @@ def draw(title: str, lines: Sequence[tuple[str, str, Sequence[Point]]], from_zer
     values = [value for _, value in known if value is not None] or [0.0]
     low, high = (0.0 if from_zero else min(values)), max(values)
     up = ticks(low, high, 5)
-    across = ticks(min(steps), max(steps), 6)
+    across = ticks(min(steps), max(steps), 5)
     low, high = min(low, up[0]), max(high, up[-1])
     span = max(max(steps) - min(steps), 1)
 

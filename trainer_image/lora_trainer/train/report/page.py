@@ -131,7 +131,16 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str
         if isinstance(child, dict) and child:
             yield from _flat(child, f"{before}{name}.")
         else:
-            yield f"{before}{name}", str(child) if child not in ("", [], {}) else "–"
+            yield f"{before}{name}", _words(child)
+
+
+def _words(value: Any) -> str:
+    """A setting as YAML would have it, without its quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "–"
+    return str(value) if value not in ("", {}) else "–"
 
 
 def _rate(facts: Facts) -> float:
