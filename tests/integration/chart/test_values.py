@@ -1,0 +1,138 @@
+"""Values: whatever the chart does not know is refused, in words that name it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from helm import CHART, helm
+
+DIGEST = "sha256:" + "0" * 64
+REFUSED = [
+    ("unknown", {"extraEnv": []}, "extraEnv"),
+    ("unknown in a map", {"image": {"tagg": "x"}}, "tagg"),
+    ("a digest that is none", {"image": {"digest": "latest"}}, "digest"),
+    ("a word for a number", {"replicas": "two"}, "replicas"),
+    ("a negative number", {"replicas": -1}, "replicas"),
+    ("a word for a switch", {"crds": {"keep": "yes"}}, "keep"),
+    ("a scope that is none", {"rbac": {"scope": "everything"}}, "scope"),
+    ("one string for a list", {"watchNamespaces": "studio"}, "watchNamespaces"),
+    ("a namespace that is none", {"watchNamespaces": ["Studio_1"]}, "watchNamespaces"),
+    ("a resource that is none", {"resources": {"limit": {}}}, "limit"),
+    ("a quantity that is none", {"resources": {"limits": {"memory": "lots"}}}, "memory"),
+    ("a toleration with a typo", {"tolerations": [{"kee": "x"}]}, "kee"),
+    ("an affinity with a typo", {"affinity": {"nodeAfinity": {}}}, "nodeAfinity"),
+    ("a port that is none", {"networkPolicy": {"store": {"ports": [70000]}}}, "ports"),
+    ("a peer with a typo", {"networkPolicy": {"store": {"to": [{"ipblock": {}}]}}}, "ipblock"),
+    ("a time that is none", {"serviceMonitor": {"interval": "often"}}, "interval"),
+    ("a profile's unknown field", {"profiles": {"default": {"secret": "x"}}}, "secret"),
+    ("a profile without a store", {"profiles": {"other": {"models": {}}}}, "store"),
+    (
+        "a price that is a number",
+        {"profiles": {"default": {"llm": {"prices": {"m": {"input": 1, "output": 2}}}}}},
+        "input",
+    ),
+    ("a model of no source", {"profiles": {"default": {"models": {"m": {"source": "disk"}}}}}, "models"),
+    ("an LLM service of none", {"profiles": {"default": {"llm": {"provider": "acme"}}}}, "provider"),
+    ("snake case", {"profiles": {"default": {"store": {"secret_name": "x"}}}}, "secret_name"),
+    ("no profile at all", {"profiles": {"default": None}}, "profiles"),
+    ("a claim's odd mode", {"modelCache": {"accessModes": ["ReadMostly"]}}, "accessModes"),
+    ("an address that is none", {"trialStore": {"clusterIP": "store.example.com"}}, "clusterIP"),
+    ("a name in capitals", {"fullnameOverride": "Lora"}, "fullnameOverride"),
+]
+
+
+@pytest.mark.parametrize(("values", "word"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_what_is_unknown_or_ill_typed_is_refused(values: Any, word: str) -> None:
+    ran = helm("template", "lora", str(CHART), values=values, check=False)
+    assert ran.returncode != 0
+    assert "don't meet the specifications of the schema" in ran.stderr
+    assert word in ran.stderr
+
+
+INCOMPLETE = [
+    ({"rbac": {"scope": "namespaced"}}, "rbac.scope: namespaced needs watchNamespaces"),
+    ({"demo": {"enabled": True, "profile": "nope"}}, 'there is no profile "nope"'),
+    ({"demo": {"enabled": True, "ingress": {"enabled": True}}}, "needs demo.ingress.host"),
+    ({"modelCache": {"enabled": True}}, "needs modelCache.namespaces"),
+    ({"modelCache": {"enabled": True, "namespaces": ["studio"]}}, "{persistentVolumeClaim: lora-models}"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), INCOMPLETE, ids=[words for _, words in INCOMPLETE])
+def test_values_that_need_others_say_so(values: Any, words: str) -> None:
+    ran = helm("template", "lora", str(CHART), values=values, check=False)
+    assert ran.returncode != 0
+    assert words in ran.stderr
+
+
+def test_the_schema_leaves_no_map_open() -> None:
+    """Every object of the schema either lists its fields and no others, or says of what kind its entries are."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    # Kubernetes' own selectors and affinities end in {}: the API server checks these
+    open_maps = [
+        path
+        for path, part in parts(schema)
+        if part.get("type") == "object" and "additionalProperties" not in part
+    ]
+    assert open_maps == ["/properties/global"]
+
+
+def parts(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(schema, dict):
+        yield path, schema
+        for name, child in schema.items():
+            yield from parts(child, f"{path}/{name}")
+    elif isinstance(schema, list):
+        for index, child in enumerate(schema):
+            yield from parts(child, f"{path}/{index}")
+
+
+def test_every_field_of_the_schema_is_in_values() -> None:
+    """The other way round is Helm's own check of the defaults."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert list(missing(schema, values)) == ["global"]
+
+
+def missing(schema: dict[str, Any], values: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, child in schema.get("properties", {}).items():
+        if name not in values:
+            yield f"{path}{name}"
+        elif isinstance(values[name], dict) and values[name]:
+            yield from missing(child, values[name], f"{path}{name}.")
+
+
+def generator() -> ModuleType:
+    folder = CHART.parent
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location("chart_generate", folder / "generate.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
+
+
+def test_what_is_generated_is_up_to_date() -> None:
+    for path, content in generator().generated().items():
+        assert path.read_bytes() == content, f"{path.name}: run `make chart`"
+
+
+def test_the_table_takes_its_words_from_the_comments() -> None:
+    table = generator().values_table("# -- One.\n# Two.\na: {b: 1}\nc:\n  # -- Three.\n  d: x\n  e: []\n")
+    assert table.splitlines()[2:] == [
+        '| `a` | `{"b": 1}` | One. Two. |',
+        '| `c.d` | `"x"` | Three. |',
+        "| `c.e` | `[]` |  |",
+    ]
