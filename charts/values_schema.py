@@ -187,5 +187,6 @@ def build_schema() -> Schema:
     )
     # what Helm itself adds for a chart that is another's part
     values["properties"] |= {"global": {"type": "object"}}
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lora-training-operator"}
+    # Helm 3 knows drafts up to 7
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "lora-training-operator"}
     return head | values | {"$defs": definitions}

@@ -46,7 +46,7 @@ def helm(*arguments: str, values: Any = None, check: bool = True) -> subprocess.
     return ran
 
 
-def render(values: Any = None) -> list[dict[str, Any]]:
-    """The chart's objects, as `helm install lora --namespace lora-system` would create them, hooks and all."""
-    ran = helm("template", "lora", str(CHART), "--namespace", "lora-system", values=values or {})
+def render(values: Any = None, name: str = "lora", namespace: str = "lora-system") -> list[dict[str, Any]]:
+    """The chart's objects as `helm install` would create them, hooks and all."""
+    ran = helm("template", name, str(CHART), "--namespace", namespace, values=values or {})
     return [found for found in yaml.safe_load_all(ran.stdout) if found]
