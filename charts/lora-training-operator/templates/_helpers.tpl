@@ -90,12 +90,6 @@ capabilities: {drop: [ALL]}
   verbs: [get, create, update]
 {{- end }}
 
-{{- define "lora.readRules" -}}
-- apiGroups: [lora-training.io]
-  resources: [loratrainingjobs]
-  verbs: [get, list, watch]
-{{- end }}
-
 {{- define "lora.trialEndpoint" -}}
 {{- if .Values.trialStore.clusterIP -}}
 {{ .Values.trialStore.clusterIP }}:8333
@@ -115,6 +109,14 @@ capabilities: {drop: [ALL]}
 {{- $_ := set $profiles .Values.trialStore.profile (merge (dict "store" $store "models" $models) (omit $trial "store" "models")) }}
 {{- end }}
 {{- toYaml (dict "profiles" $profiles) }}
+{{- end }}
+
+{{- define "lora.demoProfile" -}}
+{{- $profile := get (include "lora.profiles" . | fromYaml).profiles .Values.demo.profile }}
+{{- if not $profile }}
+{{- fail (printf "demo.profile: there is no profile %q" .Values.demo.profile) }}
+{{- end }}
+{{- toYaml $profile }}
 {{- end }}
 
 {{- /* The volume and the mount of a store's credentials, as training pods have them: (list secretName caConfigMap) */ -}}

@@ -100,7 +100,7 @@ def test_every_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
 
 def test_only_pods_that_ask_the_api_server_have_a_token(rendered: list[dict[str, Any]]) -> None:
     for name, meta, pod in pods(rendered):
-        asks = meta["labels"]["app.kubernetes.io/component"] in ("operator", "demo", "test")
+        asks = meta["labels"]["app.kubernetes.io/component"] in ("operator", "test")
         assert pod["automountServiceAccountToken"] is asks, name
 
 
