@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from kubernetes import client
-from plane import ControlPlane
+from plane import ControlPlane, write_kubeconfig
+from studio import OperatorProcess, Studio, until
 
 from helm import CHART, helm, render
 from lora_api import GROUP, PLURAL
 
-STUDIO = "lora-chart-studio"
-# all that needs no definition of others
-VALUES = {
-    "replicas": 2,
-    "watchNamespaces": [STUDIO],
-    "dashboard": {"enabled": True},
-    "networkPolicy": {"jobNamespaces": [STUDIO]},
-    "modelCache": {"enabled": True, "namespaces": [STUDIO]},
-    "profiles": {"default": {"modelCache": {"persistentVolumeClaim": "lora-models"}}},
-    "trialStore": {"enabled": True, "jobNamespace": STUDIO, "persistence": {"enabled": True}},
-    "demo": {"enabled": True, "ingress": {"enabled": True, "host": "lora.example.com"}},
-}
+
+@dataclass(frozen=True)
+class Places:
+    """A namespace for a release and one for its jobs, both under the restricted Pod Security Standard."""
+
+    system: str
+    studio: str
 
 
 @pytest.fixture
-def namespaces(api: client.ApiClient) -> Iterator[list[str]]:
+def places(api: client.ApiClient) -> Iterator[Places]:
     core = client.CoreV1Api(api)
-    made = ["lora-chart-system", STUDIO]
-    for name in made:
+    found = Places(f"test-{uuid4().hex[:8]}", f"test-{uuid4().hex[:8]}")
+    for name in (found.system, found.studio):
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         core.create_namespace({"metadata": {"name": name, "labels": labels}})
-    yield made
-    for name in made:
+    yield found
+    for name in (found.system, found.studio):
         core.delete_namespace(name)
+
+
+def all_values(studio: str) -> dict[str, Any]:
+    """All that needs no definition of others."""
+    return {
+        "replicas": 2,
+        "watchNamespaces": [studio],
+        "dashboard": {"enabled": True},
+        "networkPolicy": {"jobNamespaces": [studio]},
+        "modelCache": {"enabled": True, "namespaces": [studio]},
+        "profiles": {"default": {"modelCache": {"persistentVolumeClaim": "lora-models"}}},
+        "trialStore": {"enabled": True, "jobNamespace": studio, "persistence": {"enabled": True}},
+        "demo": {"enabled": True, "ingress": {"enabled": True, "host": "lora.example.com"}},
+    }
 
 
 def pod_templates(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -46,29 +59,61 @@ def pod_templates(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any
             yield found["metadata"], template["spec"]
 
 
-def test_install_upgrade_uninstall(plane: ControlPlane, api: client.ApiClient, namespaces: list[str]) -> None:
-    where = ("--namespace", namespaces[0], "--kubeconfig", str(plane.kubeconfig))
+def test_install_upgrade_uninstall(plane: ControlPlane, api: client.ApiClient, places: Places) -> None:
+    where = ("--namespace", places.system, "--kubeconfig", str(plane.kubeconfig))
+    values = all_values(places.studio)
     # no node runs its hooks here, and the definition is there already
     options = ("--no-hooks", "--take-ownership")
-    helm("install", "chart", str(CHART), *options, *where, values=VALUES)
+    helm("install", "chart", str(CHART), *options, *where, values=values)
 
     core, apps = client.CoreV1Api(api), client.AppsV1Api(api)
-    rendered = render(VALUES, name="chart", namespace=namespaces[0])
+    rendered = render(values, name="chart", namespace=places.system)
     templates = list(pod_templates(rendered))
     assert len(templates) == 7
     for meta, spec in templates:
         pod = {"metadata": {"name": "probe"}, "spec": spec | {"restartPolicy": "Never"}}
         core.create_namespaced_pod(meta["namespace"], pod, dry_run="All")
 
-    key = core.read_namespaced_secret("lora-store", STUDIO).data["secretKey"]
-    helm("upgrade", "chart", str(CHART), *options, *where, values=VALUES | {"replicas": 1})
-    assert apps.read_namespaced_deployment("chart", namespaces[0]).spec.strategy.type == "Recreate"
-    assert core.read_namespaced_secret("lora-store", STUDIO).data["secretKey"] == key
+    key = core.read_namespaced_secret("lora-store", places.studio).data["secretKey"]
+    helm("upgrade", "chart", str(CHART), *options, *where, values=values | {"replicas": 1})
+    assert apps.read_namespaced_deployment("chart", places.system).spec.strategy.type == "Recreate"
+    assert core.read_namespaced_secret("lora-store", places.studio).data["secretKey"] == key
 
     helm("uninstall", "chart", *where)
-    assert not apps.list_namespaced_deployment(namespaces[0]).items
+    assert not apps.list_namespaced_deployment(places.system).items
     crds = client.ApiextensionsV1Api(api)
     definition = crds.read_custom_resource_definition(f"{PLURAL}.{GROUP}")
     assert definition.metadata.deletion_timestamp is None
-    (claim,) = core.list_namespaced_persistent_volume_claim(STUDIO).items
+    (claim,) = core.list_namespaced_persistent_volume_claim(places.studio).items
     assert claim.metadata.name == "lora-models"
+
+
+def test_one_teams_operator_gets_by_with_its_roles(
+    plane: ControlPlane,
+    api: client.ApiClient,
+    places: Places,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under `rbac.scope: namespaced` it has Roles in its namespaces and nothing on the cluster, and needs no more."""
+    values = {"rbac": {"scope": "namespaced", "aggregate": False}, "watchNamespaces": [places.studio]}
+    where = ("--namespace", places.system, "--kubeconfig", str(plane.kubeconfig))
+    helm("install", "team", str(CHART), "--no-hooks", "--take-ownership", *where, values=values)
+    core = client.CoreV1Api(api)
+    request = {"spec": {"expirationSeconds": 3600, "audiences": []}}
+    token = core.create_namespaced_service_account_token("team", places.system, request).status.token
+    profiles = core.read_namespaced_config_map("team-profiles", places.system).data["profiles.yaml"]
+    (tmp_path / "profiles.yaml").write_text(profiles)
+    monkeypatch.setenv("LORA_WATCH_NAMESPACES", places.studio)
+    operator = OperatorProcess(write_kubeconfig(plane, tmp_path / "kubeconfig", token), tmp_path)
+    operator.start()
+    try:
+        studio = Studio(api, places.studio)
+        studio.create()
+        until(lambda: [job.metadata.labels[f"{GROUP}/step"] for job in studio.jobs()] == ["annotate"])
+        until(lambda: studio.phase() == "Annotating")
+        studio.delete()
+    finally:
+        operator.stop()
+        helm("uninstall", "team", *where)
+    assert "orbidden" not in operator.log

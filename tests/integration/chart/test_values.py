@@ -61,6 +61,7 @@ INCOMPLETE = [
     ({"rbac": {"scope": "namespaced"}}, "rbac.scope: namespaced needs watchNamespaces"),
     ({"demo": {"enabled": True, "profile": "nope"}}, 'there is no profile "nope"'),
     ({"demo": {"enabled": True, "ingress": {"enabled": True}}}, "needs demo.ingress.host"),
+    ({"trialStore": {"enabled": True}, "watchNamespaces": ["studio"]}, "default is none of watchNamespaces"),
     ({"modelCache": {"enabled": True}}, "needs modelCache.namespaces"),
     ({"modelCache": {"enabled": True, "namespaces": ["studio"]}}, "{persistentVolumeClaim: lora-models}"),
 ]
