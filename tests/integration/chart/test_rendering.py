@@ -6,17 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from helm import CHART, helm, render
+from helm import CHART, VALUE_SETS, helm, render
 from lora_api.profile import Profiles
 
-SETS: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "values.yaml").read_text())
 OLDEST, NEWEST = "1.31", kubernetes_validate.latest_version()
 FOREIGN = "monitoring.coreos.com/v1"
 
@@ -45,9 +43,9 @@ def test_that_check_sees_a_misspelt_field() -> None:
     assert "selektor" in problem(json.dumps(service), NEWEST)
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", VALUE_SETS)
 def test_helm_finds_nothing_to_warn_of(name: str) -> None:
-    ran = helm("lint", "--strict", str(CHART), "--namespace", "lora-system", values=SETS[name])
+    ran = helm("lint", "--strict", str(CHART), "--namespace", "lora-system", values=VALUE_SETS[name])
     assert "[WARNING]" not in ran.stdout
 
 
@@ -60,7 +58,12 @@ def test_no_two_objects_have_one_name(rendered: list[dict[str, Any]]) -> None:
 
 
 def test_names_stay_short_enough_for_the_longest_release() -> None:
-    values = {**SETS["demo"], **SETS["cached-models"], "trialStore": {"enabled": True}, "replicas": 2}
+    values = {
+        **VALUE_SETS["demo"],
+        **VALUE_SETS["cached-models"],
+        "trialStore": {"enabled": True},
+        "replicas": 2,
+    }
     names = [found["metadata"]["name"] for found in render(values, name="r" * 53)]
     assert max(len(name) for name in names) <= 63
 
@@ -110,7 +113,7 @@ def test_only_pods_that_ask_the_api_server_have_a_token(rendered: list[dict[str,
 
 
 def test_pull_secrets_reach_every_pod(rendered: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
-    wanted = SETS[request.node.callspec.params["rendered"]].get("imagePullSecrets", [])
+    wanted = VALUE_SETS[request.node.callspec.params["rendered"]].get("imagePullSecrets", [])
     for name, _, pod in pods(rendered):
         assert [secret["name"] for secret in pod.get("imagePullSecrets", [])] == wanted, name
 

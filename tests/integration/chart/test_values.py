@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from helm import CHART, helm
+from helm import CHART, helm, render
 
 DIGEST = "sha256:" + "0" * 64
 REFUSED = [
@@ -72,6 +73,28 @@ def test_values_that_need_others_say_so(values: Any, words: str) -> None:
     ran = helm("template", "lora", str(CHART), values=values, check=False)
     assert ran.returncode != 0
     assert words in ran.stderr
+
+
+def test_the_values_that_the_docs_show_are_values() -> None:
+    text = (CHART.parents[1] / "docs" / "install.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert render(yaml.safe_load(shown))
+    for options in re.findall(r"--set ([^` ]+)", text):
+        helm("template", "lora", str(CHART), "--set", options.replace("...", "example"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "kubectl apply -f job.yaml"),
+        ({"trialStore": {"enabled": True}}, "kubectl apply -f examples/quickstart/job.yaml"),
+        ({"demo": {"enabled": True}}, "kubectl port-forward -n lora-system service/lora-demo 8501:80"),
+        ({}, "name their namespaces in networkPolicy.jobNamespaces"),
+    ],
+)
+def test_the_notes_say_what_to_do_next(values: Any, words: str) -> None:
+    where = ("--namespace", "lora-system", "--dry-run=client")
+    assert words in helm("install", "lora", str(CHART), *where, values=values).stdout
 
 
 def test_the_schema_leaves_no_map_open() -> None:
