@@ -1,5 +1,6 @@
-{{- /* A rule to peers on TCP ports; no peers: to any: (list peers ports) */ -}}
+{{- /* A rule to peers on TCP ports; no peers: to any; no ports: no rule, which would allow them all: (list peers ports) */ -}}
 {{- define "lora.egress" -}}
+{{- if index . 1 }}
 - ports:
     {{- range index . 1 }}
     - {port: {{ . }}}
@@ -7,6 +8,7 @@
   {{- with index . 0 }}
   to: {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "lora.dns" -}}
@@ -24,7 +26,7 @@
 {{- define "lora.profilesIn" -}}
 {{- $root := index . 0 }}{{ $namespace := index . 1 }}{{ $found := dict }}
 {{- range $name, $profile := (include "lora.profiles" $root | fromYaml).profiles }}
-{{- range $pattern := default (list "*") $profile.namespaces }}
+{{- range $pattern := ternary $profile.namespaces (list "*") (hasKey $profile "namespaces") }}
 {{- /* shell patterns, as the operator reads them */ -}}
 {{- $regex := $pattern | replace "." "[.]" | replace "*" ".*" | replace "?" "." | replace "[!" "[^" }}
 {{- if regexMatch (printf "^%s$" $regex) $namespace }}
@@ -35,10 +37,10 @@
 {{- toYaml $found }}
 {{- end }}
 
-{{- /* Where the steps of these profiles must get to: (list root profiles) */ -}}
+{{- /* Where the steps of these profiles must get to */ -}}
 {{- define "lora.needs" -}}
 {{- $storePorts := list }}{{ $llmPorts := list }}{{ $public := false }}{{ $local := false }}{{ $hub := false }}{{ $uncached := false }}
-{{- range $name, $profile := index . 1 }}
+{{- range $name, $profile := . }}
 {{- $scheme := ternary "http" "https" (eq (toString $profile.store.secure) "false") }}
 {{- $storePorts = append $storePorts (include "lora.port" (printf "%s://%s" $scheme $profile.store.endpoint) | int) }}
 {{- with $profile.llm }}

@@ -107,6 +107,7 @@ def test_a_namespace_is_given_only_what_its_own_profiles_need() -> None:
         "b": profile(["team-[!a]", "x"], 1002),
         "c": profile(["team-*"], 1003),
         "d": profile(["eam-a"], 1004),
+        "nobody": profile([], 1005),
     }
     found = policies(
         {"profiles": profiles, "networkPolicy": {"jobNamespaces": ["team-a", "team-b", "team-ab"]}}
@@ -121,6 +122,15 @@ def test_a_namespace_is_given_only_what_its_own_profiles_need() -> None:
         ("team-b", "lora-train"): {1001, 1002, 1003},
         ("team-ab", "lora-train"): {1003},
     }
+
+
+def test_a_namespace_that_no_profile_allows_is_given_nothing() -> None:
+    found = policies(
+        {"profiles": {"default": {"namespaces": ["x"]}}, "networkPolicy": {"jobNamespaces": ["y"]}}
+    )
+    assert [reach(found["y", f"lora-{step}"]) for step in ("annotate", "train")] == [{DNS}, {DNS}]
+    for spec in found.values():
+        assert all(rule.get("ports") for rule in spec["egress"])
 
 
 def test_policies_select_the_pods_that_the_operator_makes() -> None:
