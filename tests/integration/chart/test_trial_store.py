@@ -101,14 +101,16 @@ def store(trial: list[dict[str, Any]], tmp_path: Path) -> Iterator[tuple[str, Mi
         region="us-east-1",
         http_client=urllib3.PoolManager(timeout=10, retries=False),
     )
-    deadline = time.monotonic() + 30
-    while not answers(client):
-        assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield endpoint, client
-    process.terminate()
-    process.wait(20)
+    try:
+        deadline = time.monotonic() + 30
+        while not answers(client):
+            assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the buckets are not there"
+            time.sleep(0.1)
+        yield endpoint, client
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def answers(client: Minio) -> bool:
