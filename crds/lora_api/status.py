@@ -93,6 +93,9 @@ class TrainingStatus(Lenient):
     """Pods lost to preemption, eviction and lost nodes."""
     resumed_from_step: int | None = None
     gpu_seconds: int | None = None
+    """GPUs times the seconds that they were held, of all attempts."""
+    gpu_seconds_before: int = 0
+    """Of the attempts before this one."""
     last_failure: Failure | None = None
 
 

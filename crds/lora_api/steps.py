@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from .base import Lenient, Model
 from .job import JobSpec
 from .keys import JobKeys
-from .profile import BaseModelSource, Price
+from .profile import BaseModelSource, Price, StoreProfile
 from .reasons import Reason
 from .status import AdapterStatus, DatasetStatus, PreviewStatus, Usage
 
@@ -19,6 +19,9 @@ TERMINATION_MESSAGE_BYTES = 4096
 """Kubernetes keeps no more of a termination message."""
 
 PROGRESS_PORT = 8080
+STORE_SECRET_DIR = "/var/run/lora/store"
+STORE_CA_FILE = "/var/run/lora/ca/ca.crt"
+"""Where pods have the store's keys and authority."""
 
 
 class StepName(StrEnum):
@@ -37,6 +40,23 @@ class StoreAccess(Model):
     """A folder with the files accessKey and secretKey."""
     input_bucket: str
     output_bucket: str
+
+    @classmethod
+    def of(cls, store: StoreProfile, credentials_dir: str, ca_file: str) -> StoreAccess:
+        """A profile's store.
+
+        Args:
+            ca_file: where the authority is, if the profile names one.
+        """
+        return cls(
+            endpoint=store.endpoint,
+            secure=store.secure,
+            region=store.region,
+            ca_file=ca_file if store.ca_config_map else "",
+            credentials_dir=credentials_dir,
+            input_bucket=store.input_bucket,
+            output_bucket=store.output_bucket,
+        )
 
 
 class LLMAccess(Model):
@@ -89,6 +109,8 @@ class TrainStep(StepConfig):
     input_hash: str
     cache_dir: str
     """Where hub and store models are kept."""
+    prefetched: bool = False
+    """Whether the cache was filled before and is read-only."""
 
 
 Step = Annotated[AnnotateStep | TrainStep, Field(discriminator="step")]

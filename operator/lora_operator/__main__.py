@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from socket import gethostname
 
 from lora_api.exits import ExitCode
 from lora_api.job import InvalidResourceError
 
 from .render import render
-from .settings import ProfilesFile, Settings, SettingsError, read_settings
+from .settings import Settings, SettingsError, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,23 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: Settings) -> None:
-    """Run until a signal or a broken watch ends it."""
-    import kopf
-    from kopf._core.engines.peering import Identity
-
-    from .handlers import Wiring
+    """Run until a signal, or until something ends it that a new process is better for."""
+    from .process import operate
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    wiring = Wiring(settings, ProfilesFile(settings.profiles_file))
-    kopf.run(
-        registry=wiring.registry,
-        # kopf's own guess asks for a user's name, and the user of a pod has none
-        identity=Identity(gethostname()),
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=list(settings.namespaces),
-    )
+    asyncio.run(operate(settings))
 
 
 if __name__ == "__main__":

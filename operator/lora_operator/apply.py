@@ -82,6 +82,7 @@ class Cluster:
                     return
         written = await self._write_status(snapshot, decision.status, version)
         if written:
+            metrics.count(snapshot, decision.status)
             for announcement in decision.announcements:
                 await self._announce(snapshot, announcement)
 

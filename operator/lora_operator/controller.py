@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
+from time import monotonic
 
 import aiohttp
 from pydantic import ValidationError
@@ -32,6 +33,7 @@ POLL_SECONDS = 10.0
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=3)
 POLL_CONCURRENCY = 32
 RESYNC_SECONDS = 300.0
+RECONCILE_SECONDS = 60.0
 
 
 @dataclass
@@ -56,15 +58,18 @@ class Controller:
     def __post_init__(self) -> None:
         self.queue = WorkQueue(self.reconcile)
         self._progress: dict[str, Progress] = {}
+        self.ticked = monotonic()
+        """When the controller last moved, on the monotonic clock."""
 
     async def reconcile(self, key: Key) -> None:
         """Bring one job a step further. Safe to call at any time, any number of times."""
         resource = next(iter(self.indexes.resources.get(key, ())), None)
         if resource is None:
             return
-        with metrics.RECONCILE_SECONDS.time():
-            snapshot = await self._observe(resource)
-            decision = await self._apply(snapshot, resource.resource_version)
+        with metrics.RECONCILE_SECONDS.time(), metrics.RECONCILE_ERRORS.count_exceptions():
+            async with asyncio.timeout(RECONCILE_SECONDS):
+                snapshot = await self._observe(resource)
+                decision = await self._apply(snapshot, resource.resource_version)
         if decision.status.phase.terminal:
             self._progress.pop(resource.uid, None)
         if decision.wake_at is not None:
@@ -95,6 +100,7 @@ class Controller:
         async with aiohttp.ClientSession(timeout=POLL_TIMEOUT) as session:
             limit = asyncio.Semaphore(POLL_CONCURRENCY)
             while True:
+                self.ticked = monotonic()
                 running = [
                     (uid, item)
                     for uid in list(self.indexes.pods)
@@ -107,6 +113,7 @@ class Controller:
     async def _poll(
         self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, uid: str, item: StepPod
     ) -> None:
+        self.ticked = monotonic()
         try:
             async with limit, session.get(f"http://{item.pod.ip}:{PROGRESS_PORT}/progress") as response:
                 progress = Progress.model_validate_json(await response.read())

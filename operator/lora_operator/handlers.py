@@ -9,36 +9,40 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from time import monotonic
 from typing import Any
 
 import kopf
-from aiohttp import web
 from kopf import OperatorRegistry
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from kopf._cogs.structs.references import Insights
+from kubernetes.aio import client
 
 from lora_api import GROUP, PLURAL, VERSION
 
 from . import metrics, names
-from .apply import Cluster, connect
+from .apply import Cluster
 from .controller import Controller, Indexes, Key
 from .observe import Resource, StepPod, observe_job, observe_step_pod
 from .settings import ProfilesFile, Settings
 from .snapshot import Child
 
 TOKEN_LIFE = timedelta(minutes=10)
+TICK_SECONDS = 60.0
+NEEDED = {PLURAL, "jobs", "pods"}
 OURS = {names.MANAGED_BY: names.OPERATOR}
 
 
 class Wiring:
-    """One running operator: the registry that kopf reads and the tasks beside it."""
+    """One operator at work: the registry that kopf reads, and the tasks beside it while kopf runs."""
 
-    def __init__(self, settings: Settings, profiles: ProfilesFile) -> None:
+    def __init__(self, settings: Settings, profiles: ProfilesFile, api: client.ApiClient) -> None:
         self._settings = settings
         self._profiles = profiles
+        self._api = api
         self._controller: Controller | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._runner: web.AppRunner | None = None
-        self._api: Any = None
+        self.insights = Insights()
+        """Which kinds of objects kopf has found to be served."""
         self.registry = OperatorRegistry()
         self._register()
 
@@ -60,7 +64,7 @@ class Wiring:
         settings.watching.server_timeout = 600
         settings.watching.client_timeout = 660
         settings.watching.connect_timeout = 30
-        self._api = await connect()
+        settings.watching.chunk_size = 500
         seen = Indexes(indexes["resources"], indexes["children"], indexes["pods"])
         cluster = Cluster(self._api, self._settings.images)
         self._controller = Controller(cluster, self._profiles, seen)
@@ -69,7 +73,6 @@ class Wiring:
             asyncio.create_task(self._controller.poll_forever()),
             asyncio.create_task(self._controller.resync_forever()),
         ]
-        await self._serve()
 
     async def _stop(self, **_: Any) -> None:
         for task in self._tasks:
@@ -77,10 +80,32 @@ class Wiring:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._controller is not None:
             await self._controller.queue.stop()
-        if self._runner is not None:
-            await self._runner.cleanup()
-        if self._api is not None:
-            await self._api.close()
+
+    def sick(self) -> str:
+        """Why this process should be ended; empty when it should not. A watch that breaks ends it by itself."""
+        if any(task.done() for task in self._tasks):
+            return "a task has died"
+        if self._controller is not None and monotonic() - self._controller.ticked > TICK_SECONDS:
+            return f"nothing has moved for {TICK_SECONDS:.0f} s"
+        missing = NEEDED - {resource.plural for resource in self.insights.watched_resources}
+        if self.insights.ready_resources.is_set() and missing:
+            return f"the API server does not serve {', '.join(sorted(missing))}: is the CRD installed?"
+        return ""
+
+    def unready(self) -> str:
+        """What keeps jobs from being looked after; empty when nothing does, or when this one stands by."""
+        starting = self._controller is not None and not self.insights.ready_resources.is_set()
+        return "still asking what the API server serves" if starting else ""
+
+    def measure(self) -> None:
+        """Bring the gauges up to date."""
+        if self._controller is None:
+            return
+        metrics.QUEUE_DEPTH.set(len(self._controller.queue))
+        metrics.JOBS.clear()
+        everything = chain.from_iterable(list(self._controller.indexes.resources.values()))
+        for phase, count in Counter(resource.phase for resource in everything).items():
+            metrics.JOBS.labels(phase).set(count)
 
     async def _on_resource(self, namespace: str | None, name: str, **_: Any) -> None:
         self._add((str(namespace), name))
@@ -92,27 +117,6 @@ class Wiring:
     def _add(self, key: Key) -> None:
         assert self._controller is not None
         self._controller.queue.add(key)
-
-    async def _serve(self) -> None:
-        app = web.Application()
-        app.add_routes([web.get("/healthz", self._health), web.get("/metrics", self._metrics)])
-        self._runner = web.AppRunner(app, access_log=None)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, self._settings.host, self._settings.port).start()
-
-    async def _health(self, _: web.Request) -> web.Response:
-        """Healthy as long as no task beside the watches has died; kopf itself ends the process with a watch."""
-        dead = [task for task in self._tasks if task.done()]
-        return web.Response(status=500 if dead else 200, text="a task has died\n" if dead else "ok\n")
-
-    async def _metrics(self, _: web.Request) -> web.Response:
-        assert self._controller is not None
-        metrics.QUEUE_DEPTH.set(len(self._controller.queue))
-        metrics.JOBS.clear()
-        everything = chain.from_iterable(list(self._controller.indexes.resources.values()))
-        for phase, count in Counter(resource.phase for resource in everything).items():
-            metrics.JOBS.labels(phase).set(count)
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 def _login(**arguments: Any) -> kopf.ConnectionInfo | None:

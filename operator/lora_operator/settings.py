@@ -38,12 +38,15 @@ class Settings:
         LORA_IMAGE_PULL_POLICY, LORA_IMAGE_PULL_SECRETS (comma-separated): for them.
         LORA_PROFILES: the profiles file; default /etc/lora-operator/profiles.yaml.
         LORA_WATCH_NAMESPACES: comma-separated; empty watches all.
-        LORA_PORT: of /healthz and /metrics; default 8080.
+        LORA_PORT: of /healthz, /readyz and /metrics; default 8080.
+        LORA_LEASE: namespace/name of the Lease by which several operators find the one that works;
+            empty where there is only one.
     """
 
     images: Images
     profiles_file: Path
     namespaces: tuple[str, ...] = ()
+    lease: tuple[str, str] | None = None
     port: int = 8080
     host: str = "0.0.0.0"  # noqa: S104 - a pod serves its probes to the kubelet
 
@@ -67,8 +70,12 @@ def read_settings(environment: dict[str, str] | None = None) -> Settings:
         raise SettingsError(f"set the environment variable {error.args[0]}") from None
     except ValueError:
         raise SettingsError("LORA_PORT must be a number") from None
+    namespace, _, lease = env.get("LORA_LEASE", "").partition("/")
+    if bool(namespace) != bool(lease):
+        raise SettingsError("LORA_LEASE must be namespace/name")
     return Settings(
         images=images,
+        lease=(namespace, lease) if lease else None,
         profiles_file=Path(env.get("LORA_PROFILES", "/etc/lora-operator/profiles.yaml")),
         namespaces=_words(env.get("LORA_WATCH_NAMESPACES", "")),
         port=port,

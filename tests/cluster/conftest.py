@@ -11,11 +11,8 @@ import pytest
 import yaml
 from kubelet import FakeKubelet
 from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
-from plane import ControlPlane, missing, write_kubeconfig
+from plane import ControlPlane, install_crd, missing, write_kubeconfig
 from studio import OperatorProcess, Studio, until
-
-from lora_api import GROUP, PLURAL, VERSION
 
 ROOT = Path(__file__).parents[2]
 PROFILES = {
@@ -35,11 +32,9 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         pytest.skip(reason)
     with ControlPlane(tmp_path_factory.mktemp("plane")) as running:
         api = config.new_client_from_config(str(running.kubeconfig))
-        crd = yaml.safe_load((ROOT / "crds" / "loratrainingjobs.yaml").read_text())
-        client.ApiextensionsV1Api(api).create_custom_resource_definition(crd)
         client.CoreV1Api(api).create_namespace({"metadata": {"name": "lora-system"}})
         _grant(api)
-        until(lambda: _served(api), 20)
+        install_crd(api)
         yield running
         api.close()
 
@@ -49,14 +44,6 @@ def api(plane: ControlPlane) -> Iterator[client.ApiClient]:
     found = config.new_client_from_config(str(plane.kubeconfig))
     yield found
     found.close()
-
-
-def _served(api: client.ApiClient) -> bool:
-    try:
-        client.CustomObjectsApi(api).list_namespaced_custom_object(GROUP, VERSION, "default", PLURAL)
-    except ApiException:
-        return False
-    return True
 
 
 def _grant(api: client.ApiClient) -> None:

@@ -20,7 +20,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import yaml
+from kubernetes import client
+from kubernetes.client.exceptions import ApiException
 
+from lora_api import GROUP, PLURAL, VERSION
+
+ROOT = Path(__file__).parents[2]
 ASSETS = Path(os.environ.get("KUBEBUILDER_ASSETS", "/usr/local/kubebuilder/bin"))
 TOKEN = "test-admin"
 CONTROLLERS = [
@@ -175,6 +180,23 @@ def write_kubeconfig(plane: ControlPlane, path: Path, token: str) -> Path:
     }
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def install_crd(api: client.ApiClient) -> None:
+    crd = yaml.safe_load((ROOT / "crds" / "loratrainingjobs.yaml").read_text())
+    client.ApiextensionsV1Api(api).create_custom_resource_definition(crd)
+    deadline = time.monotonic() + 20
+    while not served(api):
+        assert time.monotonic() < deadline, "the definition is not served"
+        time.sleep(0.05)
+
+
+def served(api: client.ApiClient) -> bool:
+    try:
+        client.CustomObjectsApi(api).list_namespaced_custom_object(GROUP, VERSION, "default", PLURAL)
+    except ApiException:
+        return False
+    return True
 
 
 def _etcd() -> Path | None:

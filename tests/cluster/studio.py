@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kubernetes import client
+from prometheus_client.parser import text_string_to_metric_families
 
 from builders import wire_spec
 from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
@@ -104,6 +107,7 @@ class OperatorProcess:
 
     kubeconfig: Path
     folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
 
@@ -119,6 +123,7 @@ class OperatorProcess:
             "LORA_PROFILES": str(self.folder / "profiles.yaml"),
             "LORA_HOST": "127.0.0.1",
             "LORA_PORT": str(self.port),
+            **self.settings,
         }
         with (self.folder / "operator.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -143,6 +148,21 @@ class OperatorProcess:
                 self.process.kill()
                 self.process.wait()
             self.process = None
+
+    def ask(self, path: str) -> tuple[int, str]:
+        """The status and the text of a page of the operator's; (0, "") where nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples, whatever their labels."""
+        families = text_string_to_metric_families(self.ask("/metrics")[1])
+        return sum(s.value for family in families for s in family.samples if s.name == name)
 
     @property
     def log(self) -> str:

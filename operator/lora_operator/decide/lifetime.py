@@ -51,6 +51,8 @@ def suspend(story: Story) -> bool:
         return False
     stopping = story.snapshot.leftovers or any(not c.ended for c in story.snapshot.children)
     story.stop_all()
+    if story.status.phase != Phase.SUSPENDED or not (training and any(pod.running for pod in training.pods)):
+        story.count_gpu_seconds()
     message = (
         "waiting for the pod to save its work" if stopping else "set runPolicy.suspend to false to go on"
     )

@@ -9,9 +9,11 @@ from typing import Any
 from lora_api.job import JobSpec
 from lora_api.reasons import Reason
 from lora_api.status import Condition, ConditionType, JobStatus, Phase
+from lora_api.steps import StepName
 
 from ..snapshot import Snapshot
 from .decision import Action, Announcement, Decision, StopStep
+from .steps import run_seconds
 
 LOOK_AT_PROFILE_AGAIN = timedelta(minutes=1)
 
@@ -97,6 +99,7 @@ class Story:
 
     def fail(self, reason: Reason, message: str) -> None:
         """End as Failed and stop whatever still runs."""
+        self.count_gpu_seconds()
         self.write(phase=Phase.FAILED, finish_time=self.now)
         self.condition(ConditionType.SUCCEEDED, "False", reason, message)
         self.condition(ConditionType.FINISHED, "True", reason)
@@ -108,7 +111,18 @@ class Story:
         self.write(phase=Phase.SUCCEEDED, finish_time=self.now)
         self.condition(ConditionType.SUCCEEDED, "True", reason, message)
         self.condition(ConditionType.FINISHED, "True", reason)
+        self.drop_condition(ConditionType.SUSPENDED)
         self.stop_all()
+
+    def count_gpu_seconds(self) -> None:
+        """Bring `training.gpuSeconds` up to now. Not at every look: each change of it is a write."""
+        spec, training = self.snapshot.spec, self.status.training
+        child = self.snapshot.child(StepName.TRAIN)
+        if spec is None or training is None or child is None or child.attempt != training.attempt:
+            return
+        held = spec.resources.train.gpus * run_seconds(child, self.now)
+        total = max(training.gpu_seconds or 0, training.gpu_seconds_before + held)
+        self.write(training=training.model_copy(update={"gpu_seconds": total}))
 
     def stop_all(self) -> None:
         """Delete every Job that has not ended (ended ones are kept for their logs)."""

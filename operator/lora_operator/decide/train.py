@@ -13,7 +13,7 @@ from ..names import child_name
 from ..snapshot import Child
 from .decision import StartTraining
 from .drive import Start, drive, wait_for_start
-from .steps import Broken, Done, Running, Starting, disruptions, explain_pod, last_failed, run_seconds
+from .steps import Broken, Done, Running, Starting, disruptions, explain_pod, last_failed
 from .story import Story
 
 WAITING = (Reason.QUEUED, "waiting for the pod to start")
@@ -28,15 +28,18 @@ def train(story: Story) -> bool:
     if isinstance(position, Start):
         return _start(story, training, position.attempt)
     child, state = position
-    story.write(training=_observed(story, training, child))
+    story.write(training=_observed(training, child))
+    if child.ended:
+        story.count_gpu_seconds()
     match state:
         case Broken(reason, message):
             story.fail(reason, message)
         case Done(result):
             _finish(story, result)
         case Running(pod):
-            if story.snapshot.progress is not None:
+            if story.snapshot.progress not in (None, story.status.progress):
                 story.write(progress=story.snapshot.progress)
+                story.count_gpu_seconds()
             where = f" on node {pod.node}" if pod.node else ""
             story.go(Phase.TRAINING, Reason.TRAINING, f"attempt {child.attempt}{where}")
         case Starting():
@@ -51,7 +54,9 @@ def _start(story: Story, training: TrainingStatus, attempt: int) -> bool:
     name = child_name(story.snapshot.name, story.snapshot.uid, StepName.TRAIN, attempt)
     story.actions.append(StartTraining(attempt, sha256, hashed))
     story.write(
-        training=training.model_copy(update={"attempt": attempt, "job_name": name}),
+        training=training.model_copy(
+            update={"attempt": attempt, "job_name": name, "gpu_seconds_before": training.gpu_seconds or 0}
+        ),
         input_hash=hashed,
         progress=None,
     )
@@ -79,7 +84,7 @@ def _approved_inputs(story: Story) -> tuple[str, str]:
     )
 
 
-def _observed(story: Story, training: TrainingStatus, child: Child) -> TrainingStatus:
+def _observed(training: TrainingStatus, child: Child) -> TrainingStatus:
     """What the Job's pods tell, beside whether the step is done."""
     changes: dict[str, object] = {"attempt": child.attempt, "job_name": child.name}
     changes["disruptions"] = max(training.disruptions, disruptions(child))
@@ -87,9 +92,6 @@ def _observed(story: Story, training: TrainingStatus, child: Child) -> TrainingS
     if pod is not None:
         reason, message = explain_pod(pod)
         changes["last_failure"] = Failure(reason=reason, message=message, node=pod.node, time=pod.finished_at)
-    if child.ended:
-        gpus = story.spec.resources.train.gpus
-        changes["gpu_seconds"] = (training.gpu_seconds or 0) + gpus * run_seconds(child, story.now)
     return training.model_copy(update=changes)
 
 

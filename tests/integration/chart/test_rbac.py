@@ -103,7 +103,7 @@ def watches(tmp_path: Path) -> set[Permission]:
     settings = read_settings({"LORA_ANNOTATE_IMAGE": "a", "LORA_TRAIN_IMAGE": "t"})
     profiles = tmp_path / "profiles.yaml"
     profiles.write_text("profiles: {}")
-    registry = Wiring(settings, ProfilesFile(profiles)).registry
+    registry = Wiring(settings, ProfilesFile(profiles), client.ApiClient()).registry
     selectors = registry._watching.get_all_selectors() | registry._indexing.get_all_selectors()
     return {
         Permission(str(selector.group), str(selector.plural or selector.any_name), verb)

@@ -160,17 +160,17 @@ def operator(values: Any = None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("replicas", "strategy", "elects"), [(1, "Recreate", "false"), (2, "RollingUpdate", "true")]
+    ("replicas", "strategy", "lease"), [(1, "Recreate", None), (2, "RollingUpdate", "lora-system/lora")]
 )
-def test_several_operators_elect_a_leader(replicas: int, strategy: str, elects: str) -> None:
+def test_several_operators_elect_a_leader(replicas: int, strategy: str, lease: str | None) -> None:
     objects = render({"replicas": replicas})
     spec = operator({"replicas": replicas})
     env = {item["name"]: item.get("value") for item in spec["template"]["spec"]["containers"][0]["env"]}
     assert spec["strategy"]["type"] == strategy
-    assert env["LORA_LEADER_ELECTION"] == elects
+    assert env.get("LORA_LEASE") == lease
     budget = [item for item in objects if item["kind"] == "PodDisruptionBudget"]
-    lease = [item for item in objects if item["metadata"]["name"] == "lora-leader"]
-    assert (len(budget), len(lease)) == ((1, 2) if replicas > 1 else (0, 0))
+    roles = [item for item in objects if item["metadata"]["name"] == "lora-leader"]
+    assert (len(budget), len(roles)) == ((1, 2) if replicas > 1 else (0, 0))
 
 
 def test_an_images_digest_wins_over_its_tag_and_the_chart_has_a_tag_of_its_own() -> None:

@@ -331,6 +331,26 @@ def test_suspend_stops_the_step_and_resume_is_a_new_attempt() -> None:
     assert condition(resumed, "Suspended") is None
 
 
+def test_gpu_seconds_are_of_all_attempts() -> None:
+    job, later = child(TRAIN, pod()), NOW + seconds(40)
+    running = decide(snapshot(status=training(), children=(job,)), later)
+    assert running.status.training is not None
+    assert running.status.training.gpu_seconds is None, "no write without news"
+    stopping = decide(suspended(snapshot(status=running.status, children=(job,))), later)
+    assert stopping.status.training is not None
+    assert stopping.status.training.gpu_seconds == 40
+    stopped = decide(suspended(snapshot(status=stopping.status)), later)
+    resumed = decide(snapshot(status=stopped.status), later)
+    again = child(TRAIN, pod(started_at=later), attempt=2)
+    report = Progress(step=1, total_steps=2)
+    case = snapshot(status=resumed.status, children=(again,), progress=report)
+    reported = decide(case, later + seconds(7))
+    assert reported.status.training is not None
+    assert reported.status.training.gpu_seconds == 47
+    same = decide(replace(case, status=reported.status), later + seconds(9))
+    assert same.status == reported.status, "no write without news"
+
+
 def test_suspend_does_not_undo_what_is_done() -> None:
     job = child(TRAIN, pod("Succeeded", TRAINED), complete=True)
     decision = decide(suspended(snapshot(status=training(), children=(job,))), NOW)

@@ -1,0 +1,128 @@
+"""Two operators with a Lease: one works, the other takes over, and neither does it before its time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubelet import FakeKubelet, well
+from kubernetes import client
+from plane import ControlPlane, install_crd, served
+from studio import OperatorProcess, Studio, until
+
+from lora_api import GROUP, PLURAL
+from lora_api.steps import StepName
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE, LEASE = "lora-system", "test-lease"
+
+
+@pytest.fixture(scope="module")
+def _role(api: client.ApiClient) -> None:
+    """Exactly the rules that the chart has for several replicas."""
+    text = (ROOT / "charts/lora-training-operator/templates/_helpers.tpl").read_text()
+    found = re.search(r'define "lora\.leaseRules" -}}\n(.*?)\{\{- end', text, re.DOTALL)
+    assert found is not None
+    rbac = client.RbacAuthorizationV1Api(api)
+    rbac.create_namespaced_role(
+        NAMESPACE, {"metadata": {"name": "leader"}, "rules": yaml.safe_load(found[1])}
+    )
+    binding = {
+        "metadata": {"name": "leader"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "leader"},
+        "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": NAMESPACE}],
+    }
+    rbac.create_namespaced_role_binding(NAMESPACE, binding)
+
+
+@pytest.fixture
+def pair(operator_files: OperatorProcess, _role: None, tmp_path: Path) -> Iterator[list[OperatorProcess]]:
+    settings = {"LORA_LEASE": f"{NAMESPACE}/{LEASE}"}
+    found = []
+    for name in "ab":
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "profiles.yaml").write_text((operator_files.folder / "profiles.yaml").read_text())
+        found.append(replace(operator_files, folder=folder, settings=settings))
+    yield found
+    for operator in found:
+        operator.stop()
+
+
+def leads(operator: OperatorProcess) -> bool:
+    return operator.metric("lora_operator_leader") == 1
+
+
+def lease(api: client.ApiClient) -> Any:
+    return client.CoordinationV1Api(api).read_namespaced_lease(LEASE, NAMESPACE)
+
+
+def test_one_works_and_the_other_takes_over(
+    api: client.ApiClient, studio: Studio, pair: list[OperatorProcess], kubelet: FakeKubelet
+) -> None:
+    first, second = pair
+    first.start()
+    until(lambda: leads(first))
+    second.start()
+    until(lambda: second.ask("/readyz")[0] == 200)
+    studio.create("one")
+    studio.wait_for("Succeeded", "one")
+    assert not leads(second)
+    assert second.metric("lora_operator_api_writes_total") == 0
+    assert second.ask("/healthz") == (200, "ok\n")
+
+    # killed in the middle of a job: the other waits for the Lease to run out
+    kubelet.script = lambda step, number: None if step == StepName.TRAIN else well(step, number)
+    studio.create("two")
+    studio.wait_for("Training", "two")
+    first.kill()
+    until(lambda: leads(second), 30)
+    kubelet.script = well
+    studio.wait_for("Succeeded", "two")
+    assert lease(api).spec.lease_transitions == 1
+    assert len(kubelet.runs) == 4, "each step of each job once"
+
+    # stopped in good order: the Lease is given up, and nobody waits
+    first.start()
+    until(lambda: first.ask("/readyz")[0] == 200)
+    second.stop()
+    until(lambda: leads(first), 8)
+
+
+def test_who_has_lost_the_lease_ends(
+    api: client.ApiClient, studio: Studio, pair: list[OperatorProcess]
+) -> None:
+    first, _ = pair
+    first.start()
+    until(lambda: leads(first))
+    thief = {"spec": {"holderIdentity": "somebody else", "leaseDurationSeconds": 3600}}
+    client.CoordinationV1Api(api).patch_namespaced_lease(LEASE, NAMESPACE, thief)
+    assert first.process is not None
+    assert first.process.wait(30) != 0
+    assert "has lost the Lease" in first.log
+    client.CoordinationV1Api(api).delete_namespaced_lease(LEASE, NAMESPACE)
+
+
+def test_a_missing_definition_is_told_and_a_new_process_finds_it(
+    plane: ControlPlane, api: client.ApiClient, operator_files: OperatorProcess
+) -> None:
+    extensions = client.ApiextensionsV1Api(api)
+    name = f"{PLURAL}.{GROUP}"
+    extensions.delete_custom_resource_definition(name)
+    until(lambda: not served(api))
+    try:
+        operator_files.start()
+        until(lambda: operator_files.ask("/healthz")[0] == 503)
+        assert f"does not serve {PLURAL}" in operator_files.ask("/readyz")[1]
+        operator_files.stop()
+    finally:
+        install_crd(api)
+    operator_files.start()
+    until(lambda: operator_files.ask("/readyz") == (200, "ok\n"))
+    assert leads(operator_files), "without a Lease the only one leads"
+    operator_files.stop()
