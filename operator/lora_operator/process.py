@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from socket import gethostname
+from typing import Any
 from uuid import uuid4
 
 import kopf
@@ -67,6 +68,10 @@ async def _lead(wiring: Wiring, settings: Settings, stop: asyncio.Event, lease: 
 
 
 async def _work(wiring: Wiring, settings: Settings, stop: asyncio.Event) -> None:
+    async def stopped(**_: Any) -> None:
+        stop.set()  # kopf takes the signals over, and at its end waits for who waits for this
+
+    kopf.on.cleanup(registry=wiring.registry)(stopped)
     metrics.LEADER.set(1)
     try:
         await kopf.operator(
