@@ -1,4 +1,4 @@
-"""`python -m lora_trainer annotate|train|launch|plan|tiny-sdxl`. What a command needs is imported when it runs."""
+"""`python -m lora_trainer annotate|train|launch|prefetch|plan|tiny-sdxl`; each imports what it needs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         step = commands.add_parser(name, help=text)
         step.add_argument("--config", type=Path, required=True, help="the step's JSON file")
+    prefetch = commands.add_parser("prefetch", help="fetch a base model into a cache, or verify it there")
+    prefetch.add_argument("--config", type=Path, required=True, help="the model's JSON file")
     plan = commands.add_parser("plan", help="print the memory that a training step will need")
     plan.add_argument("--config", type=Path, required=True, help="the step's JSON file")
     plan.add_argument("--gpu", default="24GiB", help="the GPU's memory (default %(default)s)")
@@ -38,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .train.launch import main as launch
 
         return launch(args.config)
+    if args.command == "prefetch":
+        from .prefetch import main as prefetch_model
+
+        return prefetch_model(args.config)
     if args.command == "plan":
         from .train.plan import print_plan
 

@@ -46,7 +46,7 @@ class Bucket:
     def __init__(self, client: Minio, name: str, endpoint: str) -> None:
         self._client = client
         self.name = name
-        self._endpoint = endpoint
+        self.endpoint = endpoint
 
     def uri(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
@@ -128,11 +128,11 @@ class Bucket:
                 raise ObjectMissingError(key) from None
             if error.code == "NoSuchBucket":
                 raise BadSetupError(
-                    f"the store at {self._endpoint} has no bucket {self.name!r}; create it or correct the profile"
+                    f"the store at {self.endpoint} has no bucket {self.name!r}; create it or correct the profile"
                 ) from None
             if error.code in REFUSED:
                 raise RefusedCredentialsError(
-                    f"the store at {self._endpoint} refused the profile's credentials "
+                    f"the store at {self.endpoint} refused the profile's credentials "
                     f"for bucket {self.name!r} ({error.code})"
                 ) from None
             raise self._unavailable(error) from error
@@ -141,14 +141,14 @@ class Bucket:
                 raise  # a local file's error, not the store's
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise BadSetupError(
-                    f"the certificate of the store at {self._endpoint} is not trusted: "
+                    f"the certificate of the store at {self.endpoint} is not trusted: "
                     "name a ConfigMap with its authority's ca.crt in the profile's store.caConfigMap"
                 ) from None
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> UnavailableError:
         return UnavailableError(
-            f"the store at {self._endpoint} cannot be used: {error}", Reason.STORE_UNAVAILABLE
+            f"the store at {self.endpoint} cannot be used: {error}", Reason.STORE_UNAVAILABLE
         )
 
 

@@ -120,7 +120,8 @@ def _pod(spec: JobSpec, profile: Profile, config: AnnotateStep | TrainStep, imag
                 "command": ["python", *command(config.step, CLUSTER.config)],
                 "env": [
                     {"name": "HOME", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
-                    {"name": "HF_HOME", "value": f"{CLUSTER.cache}/huggingface"},
+                    {"name": "HF_HOME", "value": f"{CLUSTER.work}/huggingface"},
+                    *([{"name": "HF_HUB_OFFLINE", "value": "1"}] if _is_prefetched(config) else []),
                     {"name": "PYTHONUNBUFFERED", "value": "1"},
                 ],
                 "ports": [{"name": "progress", "containerPort": CLUSTER.progress_port}],
@@ -148,6 +149,10 @@ def _has_local_model(config: AnnotateStep | TrainStep) -> bool:
     return (
         isinstance(config, AnnotateStep) and config.llm is not None and config.llm.provider == "transformers"
     )
+
+
+def _is_prefetched(config: AnnotateStep | TrainStep) -> bool:
+    return isinstance(config, TrainStep) and config.prefetched
 
 
 def _resources(spec: JobSpec, training: bool) -> dict[str, Any]:
@@ -213,6 +218,8 @@ def _volumes(
     add("work", CLUSTER.work, {"emptyDir": {}}, writable=True)
     if isinstance(config, TrainStep):
         claim = profile.model_cache.persistent_volume_claim
-        cache = {"persistentVolumeClaim": {"claimName": claim}} if claim else {"emptyDir": {}}
-        add("cache", CLUSTER.cache, cache, writable=True)
+        if config.prefetched:
+            add("cache", CLUSTER.cache, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+        else:
+            add("cache", CLUSTER.cache, {"emptyDir": {}}, writable=True)
     return volumes, mounts

@@ -7,7 +7,16 @@ from typing import Any
 
 from lora_api.job import AnnotationMode, JobSpec
 from lora_api.profile import Profile
-from lora_api.steps import PROGRESS_PORT, AnnotateStep, LLMAccess, StepName, StoreAccess, TrainStep
+from lora_api.steps import (
+    PROGRESS_PORT,
+    STORE_CA_FILE,
+    STORE_SECRET_DIR,
+    AnnotateStep,
+    LLMAccess,
+    StepName,
+    StoreAccess,
+    TrainStep,
+)
 
 from ..decide import StartAnnotation, StartTraining
 from ..snapshot import Snapshot
@@ -20,15 +29,17 @@ class Places:
     config: str = "/etc/lora/step.json"
     work: str = "/work"
     cache: str = "/cache"
-    store_secret: str = "/var/run/lora/store"
+    store_secret: str = STORE_SECRET_DIR
     llm_secret: str = "/var/run/lora/llm"
-    store_ca: str = "/var/run/lora/ca/ca.crt"
+    store_ca: str = STORE_CA_FILE
     termination_log: str = "/dev/termination-log"
     progress_host: str = "0.0.0.0"  # noqa: S104 - a pod serves its progress to the operator
     progress_port: int = PROGRESS_PORT
+    claims: bool = False
+    """Whether the claims that a profile names can be mounted."""
 
 
-CLUSTER = Places()
+CLUSTER = Places(claims=True)
 
 
 def build_step(
@@ -37,11 +48,13 @@ def build_step(
     """What a decision to start a step means, written out for the step."""
     if isinstance(start, StartAnnotation):
         return _annotate_step(snapshot, start, places)
+    _, profile = admitted(snapshot)
     return TrainStep(
         **_common(snapshot, start, places),
         captions_sha256=start.captions_sha256,
         input_hash=start.input_hash,
         cache_dir=places.cache,
+        prefetched=places.claims and bool(profile.model_cache.persistent_volume_claim),
     )
 
 
@@ -77,7 +90,6 @@ def admitted(snapshot: Snapshot) -> tuple[JobSpec, Profile]:
 
 def _common(snapshot: Snapshot, start: StartAnnotation | StartTraining, places: Places) -> dict[str, Any]:
     spec, profile = admitted(snapshot)
-    store = profile.store
     return {
         "namespace": snapshot.namespace,
         "name": snapshot.name,
@@ -85,15 +97,7 @@ def _common(snapshot: Snapshot, start: StartAnnotation | StartTraining, places: 
         "attempt": start.attempt,
         "spec": spec,
         "base_model": profile.models[spec.base_model],
-        "store": StoreAccess(
-            endpoint=store.endpoint,
-            secure=store.secure,
-            region=store.region,
-            ca_file=places.store_ca if store.ca_config_map else "",
-            credentials_dir=places.store_secret,
-            input_bucket=store.input_bucket,
-            output_bucket=store.output_bucket,
-        ),
+        "store": StoreAccess.of(profile.store, places.store_secret, places.store_ca),
         "work_dir": places.work,
         "termination_log": places.termination_log,
         "progress_host": places.progress_host,

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from builders import PROFILE, UID, snapshot
+from lora_api.profile import ModelCache
 from lora_api.steps import AnnotateStep, StepName, TrainStep, step_adapter
 from lora_operator import names
 from lora_operator.decide import StartAnnotation, StartTraining
-from lora_operator.manifests import CLUSTER, build_job, build_step
+from lora_operator.manifests import CLUSTER, Places, build_job, build_step
 from lora_operator.settings import Images
 
 IMAGES = Images(annotate="annotate:1", train="train:1", pull_secrets=("pull",))
@@ -162,3 +163,36 @@ def test_children_have_names_that_kubernetes_takes(name: str) -> None:
         assert child != names.child_name(name, UID, step, 2)
         assert child != names.child_name(name, "other", step, 1)
     assert replace(snapshot(), name=name).keys.root == f"studio/{name}/{UID}/"
+
+
+def test_a_model_cache_is_read_only_and_nothing_is_asked_of_the_hub() -> None:
+    cached = PROFILE.model_copy(update={"model_cache": ModelCache(persistent_volume_claim="models")})
+    case = snapshot(profile=cached)
+    config = build_step(case, STARTS[1], CLUSTER)
+    pod = pod_spec(build_job(case, config, IMAGES))
+    (container,) = pod["containers"]
+    assert isinstance(config, TrainStep)
+    assert config.prefetched
+    (volume,) = [v for v in pod["volumes"] if v["name"] == "cache"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    (mount,) = [m for m in container["volumeMounts"] if m["name"] == "cache"]
+    assert mount == {"name": "cache", "mountPath": config.cache_dir, "readOnly": True}
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert any(environment["HF_HOME"].startswith(f"{path}/") for path in writable)
+
+    here = build_step(case, STARTS[1], Places())
+    assert isinstance(here, TrainStep)
+    assert not here.prefetched
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_without_one_libraries_may_download_to_where_they_may_write(
+    start: StartAnnotation | StartTraining,
+) -> None:
+    (container,) = pod_spec(job(start))["containers"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert any(environment["HF_HOME"].startswith(f"{path}/") for path in writable)
+    assert "HF_HUB_OFFLINE" not in environment

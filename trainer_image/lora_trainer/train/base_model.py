@@ -1,33 +1,21 @@
-"""The base model: fetched once, from the hub or the store, then loaded a component at a time."""
+"""The base model: out of a cache, then loaded a component at a time."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from lora_api.profile import BaseModelSource, HubModel, StoreModel
+from lora_api.profile import BaseModelSource, HubModel
 from lora_api.reasons import Reason
+from lora_api.steps import TrainStep
 
-from ..errors import BadConfigurationError, UnavailableError
+from ..errors import BadSetupError
+from ..model_cache import CachedModel, fill, find, origin_of
 from ..store import Bucket
-
-MOST_FILES = 1000
 
 
 @dataclass(frozen=True)
@@ -82,87 +70,37 @@ class BaseModel:
 
 
 def fetch_base_model(source: BaseModelSource, cache: Path, bucket: Bucket) -> BaseModel:
-    """Bring a model into the cache, unless it is there.
+    """Bring a model into a cache of one's own, unless it is there.
 
     Args:
         bucket: the input bucket, where models of the `store` source lie.
 
     Raises:
-        BadConfigurationError: when there is no such model.
-        UnavailableError: when the hub or the store cannot be reached.
+        StepError: when there is no such model, or it cannot be had now.
     """
-    cache.mkdir(parents=True, exist_ok=True)
-    return _from_store(source, cache, bucket) if isinstance(source, StoreModel) else _from_hub(source, cache)
+    return _base_model(source, fill(origin_of(source, bucket), cache))
 
 
-def _from_hub(source: HubModel, cache: Path) -> BaseModel:
-    try:
-        folder = Path(
-            DiffusionPipeline.download(
-                source.repo,
-                revision=source.revision or None,
-                variant=source.variant or None,
-                cache_dir=cache / "hub",
-                use_safetensors=True,
-            )
-        )
-        vae = source.vae and Path(
-            snapshot_download(
-                source.vae.repo,
-                revision=source.vae.revision or None,
-                allow_patterns=["config.json", "diffusion_pytorch_model.safetensors"],
-                cache_dir=cache / "hub",
-            )
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
-        raise BadConfigurationError(
-            f"the hub has no model {source.repo!r} that this job may read: {_first_line(error)}"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, OSError) as error:
-        raise UnavailableError(
-            f"the model {source.repo!r} cannot be fetched from the hub: {_first_line(error)}",
+def provide_base_model(config: TrainStep, bucket: Bucket) -> BaseModel:
+    """A job's base model: out of the cache that was filled before, or else fetched.
+
+    Raises:
+        StepError: as `fetch_base_model`; BadSetupError, when the cache does not have the model whole.
+    """
+    source, cache = config.base_model, Path(config.cache_dir)
+    if not config.prefetched:
+        return fetch_base_model(source, cache, bucket)
+    found = find(origin_of(source, bucket), cache)
+    if found is None:
+        raise BadSetupError(
+            f"the base model {config.spec.base_model!r} ({source.identity()}) is not whole in the model cache: its "
+            "prefetch Job has failed, or is still at work; see `kubectl get jobs,pods "
+            f"-n {config.namespace} -l app.kubernetes.io/component=prefetch`, and make this job again once it is done",
             Reason.MODEL_UNAVAILABLE,
-        ) from error
-    # A snapshot's folder is named by its commit, also where the profile names none.
-    identity = f"hub:{source.repo}@{folder.name}#{source.variant}"
-    if source.vae and vae:
-        identity += f"+{source.vae.repo}@{vae.name}"
-    return BaseModel(folder, identity, source.variant or None, vae or None)
-
-
-def _from_store(source: StoreModel, cache: Path, bucket: Bucket) -> BaseModel:
-    prefix = source.key.rstrip("/") + "/"
-    objects = bucket.list(prefix, MOST_FILES)
-    names = {item.key: PurePosixPath(item.key.removeprefix(prefix)) for item in objects}
-    if PurePosixPath("model_index.json") not in names.values():
-        raise BadConfigurationError(
-            f"{bucket.uri(prefix)} holds no diffusers pipeline (no model_index.json): "
-            "upload a folder that StableDiffusionXLPipeline.from_pretrained loads, or correct the profile"
         )
-    if any(".." in name.parts or name.is_absolute() for name in names.values()):
-        raise BadConfigurationError(f"{bucket.uri(prefix)} holds keys that are no plain file names")
-    listing = "\n".join(f"{item.key} {item.etag}" for item in objects)
-    digest = hashlib.sha256(f"{bucket.uri(prefix)}\n{listing}".encode()).hexdigest()
-    folder = cache / "store" / digest
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="partial-") as temporary:
-            whole = Path(temporary) / "model"
-            for key, name in names.items():
-                bucket.get_file(key, whole / name)
-            _put_in_place(whole, folder)
-    return BaseModel(folder, f"store:{source.key}@{digest}")
+    return _base_model(source, found)
 
 
-def _put_in_place(whole: Path, folder: Path) -> None:
-    """Rename, so that a folder in the cache is complete or absent; another process may have been first."""
-    try:
-        whole.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(whole)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _base_model(source: BaseModelSource, found: CachedModel) -> BaseModel:
+    variant = source.variant or None if isinstance(source, HubModel) else None
+    return BaseModel(found.folder, found.contents.identity, variant, found.vae_folder)

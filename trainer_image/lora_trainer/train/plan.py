@@ -21,7 +21,7 @@ from ..errors import BadConfigurationError, StepError
 from ..runtime import load_config
 from ..store import Store
 from .adapter import TEXT_ENCODERS
-from .base_model import fetch_base_model
+from .base_model import provide_base_model
 from .footprint import Shape, footprint
 from .settings import DTYPES
 
@@ -144,6 +144,11 @@ def free_memory(device: torch.device) -> int:
     return free if limit == "max" else min(free, int(limit) - int(used))
 
 
+def footprints(config: TrainStep) -> Path:
+    """Where a job keeps footprints: with the models, where it may write there."""
+    return Path(config.work_dir if config.prefetched else config.cache_dir) / FOOTPRINTS
+
+
 def print_plan(config_path: Path, memory: str) -> int:
     """`lora_trainer plan`: print a job's memory plan for a GPU of a given size, without one.
 
@@ -157,9 +162,9 @@ def print_plan(config_path: Path, memory: str) -> int:
     try:
         config = load_config(config_path, TrainStep)
         training = config.spec.training
-        model = fetch_base_model(config.base_model, Path(config.cache_dir), Store(config.store).input)
+        model = provide_base_model(config, Store(config.store).input)
         free = int(float(match[1]) * GIB)
-        machine = Machine("cuda", free, Path(config.cache_dir) / FOOTPRINTS)
+        machine = Machine("cuda", free, footprints(config))
         print(make_plan(training, model.folder, machine, DTYPES[training.mixed_precision]))
     except StepError as error:
         print(error, file=sys.stderr)

@@ -27,7 +27,7 @@ from lora_api.steps import TrainStep
 from ..progress import Reporter
 from ..store import ObjectMissingError, Store
 from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
-from .base_model import TextTower, fetch_base_model
+from .base_model import TextTower, provide_base_model
 from .checkpoint import Checkpoint, Checkpoints
 from .class_pictures import class_prompt, provide_class_pictures
 from .dataset import read_pictures
@@ -40,7 +40,7 @@ from .gallery import Gallery
 from .loop import Learner, Record, Source, batches, train
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
-from .plan import FOOTPRINTS, Machine, free_memory, make_plan
+from .plan import Machine, footprints, free_memory, make_plan
 from .publish import commit
 from .quantize import quantize
 from .report import Facts, Timing, render, show
@@ -78,7 +78,7 @@ class Session:
         self._towers: tuple[TextTower, TextTower] | None = None
         """Only where the text encoders learn too."""
         with state.main_process_first():  # the first fills the caches, the others read them
-            self._model = fetch_base_model(config.base_model, Path(config.cache_dir), store.input)
+            self._model = provide_base_model(config, store.input)
             encoders = Encoders(self._model, work / "cache", state.device, dtype)
             sources = self._sources(encoders)
             captions = [caption for source in sources for caption in source.captions]
@@ -113,9 +113,7 @@ class Session:
         training, dtype = self._training, self._dtype
         if state.device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders had
-        machine = Machine(
-            state.device.type, free_memory(state.device), Path(self._config.cache_dir) / FOOTPRINTS
-        )
+        machine = Machine(state.device.type, free_memory(state.device), footprints(self._config))
         plan = make_plan(training, self._model.folder, machine, dtype)
         log.info("memory:\n%s", plan)
         self._extracts = training.method == Method.DREAMBOOTH_EXTRACT
