@@ -26,7 +26,7 @@ demo: $(DEMO)/tiny-sdxl/model_index.json ## Six pictures to a verified adapter, 
 		$(if $(ANTHROPIC_API_KEY),--set annotation.mode=LLM)
 
 test: lint ## All that CI runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --dist loadfile
 
 lint: $(ENV) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check

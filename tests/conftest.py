@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from PIL import Image, ImageDraw
 from lora_api.steps import StoreAccess
 from lora_operator.local.seaweed import Seaweed
 from lora_trainer.store import Store
+
+# tests run side by side; two that each take every core for their matrices would wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "dreambooth"
 
