@@ -4,7 +4,7 @@ BIN := .venv/bin
 ENV := .venv/.installed
 DEMO := .demo
 
-.PHONY: help demo test lint format bench-annotation bench-trainer crds chart clean
+.PHONY: help demo test lint format bench-annotation bench-trainer crds chart release-notes clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ crds: $(ENV) ## crds/loratrainingjobs.yaml from the models, and what the chart h
 
 chart: $(ENV) ## The chart's values.schema.json, README and copies
 	$(BIN)/python charts/generate.py
+
+release-notes: ## What CHANGELOG.md says of TAG, if TAG is the version
+	@PYTHONPATH=crds PYTHONDONTWRITEBYTECODE=1 $(PYTHON) .ci/release_notes.py $(TAG)
 
 clean: ## The demo's data and caches; .venv stays
 	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
