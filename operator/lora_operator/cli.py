@@ -7,9 +7,11 @@ from importlib.metadata import entry_points
 import typer
 
 from .local.command import run
+from .local.demo import demo
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(run)
+app.command()(demo)
 
 
 @app.callback()

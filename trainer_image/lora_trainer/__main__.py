@@ -1,4 +1,4 @@
-"""`python -m lora_trainer annotate|train|launch|prefetch|plan|tiny-sdxl`; each imports what it needs."""
+"""`python -m lora_trainer annotate|train|launch|prefetch|plan|tiny-sdxl|demo`; each imports what it needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     tiny = commands.add_parser("tiny-sdxl", help="write a small SDXL pipeline with random weights")
     tiny.add_argument("directory", type=Path)
     tiny.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    commands.add_parser("demo", help="serve the web page; takes Streamlit's options")
+    args, rest = parser.parse_known_args(argv)
+    if args.command == "demo":
+        from .demo.launch import main as demo
+
+        return demo(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
     if args.command == "annotate":
         from .annotate.step import main as annotate

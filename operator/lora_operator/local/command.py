@@ -218,6 +218,11 @@ def _print_result(manifest: Manifest, folder: Path) -> None:
         ("sha256", manifest.adapter.sha256),
         ("Size", f"{manifest.adapter.bytes:,} bytes"),
         ("Loss", f"{manifest.first_loss:.4f} -> {manifest.final_loss:.4f} over {manifest.steps} steps"),
+        *(
+            [("Report", str(folder / manifest.adapter.report_key.removeprefix(root)))]
+            if manifest.adapter.report_key
+            else []
+        ),
         *(("Preview", str(folder / preview.key.removeprefix(root))) for preview in manifest.previews),
     ]
     for name, value in lines:

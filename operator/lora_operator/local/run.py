@@ -182,9 +182,17 @@ class LocalRun:
         unchanged = _frozen(before.get("spec") or {}) == _frozen(self.spec.to_wire())
         if unchanged and not status.phase.terminal:
             self.uid, self.status = before["metadata"]["uid"], status
+            self._keep_approval(before["spec"])
         else:
             self.uid = str(uuid4())
         (self.folder / "work").mkdir(exist_ok=True)
+
+    def _keep_approval(self, before: dict[str, Any]) -> None:
+        """An approval that was given to the resource, as to a cluster's, where the job's file names none."""
+        approved = before.get("annotation", {}).get("approvedCaptions", "")
+        if not self.spec.annotation.approved_captions and approved:
+            annotation = self.spec.annotation.model_copy(update={"approved_captions": approved})
+            self.spec = self.spec.model_copy(update={"annotation": annotation})
 
     def _save(self) -> None:
         resource = {

@@ -1,0 +1,1 @@
+"""The web page: draw with finished adapters, look at jobs, review captions."""

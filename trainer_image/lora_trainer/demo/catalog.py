@@ -1,0 +1,54 @@
+"""What there is to show: the adapters and the captions that lie in the store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from lora_api.keys import JobKeys
+from lora_api.manifest import Manifest
+
+from ..store import Bucket
+
+MOST_OBJECTS = 50_000
+MANIFEST = re.compile(r"[^/.][^/]*/[^/]+/[^/]+/attempt-\d+/manifest\.json")
+CAPTIONS = re.compile(r"([^/.][^/]*)/([^/]+)/([^/]+)/captions/metadata\.jsonl")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    adapters: list[Manifest]
+    captioned: list[JobKeys]
+    """Jobs that have captions."""
+
+
+def read_catalog(bucket: Bucket) -> Catalog:
+    """Every published adapter and every job with captions.
+
+    A manifest is the commit mark of a publication: an adapter without one is not shown.
+    """
+    keys = [item.key for item in bucket.list("", MOST_OBJECTS)]
+    manifests = [_read(bucket, key) for key in keys if MANIFEST.fullmatch(key)]
+    captioned = [JobKeys(*found.groups()) for key in keys if (found := CAPTIONS.fullmatch(key))]
+    return Catalog([manifest for manifest in manifests if manifest], captioned)
+
+
+def title(manifest: Manifest) -> str:
+    """An adapter's name for people, unlike any other's."""
+    concept = f"{manifest.concept.token} {manifest.concept.class_name}" if manifest.concept else "adapter"
+    return f"{concept} · {manifest.namespace}/{manifest.name} · {manifest.uid[:8]} #{manifest.attempt}"
+
+
+def drawable_together(chosen: Sequence[Manifest]) -> bool:
+    """Whether adapters were trained on one base model."""
+    return len({manifest.base_model and manifest.base_model.identity() for manifest in chosen}) <= 1
+
+
+def _read(bucket: Bucket, key: str) -> Manifest | None:
+    try:
+        return Manifest.model_validate_json(bucket.get(key))
+    except ValidationError:
+        return None

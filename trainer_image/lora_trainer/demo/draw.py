@@ -1,0 +1,108 @@
+"""The page that draws: one prompt, with and without the adapter, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from lora_api.manifest import Manifest
+
+from .adapters import fetch_adapter
+from .catalog import drawable_together, title
+from .painter import Layer, Painter, Wish
+from .shared import catalog, painter, plainly, settings, store
+
+MOST_WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    manifest: Manifest
+    weight: float
+
+
+def page() -> None:
+    st.title("Draw")
+    with plainly():
+        adapters = [manifest for manifest in catalog().adapters if manifest.base_model]
+    if not adapters:
+        st.info("There is no finished adapter in the store yet. Run a job, and it will be here.")
+        return
+    left, right = st.columns([2, 3], gap="large")
+    with left:
+        choices = _choose(adapters)
+        wish = _wish(choices)
+        asked = st.button("Draw", type="primary", width="stretch", disabled=not choices)
+    with right:
+        if asked and wish:
+            with plainly():
+                _draw(choices, wish)
+        else:
+            st.caption("The picture with the adapter and the base model's, from the same noise, appear here.")
+
+
+def _choose(adapters: Sequence[Manifest]) -> list[Choice]:
+    newest = list(reversed(adapters))
+    chosen = st.multiselect("Adapters", newest, default=newest[:1], format_func=title)
+    if not drawable_together(chosen):
+        st.warning("These were trained on different base models: only adapters of one can be blended.")
+        return []
+    return [
+        Choice(
+            manifest,
+            st.slider(
+                f"Strength of {title(manifest)}", 0.0, MOST_WEIGHT, 1.0, 0.05, key=manifest.adapter.uri
+            ),
+        )
+        for manifest in chosen
+    ]
+
+
+def _wish(choices: Sequence[Choice]) -> Wish | None:
+    if not choices:
+        return None
+    concepts = [choice.manifest.concept for choice in choices if choice.manifest.concept]
+    triggers = " and ".join(f"{concept.token} {concept.class_name}" for concept in concepts)
+    rest = st.text_area("Prompt", placeholder="on a beach at sunset", height=80)
+    prompt = f"a photo of {triggers}{', ' if rest else ''}{rest}"
+    st.caption(f"Drawn: :violet[{_escape(prompt)}]")
+    with st.expander("More"):
+        negative = st.text_input("Negative prompt")
+        seed = int(st.number_input("Seed", 0, 2**32 - 1, 0))
+        steps = int(st.number_input("Steps", 1, 150, 25))
+        guidance = float(st.number_input("Guidance", 1.0, 20.0, 5.0, 0.5))
+    resolution = max(choice.manifest.resolution for choice in choices)
+    return Wish(prompt, negative, seed, steps, guidance, resolution)
+
+
+def _draw(choices: Sequence[Choice], wish: Wish) -> None:
+    source = choices[0].manifest.base_model
+    assert source is not None  # only such adapters can be chosen
+    folder = settings().cache / "adapters"
+    layers = [Layer(fetch_adapter(store().output, c.manifest, folder), c.weight) for c in choices]
+    brush = painter(source)
+    with_adapter, without = st.columns(2)
+    with with_adapter:
+        _show(brush, wish, layers, "With the adapter" if len(layers) == 1 else "With the adapters")
+    with without:
+        _show(brush, wish, [], "Without: the base model")
+
+
+def _show(brush: Painter, wish: Wish, layers: Sequence[Layer], caption: str) -> None:
+    place = st.empty()
+    bar = place.progress(0.0, text=caption)
+
+    def after_step(done: int) -> None:
+        bar.progress(done / wish.steps, text=f"{caption}: {done} of {wish.steps}")
+
+    picture = brush.draw(wish, layers, after_step)
+    place.image(
+        picture, caption=caption, width="stretch", alt=f"{caption}: {wish.prompt}", output_format="PNG"
+    )
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown takes as it is."""
+    return "".join(f"\\{sign}" if sign in r"\`*_{}[]()#+-.!|<>$:~" else sign for sign in text)
