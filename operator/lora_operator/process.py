@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from socket import gethostname
-from typing import Any
 from uuid import uuid4
 
 import kopf
 from aiohttp import web
 from kopf._core.engines.peering import Identity
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from lora_api.exits import ExitCode
 
 from . import metrics
 from .apply import connect
@@ -23,6 +25,9 @@ from .lease import Lease
 from .settings import ProfilesFile, Settings
 
 log = logging.getLogger(__name__)
+
+END_SECONDS = 15.0
+"""For kopf to come to its end once a part of it has ended."""
 
 
 class LeaseLostError(Exception):
@@ -68,24 +73,25 @@ async def _lead(wiring: Wiring, settings: Settings, stop: asyncio.Event, lease: 
 
 
 async def _work(wiring: Wiring, settings: Settings, stop: asyncio.Event) -> None:
-    async def stopped(**_: Any) -> None:
-        stop.set()  # kopf takes the signals over, and at its end waits for who waits for this
-
-    kopf.on.cleanup(registry=wiring.registry)(stopped)
+    ignored = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=wiring.registry,
+        insights=wiring.insights,
+        # kopf's own guess asks for a user's name, and the user of a pod has none
+        identity=Identity(gethostname()),
+        standalone=True,
+        clusterwide=not settings.namespaces,
+        namespaces=list(settings.namespaces),
+        stop_flag=stop,
+    )
     metrics.LEADER.set(1)
-    try:
-        await kopf.operator(
-            registry=wiring.registry,
-            insights=wiring.insights,
-            # kopf's own guess asks for a user's name, and the user of a pod has none
-            identity=Identity(gethostname()),
-            standalone=True,
-            clusterwide=not settings.namespaces,
-            namespaces=list(settings.namespaces),
-            stop_flag=stop,
-        )
-    finally:
-        metrics.LEADER.set(0)
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    stop.set()  # kopf takes the signals over, and at its end waits for who waits for this
+    metrics.LEADER.set(0)
+    # a watch that broke while another one was logging in again leaves kopf waiting for itself
+    hung = asyncio.get_running_loop().call_later(END_SECONDS, os._exit, ExitCode.INTERNAL)
+    await kopf.run_tasks(tasks, ignored=ignored)
+    hung.cancel()
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
