@@ -4,78 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-ROOT = Path(__file__).parents[2]
-QUICKSTART = ROOT / "examples" / "quickstart"
-SMALL = [
-    "training.maxSteps=6",
-    "training.resolution=64",
-    "training.checkpoint.everySteps=2",
-    "training.preview.numInferenceSteps=2",
-]
+from quickstart import command, environment, lora_run, result_of, status_of, write_tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny-sdxl"
-    subprocess.run(
-        [sys.executable, "-m", "lora_trainer", "tiny-sdxl", folder], check=True, capture_output=True
-    )
-    return folder
-
-
-def command(home: Path, model: Path, *settings: str) -> list[str]:
-    arguments = [str(QUICKSTART / "job.yaml"), "--profiles", str(QUICKSTART / "profiles.yaml")]
-    arguments += [
-        "--images",
-        str(QUICKSTART / "images"),
-        "--put",
-        f"{model}:models/tiny-sdxl",
-        "--home",
-        str(home),
-    ]
-    for setting in [*SMALL, *settings]:
-        arguments += ["--set", setting]
-    return [str(Path(sys.executable).with_name("lora")), "run", *arguments]
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANTHROPIC")}
-    return kept | {"OMP_NUM_THREADS": "1"} | more
-
-
-def lora_run(home: Path, model: Path, *settings: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(home, model, *settings),
-        check=False,
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def status_of(home: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((home / "runs/default/quickstart/status.yaml").read_text())[
-        "status"
-    ]
-    return found
-
-
-def result_of(home: Path) -> Path:
-    return home / "runs/default/quickstart/result"
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny-sdxl")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class StoredObject:
     key: str
     bytes: int
     etag: str
+    modified: datetime | None = None
 
 
 class Bucket:
@@ -58,7 +60,8 @@ class Bucket:
             for item in self._client.list_objects(self.name, prefix=prefix, recursive=True):
                 if item.object_name is None or item.object_name.endswith("/"):
                     continue
-                found.append(StoredObject(item.object_name, item.size or 0, (item.etag or "").strip('"')))
+                etag = (item.etag or "").strip('"')
+                found.append(StoredObject(item.object_name, item.size or 0, etag, item.last_modified))
                 if len(found) >= limit:
                     break
         return found

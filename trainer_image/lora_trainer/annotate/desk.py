@@ -44,8 +44,13 @@ def approve_captions(namespace: str, name: str, digest: str) -> None:
     Raises:
         BadSetupError: with kubectl's own words.
     """
+    kubectl(*approval_arguments(namespace, name, digest))
+
+
+def approval_arguments(namespace: str, name: str, digest: str) -> list[str]:
+    """What kubectl is told, to approve."""
     patch = {"spec": {"annotation": {"approvedCaptions": digest}}}
-    kubectl("patch", RESOURCE, name, "-n", namespace, "--type=merge", "-p", json.dumps(patch))
+    return ["patch", RESOURCE, name, "-n", namespace, "--type=merge", "-p", json.dumps(patch)]
 
 
 def kubectl(*arguments: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import streamlit as st
+from PIL import Image
+from streamlit.delta_generator import DeltaGenerator
 
 from lora_api.manifest import Manifest
 
@@ -23,6 +25,13 @@ class Choice:
     weight: float
 
 
+@dataclass(frozen=True)
+class Drawn:
+    picture: Image.Image
+    caption: str
+    prompt: str
+
+
 def page() -> None:
     st.title("Draw")
     with plainly():
@@ -37,15 +46,18 @@ def page() -> None:
         asked = st.button("Draw", type="primary", width="stretch", disabled=not choices)
     with right:
         if asked and wish:
+            st.session_state.pop("drawn", None)
             with plainly():
-                _draw(choices, wish)
+                st.session_state["drawn"] = _draw(choices, wish)
+        elif drawn := st.session_state.get("drawn"):
+            for column, picture in zip(st.columns(2), drawn, strict=True):
+                _show(column, picture)
         else:
             st.caption("The picture with the adapter and the base model's, from the same noise, appear here.")
 
 
 def _choose(adapters: Sequence[Manifest]) -> list[Choice]:
-    newest = list(reversed(adapters))
-    chosen = st.multiselect("Adapters", newest, default=newest[:1], format_func=title)
+    chosen = st.multiselect("Adapters", adapters, default=adapters[:1], format_func=title)
     if not drawable_together(chosen):
         st.warning("These were trained on different base models: only adapters of one can be blended.")
         return []
@@ -77,30 +89,38 @@ def _wish(choices: Sequence[Choice]) -> Wish | None:
     return Wish(prompt, negative, seed, steps, guidance, resolution)
 
 
-def _draw(choices: Sequence[Choice], wish: Wish) -> None:
+def _draw(choices: Sequence[Choice], wish: Wish) -> list[Drawn]:
+    """With the adapters, then without."""
     source = choices[0].manifest.base_model
     assert source is not None  # only such adapters can be chosen
     folder = settings().cache / "adapters"
     layers = [Layer(fetch_adapter(store().output, c.manifest, folder), c.weight) for c in choices]
     brush = painter(source)
-    with_adapter, without = st.columns(2)
-    with with_adapter:
-        _show(brush, wish, layers, "With the adapter" if len(layers) == 1 else "With the adapters")
-    with without:
-        _show(brush, wish, [], "Without: the base model")
+    with_adapters = "With the adapter" if len(layers) == 1 else "With the adapters"
+    left, right = st.columns(2)
+    return [
+        _draw_one(left, brush, wish, layers, with_adapters),
+        _draw_one(right, brush, wish, [], "Without: the base model"),
+    ]
 
 
-def _show(brush: Painter, wish: Wish, layers: Sequence[Layer], caption: str) -> None:
-    place = st.empty()
+def _draw_one(
+    column: DeltaGenerator, brush: Painter, wish: Wish, layers: Sequence[Layer], caption: str
+) -> Drawn:
+    place = column.empty()
     bar = place.progress(0.0, text=caption)
 
     def after_step(done: int) -> None:
         bar.progress(done / wish.steps, text=f"{caption}: {done} of {wish.steps}")
 
-    picture = brush.draw(wish, layers, after_step)
-    place.image(
-        picture, caption=caption, width="stretch", alt=f"{caption}: {wish.prompt}", output_format="PNG"
-    )
+    drawn = Drawn(brush.draw(wish, layers, after_step), f"{caption} · seed {wish.seed}", wish.prompt)
+    _show(place, drawn)
+    return drawn
+
+
+def _show(place: DeltaGenerator, drawn: Drawn) -> None:
+    alt = f"{drawn.caption}: {drawn.prompt}"
+    place.image(drawn.picture, caption=drawn.caption, width="stretch", alt=alt, output_format="PNG")
 
 
 def _escape(text: str) -> str:

@@ -8,7 +8,7 @@ from lora_api.manifest import Manifest
 from lora_api.status import PreviewStatus
 
 from .catalog import title
-from .shared import catalog, plainly, store
+from .shared import catalog, plainly, store, thumbnail
 
 COLUMNS = 3
 REPORT_HEIGHT = 900
@@ -17,7 +17,7 @@ REPORT_HEIGHT = 900
 def page() -> None:
     st.title("Jobs")
     with plainly():
-        manifests = list(reversed(catalog().adapters))
+        manifests = catalog().adapters
     if not manifests:
         st.info("No job has finished yet.")
         return
@@ -34,7 +34,7 @@ def page() -> None:
 def _card(manifest: Manifest) -> None:
     last = _last_preview(manifest)
     if last:
-        st.image(_picture(last.key), width="stretch", alt=last.prompt)
+        st.image(thumbnail(last.key), width="stretch", alt=last.prompt)
     name = f"{manifest.concept.token} {manifest.concept.class_name}" if manifest.concept else manifest.name
     st.subheader(name, anchor=False)
     st.caption(f"{manifest.namespace}/{manifest.name} · {manifest.uid[:8]} · attempt {manifest.attempt}")
@@ -64,8 +64,3 @@ def _last_preview(manifest: Manifest) -> PreviewStatus | None:
     """The first prompt's picture after the last step."""
     latest = [preview for preview in manifest.previews if preview.step == manifest.previews[-1].step]
     return latest[0] if latest else None
-
-
-@st.cache_data(max_entries=500, show_spinner=False)
-def _picture(key: str) -> bytes:
-    return store().output.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 
 import streamlit as st
@@ -10,17 +11,18 @@ import streamlit as st
 from lora_api.keys import JobKeys
 from lora_api.manifest import sha256_hex
 
-from ..annotate.desk import push_captions, read_captions
+from ..annotate.desk import approval_arguments, push_captions, read_captions
 from ..annotate.lint import check_captions, usual_trigger
 from ..annotate.review import MAX_CAPTION_CHARACTERS, CaptionRow, read_rows
+from ..errors import BadSetupError
 from .approval import approve, read_run, waits
-from .shared import catalog, plainly, settings, store
+from .shared import catalog, plainly, settings, store, thumbnail
 
 
 def page() -> None:
     st.title("Captions")
     with plainly():
-        jobs = list(reversed(catalog().captioned))
+        jobs = catalog().captioned
     if not jobs:
         st.info("No job has captions yet.")
         return
@@ -50,7 +52,7 @@ def _edit(keys: JobKeys, rows: Sequence[CaptionRow]) -> list[CaptionRow]:
     edited = []
     for row in rows:
         picture, words = st.columns([1, 4], vertical_alignment="center")
-        picture.image(_image(keys.image_named(row.file_name)), width="stretch", alt=row.file_name)
+        picture.image(thumbnail(keys.image_named(row.file_name)), width="stretch", alt=row.file_name)
         text = words.text_area(
             row.file_name,
             row.text,
@@ -77,10 +79,13 @@ def _act(keys: JobKeys, data: bytes, rows: Sequence[CaptionRow], edited: Sequenc
         st.toast("Saved")
         st.rerun()
     if approves.button("Approve", type="primary", disabled=changed, width="stretch", icon=":material/check:"):
-        st.success(approve(settings().runs, keys, sha256_hex(data)))
+        _approve(keys, sha256_hex(data))
     st.caption(f"sha256:{sha256_hex(data)}" if not changed else "Save your changes before you approve them.")
 
 
-@st.cache_data(max_entries=500, show_spinner=False)
-def _image(key: str) -> bytes:
-    return store().output.get(key)
+def _approve(keys: JobKeys, digest: str) -> None:
+    try:
+        st.success(approve(settings().runs, keys, digest), icon=":material/check:")
+    except BadSetupError as error:
+        st.warning(f"This page may not change the job ({error}). Somebody who may approves with:")
+        st.code(shlex.join(["kubectl", *approval_arguments(keys.namespace, keys.name, digest)]), "shell")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import streamlit as st
+from PIL import Image
 
 from lora_api.profile import BaseModelSource
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 RETRIES = 2
 """A person waits for an answer: soon after the store is away the page says so."""
+THUMBNAIL = 512
+"""Longer side, in pixels."""
 
 
 @contextmanager
@@ -47,7 +51,23 @@ def store() -> Store:
 
 @st.cache_data(ttl=10, show_spinner="Looking into the store")
 def catalog() -> Catalog:
-    return read_catalog(store().output)
+    return read_catalog(store().output, read_once)
+
+
+@st.cache_data(max_entries=2000, show_spinner=False)
+def read_once(key: str) -> bytes:
+    """A small object that is never written again."""
+    return store().output.get(key)
+
+
+@st.cache_data(max_entries=1000, show_spinner=False)
+def thumbnail(key: str) -> bytes:
+    """A picture of the store, small enough to send many."""
+    picture = Image.open(io.BytesIO(store().output.get(key)))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    small = io.BytesIO()
+    picture.convert("RGB").save(small, "WEBP", quality=85)
+    return small.getvalue()
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the base model")
