@@ -40,11 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings) -> None:
     """Run until a signal, or until something ends it that a new process is better for."""
+    from .apply import NotServedError
     from .process import operate
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    asyncio.run(operate(settings))
+    try:
+        asyncio.run(operate(settings))
+    except NotServedError as error:
+        raise SystemExit(f"lora-operator: {error}") from None
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from lora_api.status import JobStatus
 
 from . import metrics, names
+from .cache import Kind, Name, Object, Page
 from .decide import Announcement, Decision, RemoveJob, StartAnnotation, StartTraining, StopStep
 from .manifests import CLUSTER, build_job, build_step
 from .settings import Images
@@ -24,7 +26,8 @@ from .snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-CONFLICT, NOT_FOUND = 409, 404
+OK, NOT_FOUND, CONFLICT = 200, 404, 409
+PAGE_SIZE = 500
 
 
 class NameConflictError(Exception):
@@ -33,6 +36,15 @@ class NameConflictError(Exception):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.name = name
+
+
+class NotServedError(Exception):
+    """The API server does not know a kind of object."""
+
+    def __init__(self, plural: str) -> None:
+        super().__init__(
+            f"the API server does not serve {plural}: is the CustomResourceDefinition installed?"
+        )
 
 
 async def connect() -> client.ApiClient:
@@ -51,6 +63,8 @@ class Cluster:
 
     api: client.ApiClient
     images: Images
+    namespaces: tuple[str, ...] = ()
+    """Those to look after; none means all."""
 
     def __post_init__(self) -> None:
         # the generated client takes plain data where its annotations ask for model classes
@@ -141,7 +155,46 @@ class Cluster:
         )
         return True
 
-    async def events_of(self, namespace: str, uid: str) -> list[dict[str, Any]]:
+    async def read(self, key: Name) -> Object | None:
+        """A job as it is at this moment; None when it is gone."""
+        namespace, name = key
+        try:
+            found: Object = await self._custom.get_namespaced_custom_object(
+                GROUP, VERSION, namespace, PLURAL, name
+            )
+        except ApiException as error:
+            if error.status != NOT_FOUND:
+                raise
+            return None
+        return found
+
+    async def list_pages(self, kind: Kind) -> AsyncIterator[Page]:
+        """All objects of a kind, as plain data and a page at a time, so that thousands take little memory."""
+        root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
+        selector = ",".join(f"{name}={value}" for name, value in kind.labels.items())
+        namespaces = [kind.namespace] if kind.namespace else self.namespaces
+        for place in [f"/namespaces/{name}" for name in namespaces] or [""]:
+            query = {"limit": PAGE_SIZE, "labelSelector": selector, "continue": ""}
+            while True:
+                request = await self.api.param_serialize(
+                    "GET",
+                    f"{root}{place}/{kind.plural}",
+                    query_params=list(query.items()),
+                    header_params={"Accept": "application/json"},
+                    auth_settings=["BearerToken"],
+                )
+                response: Any = await self.api.call_api(*request)
+                if response.status == NOT_FOUND:
+                    raise NotServedError(kind.plural)
+                found = json.loads(await response.read())
+                if response.status != OK:
+                    raise ApiException(status=response.status, reason=found.get("message"))
+                yield found["items"], int(found["metadata"]["resourceVersion"])
+                query["continue"] = found["metadata"].get("continue", "")
+                if not query["continue"]:
+                    break
+
+    async def events_of(self, namespace: str, uid: str) -> list[Object]:
         """The Events about one Job or pod."""
         found = await self._core.list_namespaced_event(namespace, field_selector=f"involvedObject.uid={uid}")
         serialize: Any = self.api.sanitize_for_serialization

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,18 +23,26 @@ from .snapshot import Child, Hint, Pod, Snapshot
 
 @dataclass(frozen=True)
 class Resource:
-    """A `LoraTrainingJob` as it was last seen, kept as compact JSON: thousands of them wait in memory."""
+    """A `LoraTrainingJob` as it was last seen, kept small: thousands of them wait in memory."""
 
     namespace: str
     name: str
     uid: str
     resource_version: str
     phase: str
+    mortal: bool
+    """Whether it is to be removed some time after its end."""
     body: bytes
+    """Compressed JSON."""
 
     @property
     def ended(self) -> bool:
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing is to be done about it any more, whatever becomes of its children."""
+        return self.ended and not self.mortal
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Resource:
@@ -41,14 +50,17 @@ class Resource:
         kept = {name: metadata.get(name) for name in ("generation", "creationTimestamp")}
         status = body.get("status")
         phase = status.get("phase") if isinstance(status, Mapping) else None
-        data = {"metadata": kept, "spec": body.get("spec"), "status": status}
+        spec = body.get("spec")
+        policy = spec.get("runPolicy") if isinstance(spec, Mapping) else None
+        data = {"metadata": kept, "spec": spec, "status": status}
         return cls(
             namespace=metadata["namespace"],
             name=metadata["name"],
             uid=metadata["uid"],
             resource_version=metadata["resourceVersion"],
             phase=str(phase or Phase.PENDING),
-            body=json.dumps(data, default=dict).encode(),
+            mortal=isinstance(policy, Mapping) and policy.get("ttlSecondsAfterFinished") is not None,
+            body=zlib.compress(json.dumps(data, default=dict).encode(), level=1),
         )
 
 
@@ -56,6 +68,8 @@ class Resource:
 class StepPod:
     """A pod and whose it is."""
 
+    uid: str
+    """Of the resource."""
     namespace: str
     resource_name: str
     job_name: str
@@ -70,7 +84,7 @@ def read_snapshot(
     profiles: Mapping[str, Profile],
 ) -> Snapshot:
     """Put together what is known of one job."""
-    body = json.loads(resource.body)
+    body = json.loads(zlib.decompress(resource.body))
     metadata = body["metadata"]
     spec, spec_error = None, ""
     try:
@@ -127,6 +141,7 @@ def observe_job(body: Mapping[str, Any]) -> Child:
 def observe_step_pod(body: Mapping[str, Any]) -> StepPod:
     metadata = body["metadata"]
     return StepPod(
+        uid=metadata["labels"][names.JOB_UID],
         namespace=metadata["namespace"],
         resource_name=metadata["annotations"][names.JOB_NAME],
         job_name=metadata["labels"]["batch.kubernetes.io/job-name"],

@@ -39,6 +39,7 @@ async def operate(settings: Settings) -> None:
 
     Raises:
         SettingsError: for profiles that cannot be read.
+        NotServedError: when our kind of resource is not installed.
         LeaseLostError: when this operator leads no longer.
         Exception: what ended a watch; nothing is lost, start again.
     """
@@ -73,10 +74,10 @@ async def _lead(wiring: Wiring, settings: Settings, stop: asyncio.Event, lease: 
 
 
 async def _work(wiring: Wiring, settings: Settings, stop: asyncio.Event) -> None:
+    await wiring.prepare()
     ignored = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=wiring.registry,
-        insights=wiring.insights,
         # kopf's own guess asks for a user's name, and the user of a pod has none
         identity=Identity(gethostname()),
         standalone=True,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from builders import PROFILE, UID, snapshot
-from lora_api.profile import ModelCache
+from lora_api.profile import HubModel, ModelCache
 from lora_api.steps import AnnotateStep, StepName, TrainStep, step_adapter
 from lora_operator import names
 from lora_operator.decide import StartAnnotation, StartTraining
@@ -195,4 +195,32 @@ def test_without_one_libraries_may_download_to_where_they_may_write(
     environment = {variable["name"]: variable["value"] for variable in container["env"]}
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
     assert any(environment["HF_HOME"].startswith(f"{path}/") for path in writable)
-    assert "HF_HUB_OFFLINE" not in environment
+
+
+def test_only_a_pod_that_must_download_a_model_may_ask_the_hub() -> None:
+    assert PROFILE.llm is not None
+    hub = {"sdxl-base-1.0": HubModel(source="hub", repo="a/b")}
+    local = PROFILE.llm.model_copy(update={"provider": "transformers"})
+    stored, on_hub, inside = (
+        PROFILE.model_copy(update=update) for update in ({}, {"models": hub}, {"models": hub, "llm": local})
+    )
+    annotate, train = STARTS
+    for start, profile, offline in [
+        (annotate, stored, True),
+        (annotate, on_hub, True),
+        (annotate, inside, False),
+        (train, stored, True),
+        (train, on_hub, False),
+    ]:
+        (container,) = pod_spec(job(start, profile=profile))["containers"]
+        assert ({"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]) is offline
+
+
+def test_several_gpus_have_memory_to_share() -> None:
+    def shared(gpus: int) -> list[dict[str, Any]]:
+        pod = pod_spec(job(STARTS[1], spec={"resources": {"train": {"gpus": gpus}}}))
+        mounts = pod["containers"][0]["volumeMounts"]
+        return [mount for mount in mounts if mount["mountPath"] == "/dev/shm"]
+
+    assert shared(1) == []
+    assert shared(2) == [{"name": "shm", "mountPath": "/dev/shm"}]

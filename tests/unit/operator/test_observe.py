@@ -21,7 +21,12 @@ from lora_operator.observe import (
     unexplained,
 )
 
-LABELS = {names.STEP: "train", names.ATTEMPT: "2", "batch.kubernetes.io/job-name": "statue-train-1"}
+LABELS = {
+    names.JOB_UID: "u",
+    names.STEP: "train",
+    names.ATTEMPT: "2",
+    "batch.kubernetes.io/job-name": "statue-train-1",
+}
 
 
 def resource(**fields: Any) -> Resource:

@@ -1,0 +1,160 @@
+"""What the API server holds of ours, as last seen: watches keep it fresh, and lists fill and mend it.
+
+A watch that was cut off may have missed a deletion, and kopf does not look for those: a list finds them.
+Lists and watches overtake one another, so the newer resourceVersion wins, whichever brings it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+from lora_api import GROUP, PLURAL, VERSION
+
+from . import names
+from .observe import Resource, StepPod, observe_job, observe_step_pod
+from .snapshot import Child
+
+log = logging.getLogger(__name__)
+
+Object = Mapping[str, Any]
+Page = tuple[list[Object], int]
+"""Objects, and the resourceVersion that the whole list is of."""
+Name = tuple[str, str]
+"""Namespace and name."""
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of objects, and which of them are ours."""
+
+    group: str
+    version: str
+    plural: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = ""
+
+    def of(self, resource: Resource) -> Kind:
+        """Those that belong to one resource."""
+        labels = {**self.labels, names.JOB_UID: resource.uid}
+        return replace(self, labels=labels, namespace=resource.namespace)
+
+
+OURS = {names.MANAGED_BY: names.OPERATOR}
+RESOURCES = Kind(GROUP, VERSION, PLURAL)
+Pages = Callable[[Kind], AsyncIterator[Page]]
+JOBS = Kind("batch", "v1", "jobs", OURS)
+PODS = Kind("", "v1", "pods", OURS)
+
+
+class Shelf(Generic[Item]):
+    """The objects of one kind, in what form we need them, by whose they are."""
+
+    def __init__(self, observe: Callable[[Object], Item], owner: Callable[[Object], Hashable]) -> None:
+        self._observe = observe
+        self._owner = owner
+        self._items: dict[Hashable, dict[Name, Item]] = {}
+        self._known: dict[Name, tuple[int, Hashable]] = {}
+        """Of each object the version that was seen, and its owner."""
+        self._gone: dict[Name, int] = {}
+        """When those were deleted that a list may still name."""
+
+    def __iter__(self) -> Iterator[Item]:
+        for items in list(self._items.values()):
+            yield from list(items.values())
+
+    def of(self, owner: Hashable) -> list[Item]:
+        return list(self._items.get(owner, {}).values())
+
+    def put(self, body: Object) -> bool:
+        """Take in an object; False when nothing newer than this is known already."""
+        name, version = _identify(body)
+        if version <= max(self._known.get(name, (0,))[0], self._gone.get(name, 0)):
+            return False
+        self._remove(name)
+        try:
+            owner, item = self._owner(body), self._observe(body)
+        except (KeyError, ValueError) as error:
+            log.warning("%s/%s has a label of ours and is none of ours: %r", *name, error)
+            return False
+        self._items.setdefault(owner, {})[name] = item
+        self._known[name] = version, owner
+        return True
+
+    def drop(self, body: Object) -> None:
+        """An object was deleted."""
+        name, version = _identify(body)
+        self._gone[name] = version
+        if self._known.get(name, (version + 1,))[0] <= version:
+            self._remove(name)
+
+    async def mend(self, pages: AsyncIterator[Page], owner: Hashable = None) -> None:
+        """Be as a list says, but for what is newer than it.
+
+        Args:
+            owner: whose objects were listed; None when all were.
+        """
+        listed: set[Name] = set()
+        version = 0
+        async for page, taken in pages:
+            version = taken
+            for body in page:
+                listed.add(_identify(body)[0])
+                self.put(body)
+        known = list(self._known) if owner is None else list(self._items.get(owner, ()))
+        for name in known:
+            if name not in listed and self._known[name][0] <= version:
+                self._remove(name)
+
+    def forget_gone(self) -> None:
+        """Lists that are asked for from now on no longer name what was deleted before."""
+        self._gone.clear()
+
+    def _remove(self, name: Name) -> None:
+        if name in self._known:
+            _, owner = self._known.pop(name)
+            del self._items[owner][name]
+            if not self._items[owner]:
+                del self._items[owner]
+
+
+class Cache:
+    """All that the operator knows of the world between two looks at it."""
+
+    def __init__(self) -> None:
+        self.resources: Shelf[Resource] = Shelf(Resource.of, lambda body: _identify(body)[0])
+        """By namespace and name."""
+        self.children: Shelf[Child] = Shelf(observe_job, _job_uid)
+        """By the UID of the resource that they belong to, as are the pods."""
+        self.pods: Shelf[StepPod] = Shelf(observe_step_pod, _job_uid)
+
+    def resource(self, key: Name) -> Resource | None:
+        return next(iter(self.resources.of(key)), None)
+
+    async def mend(self, pages: Pages, resource: Resource | None = None) -> None:
+        """Be as the API server says: about everything, or about the children of one resource.
+
+        Pods come last, so that one whose Job has just gone is not missed.
+        """
+        if resource is None:
+            for shelf in (self.resources, self.children, self.pods):
+                shelf.forget_gone()
+            await self.resources.mend(pages(RESOURCES))
+            await self.children.mend(pages(JOBS))
+            await self.pods.mend(pages(PODS))
+        else:
+            await self.children.mend(pages(JOBS.of(resource)), resource.uid)
+            await self.pods.mend(pages(PODS.of(resource)), resource.uid)
+
+
+def _identify(body: Object) -> tuple[Name, int]:
+    metadata = body["metadata"]
+    return (metadata["namespace"], metadata["name"]), int(metadata["resourceVersion"])
+
+
+def _job_uid(body: Object) -> Hashable:
+    uid: str = body["metadata"]["labels"][names.JOB_UID]
+    return uid

@@ -1,0 +1,81 @@
+"""Watches and lists overtake one another; what is newer stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from lora_operator import names
+from lora_operator.cache import Cache, Page, Shelf
+
+
+def thing(name: str, version: int, owner: str = "u") -> dict[str, Any]:
+    return {"metadata": {"namespace": "n", "name": name, "resourceVersion": str(version)}, "owner": owner}
+
+
+def seen(body: Any) -> str:
+    metadata = body["metadata"]
+    return f"{metadata['name']}@{metadata['resourceVersion']}"
+
+
+def shelf(*bodies: dict[str, Any]) -> Shelf[str]:
+    made = Shelf(seen, lambda body: body["owner"])
+    for body in bodies:
+        made.put(body)
+    return made
+
+
+def mend(which: Shelf[str], version: int, *pages: list[dict[str, Any]], owner: str | None = None) -> None:
+    async def listed() -> AsyncIterator[Page]:
+        for page in pages:
+            yield page, version  # type: ignore[misc]
+
+    asyncio.run(which.mend(listed(), owner))
+
+
+def test_the_newer_of_two_stays_whichever_comes_first() -> None:
+    found = shelf(thing("a", 5))
+    assert not found.put(thing("a", 4))
+    assert not found.put(thing("a", 5))
+    assert list(found) == ["a@5"]
+    assert found.put(thing("a", 6, owner="v"))
+    assert (found.of("u"), found.of("v")) == ([], ["a@6"])
+
+
+def test_what_a_watch_missed_a_list_brings() -> None:
+    found = shelf(thing("a", 1), thing("b", 2))
+    mend(found, 9, [thing("a", 7)], [thing("c", 8)])
+    assert sorted(found) == ["a@7", "c@8"]
+
+
+def test_a_list_does_not_undo_what_came_after_it() -> None:
+    found = shelf(thing("new", 12), thing("deleted", 3))
+    found.drop(thing("deleted", 11))
+    mend(found, 10, [thing("deleted", 3)])
+    assert list(found) == ["new@12"]
+
+
+def test_a_late_deletion_leaves_what_was_made_anew() -> None:
+    found = shelf(thing("a", 9))
+    found.drop(thing("a", 8))
+    assert list(found) == ["a@9"]
+    found.drop(thing("a", 10))
+    assert list(found) == []
+    assert not found.put(thing("a", 9))
+    assert found.put(thing("a", 11))
+
+
+def test_anyone_may_borrow_our_labels() -> None:
+    cache = Cache()
+    stranger = thing("stranger", 1)
+    stranger["metadata"]["labels"] = {names.JOB_UID: "u", names.STEP: "dance"}
+    assert not cache.pods.put(stranger)
+    assert not cache.children.put(thing("bare", 1))
+    assert (list(cache.pods), list(cache.children)) == ([], [])
+
+
+def test_a_list_of_ones_own_leaves_the_others() -> None:
+    found = shelf(thing("a", 1), thing("b", 2, owner="v"))
+    mend(found, 9, [], owner="u")
+    assert list(found) == ["b@2"]
