@@ -121,7 +121,7 @@ def _pod(spec: JobSpec, profile: Profile, config: AnnotateStep | TrainStep, imag
                 "env": [
                     {"name": "HOME", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
                     {"name": "HF_HOME", "value": f"{CLUSTER.work}/huggingface"},
-                    *([{"name": "HF_HUB_OFFLINE", "value": "1"}] if _is_prefetched(config) else []),
+                    *([] if _may_ask_the_hub(config) else [{"name": "HF_HUB_OFFLINE", "value": "1"}]),
                     {"name": "PYTHONUNBUFFERED", "value": "1"},
                 ],
                 "ports": [{"name": "progress", "containerPort": CLUSTER.progress_port}],
@@ -151,8 +151,11 @@ def _has_local_model(config: AnnotateStep | TrainStep) -> bool:
     )
 
 
-def _is_prefetched(config: AnnotateStep | TrainStep) -> bool:
-    return isinstance(config, TrainStep) and config.prefetched
+def _may_ask_the_hub(config: AnnotateStep | TrainStep) -> bool:
+    """Whether a model must be downloaded from there by this pod."""
+    if isinstance(config, TrainStep):
+        return config.base_model.source == "hub" and not config.prefetched
+    return _has_local_model(config)
 
 
 def _resources(spec: JobSpec, training: bool) -> dict[str, Any]:
@@ -222,4 +225,7 @@ def _volumes(
             add("cache", CLUSTER.cache, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
         else:
             add("cache", CLUSTER.cache, {"emptyDir": {}}, writable=True)
+        if config.spec.resources.train.gpus > 1:
+            # what NCCL shares between processes; a container's own /dev/shm has 64 MB
+            add("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}, writable=True)  # noqa: S108
     return volumes, mounts

@@ -116,15 +116,19 @@ def test_shards_come_with_their_index(variant: str, names: list[str]) -> None:
         "unet/diffusion_pytorch_model.non_ema.safetensors",
     ]
     wanted = [f"unet/{name}" for name in names]
-    assert component_files([*other, *wanted], "unet/", variant) == ["unet/config.json", *wanted]
+    assert component_files(["unet/config.json", *other, *wanted], "unet/", variant) == [
+        "unet/config.json",
+        *wanted,
+    ]
 
 
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("model_index.json", "holds no diffusers pipeline"),
-        ("unet/diffusion_pytorch_model.fp16.safetensors", "has no unet/.* of the variant 'fp16'"),
-        ("text_encoder_2/model.fp16.safetensors", "has no text_encoder_2/"),
+        ("model_index.json", "is no diffusers pipeline"),
+        ("unet/diffusion_pytorch_model.fp16.safetensors", "has no weights unet/.* of the variant 'fp16'"),
+        ("text_encoder_2/model.fp16.safetensors", "has no weights text_encoder_2/"),
+        ("text_encoder/config.json", "has no text_encoder/config.json"),
         ("tokenizer_2/", "has no tokenizer_2"),
     ],
 )

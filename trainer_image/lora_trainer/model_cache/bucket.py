@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from lora_api.manifest import FileEntry
 from lora_api.profile import StoreModel
@@ -13,6 +13,7 @@ from lora_api.reasons import Reason
 from ..errors import BadConfigurationError, UnavailableError
 from ..store import Bucket, StoredObject, file_sha256
 from .origin import MODEL, Contents
+from .selection import pipeline_files
 
 log = logging.getLogger(__name__)
 MOST_FILES = 1000
@@ -52,17 +53,14 @@ class StoreOrigin:
         return Contents(identity=identity, files=files)
 
     def _list(self) -> list[StoredObject]:
-        objects = self._bucket.list(self._prefix, MOST_FILES)
-        names = [PurePosixPath(item.key.removeprefix(self._prefix)) for item in objects]
-        where = self._bucket.uri(self._prefix)
-        if PurePosixPath("model_index.json") not in names:
-            raise BadConfigurationError(
-                f"{where} holds no diffusers pipeline (no model_index.json): "
-                "upload a folder that StableDiffusionXLPipeline.from_pretrained loads, or correct the profile"
-            )
-        if any(".." in name.parts or name.is_absolute() for name in names):
-            raise BadConfigurationError(f"{where} holds keys that are no plain file names")
-        return objects
+        """The objects that a pipeline is loaded from."""
+        found = {
+            item.key.removeprefix(self._prefix): item for item in self._bucket.list(self._prefix, MOST_FILES)
+        }
+        try:
+            return [found[name] for name in pipeline_files(found, variant="", own_vae=True)]
+        except BadConfigurationError as error:
+            raise BadConfigurationError(f"the model {self._bucket.uri(self._prefix)} {error}") from None
 
     def _identity(self, objects: list[StoredObject]) -> str:
         listing = "\n".join(f"{item.key} {item.etag}" for item in objects)

@@ -79,9 +79,7 @@ def _fetch(
         chosen = choose(siblings)
         files: list[FileEntry] = []
         for number, name in enumerate(chosen, 1):
-            sibling = siblings.get(name)
-            if sibling is None:
-                raise BadConfigurationError(f"has no {name}")
+            sibling = siblings[name]
             log.info("%s %d of %d: %s, %.1f MB", repo, number, len(chosen), name, (sibling.size or 0) / 1e6)
             path = Path(hub.hf_hub_download(repo, name, revision=commit, local_dir=folder))
             files.append(

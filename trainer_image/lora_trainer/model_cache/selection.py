@@ -1,4 +1,4 @@
-"""Which of a repository's files an SDXL pipeline is loaded from; a repository has three times as much."""
+"""Which files an SDXL pipeline is loaded from: a repository has ten times as much, and pickles that nobody should load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ def pipeline_files(names: Collection[str], variant: str, own_vae: bool) -> list[
         BadConfigurationError: naming the component that is not there.
     """
     if INDEX not in names:
-        raise BadConfigurationError(f"holds no diffusers pipeline (no {INDEX})")
+        raise BadConfigurationError(
+            f"is no diffusers pipeline (no {INDEX}): name a folder that "
+            "StableDiffusionXLPipeline.from_pretrained loads"
+        )
     chosen = [INDEX]
     for component in WITH_WEIGHTS if own_vae else WITH_WEIGHTS[:-1]:
         chosen += component_files(names, f"{component}/", variant)
@@ -49,6 +52,9 @@ def component_files(names: Collection[str], folder: str, variant: str) -> list[s
     if not any(name.endswith(".safetensors") for name in found):
         what = f"of the variant {variant!r}" if variant else "without a variant"
         raise BadConfigurationError(
-            f"has no {folder or './'}*.safetensors {what}: set the model's variant in the profile to one that it has"
+            f"has no weights {folder}*.safetensors {what}: correct the model in the profile, or its files"
         )
-    return [f"{folder}config.json", *found]
+    config = f"{folder}config.json"
+    if config not in names:
+        raise BadConfigurationError(f"has no {config}")
+    return [config, *found]
