@@ -15,8 +15,10 @@ import pytest
 from pytest_httpserver import HTTPServer
 
 from conftest import RunningStore
+from helm import render
 from hub import COMMIT, FakeHub
 from lora_api.manifest import sha256_hex
+from lora_api.prefetch import PrefetchConfig
 from lora_api.profile import HubModel, StoreModel
 from lora_trainer.model_cache import CachedModel, find, origin_of
 from lora_trainer.prefetch import main
@@ -302,6 +304,27 @@ def test_a_model_of_the_store_follows_what_is_uploaded(
     assert code == 64
     assert "is no diffusers pipeline (no model_index.json)" in log
     assert find(origin, prefetch.cache) is not None  # what is there stays
+
+
+def test_the_charts_file_is_one_and_its_job_mounts_what_it_reads() -> None:
+    cached = {"modelCache": {"persistentVolumeClaim": "lora-models"}}
+    house = {"house": {"source": "store", "key": "models/house/"}}
+    values = {
+        "modelCache": {"enabled": True, "namespaces": ["studio"]},
+        "profiles": {"default": {**cached, "models": house, "store": {"caConfigMap": "store-ca"}}},
+    }
+    found = {(each["kind"], each["metadata"]["name"]): each for each in render(values)}
+    jobs = [name for kind, name in found if kind == "Job"]
+    assert len(jobs) == 2
+    for name in jobs:
+        config = PrefetchConfig.model_validate_json(found["ConfigMap", name]["data"]["prefetch.json"])
+        (container,) = found["Job", name]["spec"]["template"]["spec"]["containers"]
+        mounted = {Path(mount["mountPath"]) for mount in container["volumeMounts"]}
+        assert Path(config.cache) in mounted
+        if config.model.source == "store":
+            assert {Path(config.credentials_dir), Path(config.ca_file).parent} <= mounted
+        assert container["command"][3] == "prefetch"
+        assert Path(container["command"][5]).name == "prefetch.json"
 
 
 def test_the_stores_failures_have_their_codes(tmp_path: Path, running_store: RunningStore) -> None:
