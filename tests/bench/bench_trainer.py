@@ -36,7 +36,7 @@ TESTS = Path(__file__).parents[1]
 sys.path.insert(0, str(TESTS))
 CAPTIONS = [f"a photo of CUS statue, view {index}" for index in range(5)]
 EQUAL = {"no-checkpointing"}
-SAVINGS = ["cached latents", "cached texts", "no-checkpointing", "fused layers", "fused AdamW"]
+SAVINGS = ["cached latents", "cached texts", "no-checkpointing", "fused layers", "lean layers", "fused AdamW"]
 
 
 def settings(resolution: int, steps: int) -> dict[str, Any]:
@@ -117,6 +117,10 @@ def run_loop(folder: Path, resolution: int, steps: int, savings: set[str]) -> No
         from lora_trainer.train.fused import fuse
 
         fuse(loop.unet)
+    if "lean layers" in savings:
+        from lora_trainer.train.lean import make_lean
+
+        make_lean(loop.unet)
     if "fused AdamW" in savings:
         loop.optimizer = torch.optim.AdamW(loop.parameters, lr=1e-4, weight_decay=1e-4, fused=True)
     watch, losses = Stopwatch(steps), []
@@ -125,13 +129,15 @@ def run_loop(folder: Path, resolution: int, steps: int, savings: set[str]) -> No
 
 
 def run_trainer(folder: Path, resolution: int, steps: int, savings: set[str]) -> None:
-    import torch
+    from lora_trainer.train.imports import quick_imports
 
-    from lora_api.steps import TrainStep
-    from lora_trainer.progress import Reporter
-    from lora_trainer.train import loop, session
-    from lora_trainer.train.loop import Learner, train
-    from lora_trainer.train.step import work
+    with quick_imports():  # as the command does
+        from lora_api.steps import TrainStep
+        from lora_trainer.progress import Reporter
+        from lora_trainer.train import loop, session
+        from lora_trainer.train.loop import Learner, train
+        from lora_trainer.train.step import work
+    import torch
 
     torch.set_num_threads(1)
     watch, losses = Stopwatch(steps), []

@@ -40,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return annotate(args.config)
     if args.command == "train":
-        from .train.step import main as train
+        from .train.imports import quick_imports
 
+        with quick_imports():
+            from .train.step import main as train
         return train(args.config)
     if args.command == "launch":
         from .train.launch import main as launch

@@ -13,6 +13,7 @@ from lora_api.reasons import Reason
 from lora_trainer.errors import BadConfigurationError
 from lora_trainer.train.adapter import UNET, add_adapter, trainable
 from lora_trainer.train.footprint import Shape, footprint
+from lora_trainer.train.lean import make_lean
 from lora_trainer.train.plan import GIB, Machine, free_memory, make_plan
 from lora_trainer.train.tiny import write_tiny_sdxl
 
@@ -49,6 +50,7 @@ def test_the_count_is_what_a_real_step_keeps(folder: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").train()
     frozen = sum(p.numel() for p in unet.parameters())
     add_adapter(unet, UNET, rank=4, alpha=4, seed=0)
+    make_lean(unet)
     cache = folder / "footprints"
     sizes = [
         footprint(folder, Shape(4, 64, 2, torch.float32, checkpointing), cache)

@@ -17,11 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .adapter import UNET, add_adapter, trainable
 from .extract import make_trainable
+from .lean import make_lean
 
 CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")
 """What diffusers' gradient checkpointing recomputes one at a time."""
 TOKENS = 77
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def _measure(folder: Path, shape: Shape) -> Footprint:
             make_trainable(unet)
         else:
             add_adapter(unet, UNET, shape.rank, shape.rank, seed=None)
+    make_lean(unet)
     unet.train()
     trained = sum(p.numel() for p in trainable({UNET: unet}).values())
     frozen = sum(p.numel() for p in unet.parameters()) - trained

@@ -37,6 +37,7 @@ from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_k
 from .extract import extract, linear_weights, make_trainable, put_adapter, report
 from .fused import fuse
 from .gallery import Gallery
+from .lean import make_lean
 from .loop import Learner, Record, Source, batches, train
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
@@ -134,6 +135,7 @@ class Session:
             for name, module in self._adapted.items():
                 add_adapter(module, name, training.rank, training.alpha, training.seed)
                 fuse(module)
+        make_lean(unet)
         parameters = trainable(self._adapted)
         optimizer = build_optimizer(training, parameters)
         self.learner = Learner(

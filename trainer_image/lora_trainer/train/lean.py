@@ -1,0 +1,133 @@
+"""The UNet with less kept for its backward pass: nothing that a frozen layer has no use for, and nothing cheap.
+
+PyTorch keeps a convolution's input for the gradient of its weight, also where the weight is frozen; diffusers'
+blocks keep what an activation takes and what it gives. Here a frozen convolution keeps its weight alone, and
+activations are made again from what is kept anyway, as gradient checkpointing does, but only where that
+costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import Conv2d, Module
+from torch.nn.functional import conv2d, gelu, silu
+from torch.nn.grad import conv2d_input
+
+
+def make_lean(module: Module) -> None:
+    """Replace the forward passes of a UNet's convolutions, residual blocks and gated units by lean ones.
+
+    Values and gradients stay the same. Learning convolutions, and residual blocks of kinds that SDXL does
+    not have, keep their own.
+    """
+    layers: list[Any] = list(module.modules())
+    for layer in layers:
+        if type(layer) is Conv2d and layer.padding_mode == "zeros" and layer.groups == 1:
+            layer.forward = _Convolution(layer)
+        elif type(layer) is GEGLU:
+            layer.forward = _GatedUnit(layer)
+        elif type(layer) is ResnetBlock2D and _is_plain(layer):
+            layer.forward = _ResidualBlock(layer)
+
+
+def _is_plain(block: ResnetBlock2D) -> bool:
+    return (
+        block.upsample is None
+        and block.downsample is None
+        and block.time_emb_proj is not None
+        and block.time_embedding_norm == "default"
+        and not block.skip_time_act
+        and isinstance(block.nonlinearity, torch.nn.SiLU)
+        and block.dropout.p == 0
+        and block.output_scale_factor == 1
+    )
+
+
+class _Convolution:
+    def __init__(self, layer: Conv2d) -> None:
+        self._layer = layer
+        self._plain = layer.forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer = self._layer
+        if layer.weight.requires_grad:
+            return self._plain(x)
+        found: Tensor = _FrozenConvolution.apply(x, layer)  # type: ignore[no-untyped-call]
+        return found
+
+
+class _GatedUnit:
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return again(_gate, self._layer.proj(x))
+
+
+def _gate(both: Tensor) -> Tensor:
+    values, gate = both.chunk(2, dim=-1)
+    return values * gelu(gate)
+
+
+class _ResidualBlock:
+    def __init__(self, block: Any) -> None:
+        self._block = block
+
+    def __call__(self, x: Tensor, temb: Tensor) -> Tensor:
+        block = self._block
+        hidden = block.conv1(again(lambda h: silu(block.norm1(h)), x))
+        hidden = hidden + block.time_emb_proj(silu(temb))[:, :, None, None]
+        hidden = block.conv2(again(lambda h: silu(block.norm2(h)), hidden))
+        if block.conv_shortcut is not None:
+            x = block.conv_shortcut(x)
+        result: Tensor = x + hidden
+        return result
+
+
+class _FrozenConvolution(Function):
+    """A convolution that keeps its weight, and of its input the shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Conv2d) -> Tensor:
+        ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
+        return conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        layer = ctx.layer
+        found = conv2d_input(ctx.shape, layer.weight, gradient, layer.stride, layer.padding, layer.dilation)
+        return found.to(ctx.dtype), None
+
+
+def again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), of which the backward pass keeps x alone and makes the rest again.
+
+    Args:
+        function: of frozen parameters, without chance.
+    """
+    found: Tensor = _Again.apply(x, function)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Again(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.function = function
+        ctx.enabled = torch.is_autocast_enabled(x.device.type)
+        ctx.dtype = torch.get_autocast_dtype(x.device.type)
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad(), torch.autocast(x.device.type, ctx.dtype, enabled=ctx.enabled):
+            found = ctx.function(x)
+        return torch.autograd.grad(found, x, gradient)[0], None
