@@ -73,18 +73,18 @@ class Controller:
         decision = decide(snapshot, datetime.now(UTC))
         if decision.actions and snapshot.status.start_time is not None:
             # watches lag behind, each for itself, and a Job made or deleted by mistake is a GPU pod too many or too few
-            body = await self.cluster.read((resource.namespace, resource.name))
-            if body is not None:
-                self.cache.resources.put(body)
-                resource = Resource.of(body)
-            await self.cache.mend(self.cluster.list_pages, resource)
+            found = await self.cache.mend_one(self.cluster.api, resource.namespace, resource.name)
+            resource = found or resource
             snapshot = await self._observe(resource)
             decision = decide(snapshot, datetime.now(UTC))
         try:
-            await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
+            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
         except NameConflictError as error:
             decision = decide(replace(snapshot, conflict=error.name), datetime.now(UTC))
-            await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
+            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
+        if written is not None and self.cache.resources.put(written):
+            # the watch brings this later, and until then every other write would be refused as a conflict
+            self.queue.add((resource.namespace, resource.name))
         return decision
 
     async def _observe(self, resource: Resource) -> Snapshot:
@@ -121,7 +121,7 @@ class Controller:
 
     async def resync(self) -> None:
         """See for ourselves what there is, and look at every job that may have to move on."""
-        await self.cache.mend(self.cluster.list_pages)
+        await self.cache.mend(self.cluster.api)
         metrics.LAST_RESYNC.set_to_current_time()
         for resource in self.cache.resources:
             if not resource.settled:

@@ -34,6 +34,8 @@ class Faults:
 
 
 NONE = Faults(0, 0, 0, 1e9)
+ENDS = {"closed": 4, "cut": 4, "expired": 4, "broken": 1}
+"""How a watch may end, and how often one way beside the others."""
 REFUSALS = {
     429: "TooManyRequests",
     500: "InternalError",
@@ -52,8 +54,13 @@ class BadLine:
         self._wire = wire
         self._random = random.Random(seed)
         self.faults = faults
+        self.script: list[tuple[str, str, str]] = []
+        """Faults to come: of the next request with this method whose path ends so, what goes wrong."""
         self.frozen = False
         """While set, watches stay open and say nothing."""
+        self.dead = False
+        """While set, every connection is cut at once."""
+        self._lives: dict[asyncio.Timeout, str] = {}
         self.port = 0
         self.done: Counter[str] = Counter()
         """What has gone wrong so far."""
@@ -93,7 +100,7 @@ class BadLine:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.calls[(request.method, request.path)] += 1
-        fault = self._draw(request)
+        fault = "reset" if self.dead else self._scripted(request) or self._draw(request)
         if fault:
             self.done[f"{request.method} {fault}"] += 1
         if fault == "reset":
@@ -118,6 +125,20 @@ class BadLine:
             return _abort(request)
         return web.Response(status=answer.status, body=text, content_type=answer.content_type)
 
+    def end_watches(self, how: str) -> None:
+        """End those that are open now: closed, cut, expired (410) or broken (500)."""
+        for life in self._lives:
+            self._lives[life] = how
+            life.reschedule(asyncio.get_running_loop().time())
+
+    def _scripted(self, request: web.BaseRequest) -> str:
+        for entry in self.script:
+            method, path, fault = entry
+            if request.method == method and request.path.endswith(path):
+                self.script.remove(entry)
+                return fault
+        return ""
+
     def _draw(self, request: web.BaseRequest) -> str:
         if self._random.random() >= self.faults.call:
             return ""
@@ -133,16 +154,19 @@ class BadLine:
     async def _stream(self, request: web.BaseRequest, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
-        life = self._random.expovariate(1 / self.faults.watch_seconds)
         before: dict[str, bytes] = {}
+        life = asyncio.timeout(self._random.expovariate(1 / self.faults.watch_seconds))
         try:
-            async with asyncio.timeout(life):
+            async with life:
+                self._lives[life] = self._random.choices(list(ENDS), list(ENDS.values()))[0]
                 async for line in answer.content:
                     for part in self._garble(line, before):
                         await self._stutter()
                         await response.write(part)
         except TimeoutError:
-            return await self._end(request, response)
+            return await self._end(request, response, self._lives[life])
+        finally:
+            self._lives.pop(life, None)
         return response
 
     def _garble(self, line: bytes, before: dict[str, bytes]) -> list[bytes]:
@@ -164,8 +188,9 @@ class BadLine:
         while self.frozen:
             await asyncio.sleep(0.05)
 
-    async def _end(self, request: web.BaseRequest, response: web.StreamResponse) -> web.StreamResponse:
-        how = self._random.choices(["closed", "cut", "expired", "broken"], [4, 4, 4, 1])[0]
+    async def _end(
+        self, request: web.BaseRequest, response: web.StreamResponse, how: str
+    ) -> web.StreamResponse:
         self.done[f"watch {how}"] += 1
         if how == "cut":
             await response.write(b'{"type":"MODIFIED","object":{"meta')
