@@ -203,10 +203,15 @@ def test_a_model_that_is_harmed_is_fetched_again(hub: FakeHub, prefetch: Prefetc
     assert prefetch.found() is None  # a training sees the length ...
     path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
     assert prefetch.found() is not None  # ... and not every byte
+    hub.down = True
     code, log = prefetch.run(MODEL)
-    assert code == 0
+    assert code == 69
     assert f"{WEIGHTS} does not have its sha256" in log
+    assert path.exists()  # it stays until there is a better one
+    hub.down = False
+    assert prefetch.run(MODEL)[0] == 0
     assert path.read_bytes() == right
+    assert [each.name for each in prefetch.cache.glob("models/*") if each.is_dir()] == [found.entry.name]
 
 
 def refuse_nothing(hub: FakeHub) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -67,13 +68,11 @@ def fill(origin: Origin, cache: Path, *, reread: bool = False) -> CachedModel:
             return found
         if entry.exists():
             log.warning("%s is out of date or harmed: it is fetched again", entry)
-            shutil.rmtree(entry)
         partial = _beside(entry, ".partial")
         partial.mkdir(exist_ok=True)
         contents = origin.fetch(partial)
-        _keep_only(partial, {file.key for file in contents.files})
-        (partial / CONTENTS).write_text(contents.model_dump_json(indent=1, by_alias=True))
-        partial.rename(entry)
+        _finish(partial, contents)
+        _put_in_place(partial, entry)
         return CachedModel(entry, contents)
 
 
@@ -103,11 +102,32 @@ def _read(entry: Path, reread: bool) -> CachedModel | None:
     return CachedModel(entry, contents)
 
 
-def _keep_only(folder: Path, names: set[str]) -> None:
-    """An earlier try may have left files of a model that its origin has changed since, and clients leave notes."""
-    for path in folder.rglob("*"):
-        if path.is_file() and str(path.relative_to(folder)) not in names:
-            path.unlink()
+def _finish(partial: Path, contents: Contents) -> None:
+    """Leave what belongs to the model, on the disk, and say last what that is."""
+    names = {file.key for file in contents.files}
+    for path in partial.rglob("*"):
+        if path.is_file():
+            if str(path.relative_to(partial)) in names:
+                _flush(path)
+            else:  # a client's notes, or what an earlier try fetched and its origin has changed since
+                path.unlink()
+    (partial / CONTENTS).write_text(contents.model_dump_json(indent=1, by_alias=True))
+    _flush(partial / CONTENTS)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _put_in_place(partial: Path, entry: Path) -> None:
+    """What was there before goes only once the new one is whole."""
+    before = _beside(entry, ".before")
+    shutil.rmtree(before, ignore_errors=True)
+    if entry.exists():
+        entry.rename(before)
+    partial.rename(entry)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ class HubOrigin:
             folder / MODEL,
         )
         # The identity is of commits, also where the profile names none.
-        identity = f"hub:{source.repo}@{commit}#{source.variant or None}"
+        identity = f"hub:{source.repo}@{commit}#{source.variant}"
         if vae:
             commit, more = _fetch(
                 vae.repo, vae.revision, lambda names: component_files(names, "", ""), folder / VAE
