@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings) -> None:
     """Run until a signal, or until something ends it that a new process is better for."""
-    from .apply import NotServedError
+    from .api import NotServedError
     from .process import operate
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

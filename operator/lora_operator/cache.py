@@ -7,47 +7,21 @@ Lists and watches overtake one another, so the newer resourceVersion wins, which
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from typing import Generic, TypeVar
 
-from lora_api import GROUP, PLURAL, VERSION
+from kubernetes.aio.client.exceptions import ApiException
 
 from . import names
+from .api import JOBS, NOT_FOUND, PODS, RESOURCES, Api, Object, Page
 from .observe import Resource, StepPod, observe_job, observe_step_pod
 from .snapshot import Child
 
 log = logging.getLogger(__name__)
 
-Object = Mapping[str, Any]
-Page = tuple[list[Object], int]
-"""Objects, and the resourceVersion that the whole list is of."""
 Name = tuple[str, str]
 """Namespace and name."""
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of objects, and which of them are ours."""
-
-    group: str
-    version: str
-    plural: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    namespace: str = ""
-
-    def of(self, resource: Resource) -> Kind:
-        """Those that belong to one resource."""
-        labels = {**self.labels, names.JOB_UID: resource.uid}
-        return replace(self, labels=labels, namespace=resource.namespace)
-
-
-OURS = {names.MANAGED_BY: names.OPERATOR}
-RESOURCES = Kind(GROUP, VERSION, PLURAL)
-Pages = Callable[[Kind], AsyncIterator[Page]]
-JOBS = Kind("batch", "v1", "jobs", OURS)
-PODS = Kind("", "v1", "pods", OURS)
 
 
 class Shelf(Generic[Item]):
@@ -134,20 +108,28 @@ class Cache:
     def resource(self, key: Name) -> Resource | None:
         return next(iter(self.resources.of(key)), None)
 
-    async def mend(self, pages: Pages, resource: Resource | None = None) -> None:
-        """Be as the API server says: about everything, or about the children of one resource.
+    async def mend(self, api: Api) -> None:
+        """Be as the API server says. Pods come last, so that one whose Job has just gone is not missed."""
+        for shelf in (self.resources, self.children, self.pods):
+            shelf.forget_gone()
+        await self.resources.mend(api.list_pages(RESOURCES))
+        await self.children.mend(api.list_pages(JOBS))
+        await self.pods.mend(api.list_pages(PODS))
 
-        Pods come last, so that one whose Job has just gone is not missed.
-        """
-        if resource is None:
-            for shelf in (self.resources, self.children, self.pods):
-                shelf.forget_gone()
-            await self.resources.mend(pages(RESOURCES))
-            await self.children.mend(pages(JOBS))
-            await self.pods.mend(pages(PODS))
-        else:
-            await self.children.mend(pages(JOBS.of(resource)), resource.uid)
-            await self.pods.mend(pages(PODS.of(resource)), resource.uid)
+    async def mend_one(self, api: Api, namespace: str, name: str) -> Resource | None:
+        """The same for one job; None when it is gone."""
+        try:
+            body = await api.read(RESOURCES, namespace, name)
+        except ApiException as error:
+            if error.status != NOT_FOUND:
+                raise
+            return None
+        self.resources.put(body)
+        resource = Resource.of(body)
+        labels = {names.JOB_UID: resource.uid}
+        await self.children.mend(api.list_pages(JOBS, namespace, labels), resource.uid)
+        await self.pods.mend(api.list_pages(PODS, namespace, labels), resource.uid)
+        return resource
 
 
 def _identify(body: Object) -> tuple[Name, int]:

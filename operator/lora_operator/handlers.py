@@ -12,11 +12,11 @@ from typing import Any
 
 import kopf
 from kopf import OperatorRegistry
-from kubernetes.aio import client
 
 from . import metrics, names
-from .apply import PAGE_SIZE, Cluster
-from .cache import JOBS, PODS, RESOURCES, Object, Shelf
+from .api import JOBS, PAGE_SIZE, PODS, RESOURCES, Api, Object
+from .apply import Cluster
+from .cache import Shelf
 from .controller import Controller
 from .settings import ProfilesFile, Settings
 
@@ -27,8 +27,8 @@ TICK_SECONDS = 60.0
 class Wiring:
     """One operator at work: the registry that kopf reads, and the tasks beside it while kopf runs."""
 
-    def __init__(self, settings: Settings, profiles: ProfilesFile, api: client.ApiClient) -> None:
-        self._controller = Controller(Cluster(api, settings.images, settings.namespaces), profiles)
+    def __init__(self, settings: Settings, profiles: ProfilesFile, api: Api) -> None:
+        self._controller = Controller(Cluster(api, settings.images), profiles)
         self._tasks: list[asyncio.Task[None]] = []
         self._preparing = False
         self.registry = OperatorRegistry()

@@ -14,8 +14,9 @@ from time import monotonic
 from typing import Any
 
 import aiohttp
-from kubernetes.aio import client
 from kubernetes.aio.client.exceptions import ApiException
+
+from .api import LEASES, NOT_FOUND, Api
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +25,18 @@ LEASE_SECONDS = 15
 RENEW_SECONDS = 10.0
 """How long a holder that cannot renew may go on."""
 RETRY_SECONDS = 2.0
-NOT_FOUND = 404
 
 
 @dataclass
 class Lease:
     """A candidate for one Lease, `namespace` and `name`, under an `identity` of its own."""
 
-    api: client.ApiClient
+    api: Api
     namespace: str
     name: str
     identity: str
     _seen: tuple[Any, ...] = field(default=(), init=False)
     _seen_at: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        self._leases: Any = client.CoordinationV1Api(self.api)
 
     async def acquire(self) -> None:
         """Wait for the Lease."""
@@ -79,25 +76,30 @@ class Lease:
             "renewTime": now,
             "leaseTransitions": 0,
         }
-        body: dict[str, Any] = {"metadata": {"name": self.name, "namespace": self.namespace}, "spec": spec}
+        metadata = {"name": self.name, "namespace": self.namespace}
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
         try:
-            found = await self._leases.read_namespaced_lease(self.name, self.namespace)
+            found = await self.api.read(LEASES, self.namespace, self.name)
         except ApiException as error:
             if error.status != NOT_FOUND:
                 raise
-            await self._leases.create_namespaced_lease(self.namespace, body)
+            await self.api.create(LEASES, self.namespace, body)
             return True
-        held = found.spec
-        seen = (held.holder_identity, held.renew_time)
+        held = found["spec"]
+        before = held.get("holderIdentity", "")
+        seen = (before, held.get("renewTime"))
         if seen != self._seen:
             self._seen, self._seen_at = seen, monotonic()
-        ours = held.holder_identity == self.identity
-        runs_out = self._seen_at + (held.lease_duration_seconds or LEASE_SECONDS)
-        if held.holder_identity and not ours and monotonic() < runs_out:
+        ours = before == self.identity
+        if (
+            before
+            and not ours
+            and monotonic() < self._seen_at + held.get("leaseDurationSeconds", LEASE_SECONDS)
+        ):
             return False
-        spec["leaseTransitions"] = (held.lease_transitions or 0) + (not ours)
-        if ours and held.acquire_time:
-            spec["acquireTime"] = held.acquire_time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        body["metadata"]["resourceVersion"] = found.metadata.resource_version
-        await self._leases.replace_namespaced_lease(self.name, self.namespace, body)
+        spec["leaseTransitions"] = held.get("leaseTransitions", 0) + (not ours)
+        if ours:
+            spec["acquireTime"] = held.get("acquireTime", now)
+        metadata["resourceVersion"] = found["metadata"]["resourceVersion"]
+        await self.api.replace(LEASES, self.namespace, self.name, body)
         return True

@@ -201,10 +201,10 @@ MISSING = ("FailedMount", "FailedAttachVolume")
 def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
     """The newest Event that explains why a step does not start; None when none does."""
     newest = sorted(
-        events, key=lambda e: str(e.get("lastTimestamp") or e.get("eventTime") or ""), reverse=True
+        events, key=lambda e: str(e.get("deprecatedLastTimestamp") or e.get("eventTime") or ""), reverse=True
     )
     for event in newest:
-        reason, message = event.get("reason", ""), event.get("message", "")
+        reason, message = event.get("reason", ""), event.get("note", "")
         if reason == "FailedCreate" and "exceeded quota" in message:
             return Hint(Reason.QUOTA_EXCEEDED, message)
         if reason in MISSING and "secret" in message.lower():

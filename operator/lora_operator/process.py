@@ -19,7 +19,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from lora_api.exits import ExitCode
 
 from . import metrics
-from .apply import connect
+from .api import Api, connect
 from .handlers import Wiring
 from .lease import Lease
 from .settings import ProfilesFile, Settings
@@ -47,7 +47,8 @@ async def operate(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with await connect() as api:
+    async with await connect() as connection:
+        api = Api(connection, settings.namespaces)
         wiring = Wiring(settings, profiles, api)
         async with _probes(wiring, settings):
             if settings.lease is None:

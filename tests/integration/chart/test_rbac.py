@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from kubernetes.aio import client
 
 from helm import render
 from lora_api import GROUP, PLURAL
+from lora_operator import api
 from lora_operator.handlers import Wiring
 from lora_operator.settings import ProfilesFile, read_settings
 
@@ -26,50 +26,27 @@ class Permission(NamedTuple):
     verb: str
 
 
-GROUPS = {
-    "BatchV1Api": "batch",
-    "CoordinationV1Api": "coordination.k8s.io",
-    "CoreV1Api": "",
-    "CustomObjectsApi": GROUP,
-    "EventsV1Api": "events.k8s.io",
-}
-PLURALS = {"job": "jobs", "event": "events", "lease": "leases", "custom_object": PLURAL}
 VERBS = {
     "read": "get",
-    "get": "get",
-    "list": "list",
+    "list_pages": "list",
     "create": "create",
     "replace": "update",
-    "patch": "patch",
+    "patch_status": "patch",
     "delete": "delete",
 }
-METHOD = re.compile(r"(read|get|list|create|replace|patch|delete)_(?:namespaced|cluster)_(\w+?)(_status)?")
-ELECTION = "kubernetes.aio.leaderelection"
+KINDS = {name: kind for name, kind in vars(api).items() if isinstance(kind, api.Kind)}
 
 
 def calls(source: str) -> Iterator[Permission]:
-    """What the generated client's methods that a module calls amount to.
-
-    A method's class decides the API group, so it has to be plain where a client comes from: assigned from
-    `client.BatchV1Api(...)` in the same module.
-    """
-    tree = ast.parse(source)
-    owners: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and (kind := api_class(node.value)):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            owners |= {last_name(target): kind for target in targets}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and (found := METHOD.fullmatch(node.attr)):
-            kind = api_class(node.value) or owners.get(last_name(node.value))
-            assert kind, f"line {node.lineno}: whose method is {node.attr}?"
-            verb, thing, status = found.groups()
-            yield Permission(GROUPS[kind], PLURALS[thing] + ("/status" if status else ""), VERBS[verb])
-
-
-def api_class(node: ast.expr | None) -> str:
-    name = last_name(node.func) if isinstance(node, ast.Call) else ""
-    return name if inspect.isclass(getattr(client, name, None)) and name.endswith("Api") else ""
+    """What the calls of `Api` in a module amount to; each says plainly which kind it is about."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr in VERBS and last_name(node.func.value) == "api":
+            kind = KINDS.get(last_name(node.args[0]))
+            assert kind, f"line {node.lineno}: of which kind is {ast.unparse(node)}?"
+            part = "/status" if node.func.attr == "patch_status" else ""
+            yield Permission(kind.group, kind.plural + part, VERBS[node.func.attr])
 
 
 def last_name(node: ast.expr) -> str:
@@ -79,23 +56,14 @@ def last_name(node: ast.expr) -> str:
     return ""
 
 
-def sources() -> Iterator[str]:
-    """The operator's modules, and the library's lock where one of them uses it."""
+def modules() -> Iterator[tuple[str, str]]:
+    """Name and source of all that the operator's process imports of the operator."""
     graph = grimp.build_graph("lora_operator")
-    modules = {"lora_operator.__main__", *graph.find_upstream_modules("lora_operator.__main__")}
-    for name in sorted(modules):
-        text = source_of(name)
-        yield text
-        yield from (
-            source_of(found) for found in re.findall(rf"from ({ELECTION}\.resourcelock\.\w+) import", text)
-        )
-
-
-def source_of(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).read_text()
+    for name in sorted({"lora_operator.__main__", *graph.find_upstream_modules("lora_operator.__main__")}):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        yield name, Path(spec.origin).read_text()
 
 
 def watches(tmp_path: Path) -> set[Permission]:
@@ -103,7 +71,7 @@ def watches(tmp_path: Path) -> set[Permission]:
     settings = read_settings({"LORA_ANNOTATE_IMAGE": "a", "LORA_TRAIN_IMAGE": "t"})
     profiles = tmp_path / "profiles.yaml"
     profiles.write_text("profiles: {}")
-    registry = Wiring(settings, ProfilesFile(profiles), client.ApiClient()).registry
+    registry = Wiring(settings, ProfilesFile(profiles), api.Api(client.ApiClient())).registry
     selectors = registry._watching.get_all_selectors() | registry._indexing.get_all_selectors()
     return {
         Permission(str(selector.group), str(selector.plural or selector.any_name), verb)
@@ -125,7 +93,7 @@ def granted(objects: list[dict[str, Any]], name: str) -> set[Permission]:
 
 
 def needed() -> set[Permission]:
-    return {call for source in sources() for call in calls(source)}
+    return {call for _, source in modules() for call in calls(source)}
 
 
 def test_the_operators_role_is_what_its_code_calls(tmp_path: Path) -> None:
@@ -137,11 +105,17 @@ def test_where_several_elect_a_leader_the_role_is_what_that_takes() -> None:
     assert granted(render({"replicas": 2}), "lora-leader") == {p for p in needed() if p.resource == "leases"}
 
 
-def test_a_call_whose_client_is_not_plain_is_not_overlooked() -> None:
-    with pytest.raises(AssertionError, match="whose method is list_namespaced_event"):
-        list(calls("async def f(x):\n    await x.list_namespaced_event('a')\n"))
-    text = "core = client.CoreV1Api(api)\ncore.list_namespaced_event('a')\nclient.BatchV1Api().read_namespaced_job_status\n"
-    assert set(calls(text)) == {("", "events", "list"), ("batch", "jobs/status", "get")}
+def test_no_call_is_overlooked() -> None:
+    verbs = {name for name, found in inspect.getmembers(api.Api, inspect.isfunction) if name[0] != "_"}
+    assert verbs == set(VERBS)
+    with pytest.raises(AssertionError, match="of which kind is"):
+        list(calls("async def f(self, kind):\n    await self.api.delete(kind, 'a', 'b', 'c')\n"))
+    assert set(calls("self.api.create(JOBS, 'a', {})")) == {("batch", "jobs", "create")}
+    for name, source in modules():
+        others = name != "lora_operator.api" and (
+            "kubernetes.aio import" in source or "kubernetes import" in source
+        )
+        assert not others, f"{name} goes past Api"
 
 
 def test_no_role_has_a_wildcard_or_reads_secrets(rendered: list[dict[str, Any]]) -> None:

@@ -126,13 +126,13 @@ HINTS = [
 
 @pytest.mark.parametrize(("reason", "message", "expected"), HINTS)
 def test_events_explain_what_nothing_else_does(reason: str, message: str, expected: Reason) -> None:
-    older = {"reason": "FailedMount", "message": "older", "lastTimestamp": "2026-03-01T11:00:00Z"}
-    newer = {"reason": reason, "message": message, "lastTimestamp": "2026-03-01T12:00:00Z"}
+    older = {"reason": "FailedMount", "note": "older", "deprecatedLastTimestamp": "2026-03-01T11:00:00Z"}
+    newer = {"reason": reason, "note": message, "deprecatedLastTimestamp": "2026-03-01T12:00:00Z"}
     hint = observe_hint([older, newer])
     assert hint is not None
     assert hint.reason == expected
     assert message in hint.message
-    assert observe_hint([{"reason": "Scheduled", "message": "fine"}]) is None
+    assert observe_hint([{"reason": "Scheduled", "note": "fine"}]) is None
 
 
 def test_events_are_asked_for_only_where_nothing_else_explains() -> None:
