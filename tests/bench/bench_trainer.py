@@ -94,7 +94,15 @@ class Stopwatch:
 
 
 def run_loop(folder: Path, resolution: int, steps: int, savings: set[str]) -> None:
+    # What the script imports beside what the loop needs.
+    import accelerate  # noqa: F401
     import torch
+    from diffusers import (  # noqa: F401
+        DPMSolverMultistepScheduler,
+        EDMEulerScheduler,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+    )
 
     from integration.train.reference import Reference
     from lora_api.job import Training

@@ -27,14 +27,21 @@ def make_lean(module: Module) -> None:
     Values and gradients stay the same. Learning convolutions, and residual blocks of kinds that SDXL does
     not have, keep their own.
     """
-    layers: list[Any] = list(module.modules())
-    for layer in layers:
-        if type(layer) is Conv2d and layer.padding_mode == "zeros" and layer.groups == 1:
-            layer.forward = _Convolution(layer)
-        elif type(layer) is GEGLU:
-            layer.forward = _GatedUnit(layer)
-        elif type(layer) is ResnetBlock2D and _is_plain(layer):
-            layer.forward = _ResidualBlock(layer)
+    layer: Any
+    for layer in module.modules():
+        lean = _lean(layer)
+        if lean:
+            layer.forward = lean
+
+
+def _lean(layer: Any) -> Callable[..., Tensor] | None:
+    if type(layer) is Conv2d and layer.padding_mode == "zeros" and layer.groups == 1:
+        return _Convolution(layer)
+    if type(layer) is GEGLU:
+        return _GatedUnit(layer)
+    if type(layer) is ResnetBlock2D and _is_plain(layer):
+        return _ResidualBlock(layer)
+    return None
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
