@@ -1,10 +1,11 @@
 # Every verb that people and CI use. The environment is .venv, made on first use.
 PYTHON ?= python3
+BUILDER ?= docker
 BIN := .venv/bin
 ENV := .venv/.installed
 DEMO := .demo
 
-.PHONY: help demo test lint format bench-annotation bench-trainer crds chart release-notes clean
+.PHONY: help demo test lint format bench-annotation bench-trainer crds chart images release-notes clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +51,11 @@ crds: $(ENV) ## crds/loratrainingjobs.yaml from the models, and what the chart h
 
 chart: $(ENV) ## The chart's values.schema.json, README and copies
 	$(BIN)/python charts/generate.py
+
+images: ## The three images, by docker or another BUILDER
+	$(BUILDER) build -t lora-operator:dev -f operator/Dockerfile .
+	$(BUILDER) build -t lora-annotate:dev -f trainer_image/Dockerfile --target annotate .
+	$(BUILDER) build -t lora-train:dev -f trainer_image/Dockerfile --target train .
 
 release-notes: ## What CHANGELOG.md says of TAG, if TAG is the version
 	@PYTHONPATH=crds PYTHONDONTWRITEBYTECODE=1 $(PYTHON) .ci/release_notes.py $(TAG)
