@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
 import sys
@@ -148,14 +147,6 @@ def free_memory(device: torch.device) -> int:
 def footprints(config: TrainStep) -> Path:
     """Where a job keeps footprints: with the models, where it may write there."""
     return Path(config.work_dir if config.prefetched else config.cache_dir) / FOOTPRINTS
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what this process has freed and its allocator still keeps."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # of glibc alone
-        trim(0)
 
 
 def print_plan(config_path: Path, memory: str) -> int:

@@ -41,7 +41,7 @@ from .lean import make_lean
 from .loop import Learner, Record, Source, batches, train
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
-from .plan import Machine, footprints, free_memory, make_plan, release_memory
+from .plan import Machine, footprints, free_memory, make_plan
 from .publish import commit
 from .quantize import quantize
 from .report import Facts, Timing, render, show
@@ -112,7 +112,8 @@ class Session:
     def _build(self, state: PartialState, sources: list[Source]) -> None:
         """Plan the memory, load what learns, and all that makes it learn."""
         training, dtype = self._training, self._dtype
-        release_memory(state.device)  # what the encoders had
+        if state.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the encoders had
         machine = Machine(state.device.type, free_memory(state.device), footprints(self._config))
         plan = make_plan(training, self._model.folder, machine, dtype)
         log.info("memory:\n%s", plan)
