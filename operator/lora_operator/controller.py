@@ -63,18 +63,25 @@ class Controller:
         with metrics.RECONCILE_SECONDS.time(), metrics.RECONCILE_ERRORS.count_exceptions():
             async with asyncio.timeout(RECONCILE_SECONDS):
                 decision = await self._decide_and_apply(resource)
+        if decision is None:
+            return
         if decision.status.phase.terminal:
             self._progress.pop(resource.uid, None)
         if decision.wake_at is not None:
             self.queue.add_after(key, (decision.wake_at - datetime.now(UTC)).total_seconds())
 
-    async def _decide_and_apply(self, resource: Resource) -> Decision:
+    async def _decide_and_apply(self, resource: Resource) -> Decision | None:
+        """None when the resource is gone."""
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
-        if decision.actions and snapshot.status.start_time is not None:
-            # watches lag behind, each for itself, and a Job made or deleted by mistake is a GPU pod too many or too few
+        ends = decision.status.phase.terminal and not snapshot.status.phase.terminal
+        if (decision.actions or ends) and snapshot.status.start_time is not None:
+            # watches lag behind, each for itself: a Job made or deleted by mistake is a GPU pod too many or too
+            # few, and why a Job failed is known by its pod
             found = await self.cache.mend_one(self.cluster.api, resource.namespace, resource.name)
-            resource = found or resource
+            if found is None:
+                return None
+            resource = found
             snapshot = await self._observe(resource)
             decision = decide(snapshot, datetime.now(UTC))
         try:
