@@ -18,7 +18,7 @@ from lora_api import GROUP, PLURAL, VERSION
 from . import names
 
 OK, CREATED, ACCEPTED, NOT_FOUND, CONFLICT = 200, 201, 202, 404, 409
-PAGE_SIZE = 500
+PAGE_SIZE = 100
 
 Object = Mapping[str, Any]
 Page = tuple[list[Object], int]
