@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import streamlit as st
 from PIL import Image
@@ -13,8 +14,11 @@ from lora_api.manifest import Manifest
 
 from .adapters import fetch_adapter
 from .catalog import drawable_together, title
-from .painter import Layer, Painter, Wish
 from .shared import catalog, painter, plainly, settings, store
+from .wish import Layer, Wish
+
+if TYPE_CHECKING:
+    from .painter import Painter
 
 MOST_WEIGHT = 2.0
 

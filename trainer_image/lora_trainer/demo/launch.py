@@ -12,6 +12,7 @@ OPTIONS = {
     "browser.gatherUsageStats": "false",
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "none",
+    "client.showErrorLinks": "false",
     "server.fileWatcherType": "none",
     "theme.primaryColor": "#b4472b",
 }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,32 +11,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from PIL import Image
 
 from ..train.base_model import BaseModel
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What to draw."""
-
-    prompt: str
-    negative_prompt: str
-    seed: int
-    steps: int
-    guidance: float
-    resolution: int
-    """Side of the square, in pixels."""
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An adapter and how strongly it acts; 1 is as trained."""
-
-    path: Path
-    weight: float
-
-    @property
-    def name(self) -> str:
-        """peft's name for it: a file is named by its sha256."""
-        return f"adapter_{self.path.stem[:16]}"
+from .wish import Layer, Wish
 
 
 class Painter:

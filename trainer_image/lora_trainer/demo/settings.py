@@ -46,7 +46,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     except yaml.YAMLError as error:
         raise BadConfigurationError(f"{path} is no YAML: {error}") from None
     except ValidationError as error:
-        raise BadConfigurationError(f"{path}: {describe(error, 'profiles')}") from None
+        raise BadConfigurationError(f"{path}: {describe(error, 'profiles file')}") from None
     name = environment.get("LORA_PROFILE", "default")
     if name not in profiles:
         known = ", ".join(sorted(profiles))
