@@ -156,7 +156,28 @@ def cross_field_rules() -> list[dict[str, str]]:
         {
             "rule": "self.dataset.?minImages.orValue(5) <= self.dataset.?maxImages.orValue(20)",
             "message": "dataset.minImages must not be above dataset.maxImages",
-        }
+        },
+        {
+            "rule": "self.?training.?validation.?everySteps.orValue(0) > 0 || "
+            "(self.?training.?validation.?patience.orValue(0) == 0 && "
+            "self.?training.?validation.?publish.orValue('Last') == 'Last')",
+            "message": "training.validation: patience and publish need everySteps above 0",
+        },
+        {
+            "rule": "self.?training.?adapter.?type.orValue('LoRA') == 'LoRA' || "
+            "(!self.?training.?adapter.?useDoRA.orValue(false) && "
+            "!self.?training.?adapter.?useRSLoRA.orValue(false))",
+            "message": "training.adapter: useDoRA and useRSLoRA are for type LoRA",
+        },
+        {
+            "rule": "self.?training.?adapter.?type.orValue('LoRA') == 'LoRA' || "
+            "self.?output.?formats.orValue(['diffusers', 'kohya']) == ['kohya']",
+            "message": "output.formats must be [kohya]: diffusers has no format for LoKr and LoHa",
+        },
+        {
+            "rule": "self.?training.?extraction.?factorSteps.orValue(0) < self.?training.?maxSteps.orValue(500)",
+            "message": "training.extraction.factorSteps must be below maxSteps",
+        },
     ]
 
 

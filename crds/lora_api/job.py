@@ -55,6 +55,12 @@ class Method(StrEnum):
     DREAMBOOTH_EXTRACT = "DreamBoothExtract"
 
 
+class AdapterType(StrEnum):
+    LORA = "LoRA"
+    LOKR = "LoKr"
+    LOHA = "LoHa"
+
+
 class Optimizer(StrEnum):
     ADAMW_8BIT = "AdamW8bit"
     ADAMW = "AdamW"
@@ -84,6 +90,12 @@ class Crop(StrEnum):
     SMART = "Smart"
     CENTER = "Center"
     BUCKETS = "Buckets"
+
+
+class Publish(StrEnum):
+    LAST = "Last"
+    LOWEST_HELD_OUT_LOSS = "LowestHeldOutLoss"
+    LOWEST_TRAINING_LOSS = "LowestTrainingLoss"
 
 
 class Reuse(StrEnum):
@@ -138,6 +150,38 @@ class Annotation(Model):
     limits: AnnotationLimits = AnnotationLimits()
 
 
+class Adapter(Model):
+    """How the change of a weight is written down."""
+
+    type: AdapterType = AdapterType.LORA
+    """LoRA: B A (Hu et al. 2021, arXiv:2106.09685). LoKr: a Kronecker product. LoHa: a Hadamard product of two low-rank matrices (both: LyCORIS, Yeh et al. 2023, arXiv:2309.14859); these two need output.formats: [kohya]."""
+    use_dora: Annotated[Bool, Field(alias="useDoRA")] = False
+    """LoRA with each output's magnitude learnt apart from its direction (Liu et al. 2024, arXiv:2402.09353)."""
+    use_rslora: Annotated[Bool, Field(alias="useRSLoRA")] = False
+    """LoRA scaled by alpha / sqrt(rank), so that high ranks learn as fast as low ones (Kalajdzievski 2023, arXiv:2312.03732)."""
+    factor: Annotated[Int, Field(ge=0, le=1024)] = 0
+    """LoKr: sides of the smaller of the two matrices, where they divide the layer's; 0: as near to square as they go."""
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if self.type != AdapterType.LORA and (self.use_dora or self.use_rslora):
+            raise ValueError(f"useDoRA and useRSLoRA are for type LoRA, not {self.type}")
+        return self
+
+
+class Extraction(Model):
+    """DreamBoothExtract: what becomes of the fine-tuned model's change."""
+
+    layer_energy: Annotated[Decimal, Real(gt="0", le="1")] = Decimal("0.9999")
+    """Take the layers that changed most, until they hold this share of the squared change of all."""
+    rank_energy: Annotated[Decimal, Real(gt="0", le="1")] = Decimal("1")
+    """Of a layer, take the singular values that hold this share of its squared change, at most `rank` of them."""
+    convolutions: Bool = False
+    """Fine-tune and extract the convolutions of the UNet's residual blocks and samplers too."""
+    factor_steps: Annotated[Int, Field(ge=0, le=1000000)] = 0
+    """The last so many of maxSteps train the extracted factors alone, on the base model."""
+
+
 class TextEncoder(Model):
     train: Bool = False
     """Train adapters on both text encoders as well."""
@@ -167,6 +211,27 @@ class Preview(Model):
     num_inference_steps: Annotated[Int, Field(ge=1, le=200)] = 25
 
 
+class Validation(Model):
+    """The loss on samples that training never sees, and what follows from it."""
+
+    every_steps: Annotated[Int, Field(ge=0, le=1000000)] = 0
+    """Measure every so many steps, and after the last; 0: never."""
+    held_out_images: Annotated[Int, Field(ge=0, le=1000)] = 0
+    """So many images, the last by name, are not trained on but measured on. 0: all are trained on, and measured on with noise that training never draws."""
+    samples: Annotated[Int, Field(ge=1, le=1000)] = 16
+    """Noised images in a measurement: the images in turn, the timesteps evenly spread. Each takes about a third of a step's time."""
+    publish: Publish = Publish.LAST
+    """The step whose adapter is published: the Last, or the measured one with the LowestHeldOutLoss or with the LowestTrainingLoss (a mean since the measurement before)."""
+    patience: Annotated[Int, Field(ge=0, le=1000)] = 0
+    """Stop after so many measurements in a row without a lower held-out loss; 0: train to maxSteps."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if not self.every_steps and (self.patience or self.publish != Publish.LAST):
+            raise ValueError("patience and publish need everySteps above 0: nothing is measured without it")
+        return self
+
+
 LrScheduler = Literal[
     "constant",
     "constant_with_warmup",
@@ -186,6 +251,7 @@ class Training(Model):
     rank: Annotated[Int, Field(ge=1, le=1024)] = 16
     alpha: Annotated[Int, Field(ge=1, le=4096)] = 16
     """The adapter's change is scaled by alpha / rank."""
+    adapter: Adapter = Adapter()
     max_steps: Annotated[Int, Field(ge=1, le=1000000)] = 500
     batch_size: Annotated[Int, Field(ge=1, le=256)] = 1
     gradient_accumulation_steps: Annotated[Int, Field(ge=1, le=1024)] = 1
@@ -205,13 +271,25 @@ class Training(Model):
     noise_offset: Annotated[Decimal, Real(ge="0", le="1")] = Decimal("0")
     caption_dropout: Annotated[Decimal, Real(ge="0", le="1")] = Decimal("0")
     """Share of steps that train on an empty caption."""
+    ema_decay: Annotated[Decimal, Real(ge="0", le="0.999999")] = Decimal("0")
+    """Publish a moving average of the adapter over the steps: each keeps this share of it, in the first steps less. 0: off."""
+    extraction: Extraction = Extraction()
     text_encoder: TextEncoder = TextEncoder()
     prior_preservation: PriorPreservation = PriorPreservation()
     crop: Crop = Crop.SMART
     """How an image becomes a training image: Smart and Center crop a square, Buckets keeps its shape."""
     seed: Annotated[Int, Field(ge=0, le=4294967295)] = 0
     checkpoint: Checkpoint = Checkpoint()
+    validation: Validation = Validation()
     preview: Preview = Preview()
+
+    @model_validator(mode="after")
+    def _tunes_before_it_extracts(self) -> Self:
+        if self.extraction.factor_steps >= self.max_steps:
+            raise ValueError(
+                "extraction.factorSteps must be below maxSteps: the model is fine-tuned before it"
+            )
+        return self
 
 
 class Output(Model):
@@ -292,6 +370,13 @@ class JobSpec(Model):
     resources: Resources = Resources()
     scheduling: Scheduling = Scheduling()
     run_policy: RunPolicy = RunPolicy()
+
+    @model_validator(mode="after")
+    def _has_a_format(self) -> Self:
+        kind = self.training.adapter.type
+        if kind != AdapterType.LORA and self.output.formats != ["kohya"]:
+            raise ValueError(f"output.formats must be [kohya]: diffusers has no format for {kind}")
+        return self
 
 
 MUTABLE = {"runPolicy": ("suspend", "activeDeadlineSeconds"), "annotation": ("approvedCaptions",)}

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from .base import Lenient, Model
-from .job import Concept, Training
+from .job import Concept, Publish, Training
 from .profile import BaseModelSource
 from .status import AdapterStatus, PreviewStatus, Usage
 
@@ -40,6 +40,16 @@ class CheckpointManifest(Lenient):
     files: list[FileEntry]
 
 
+class Selection(Lenient):
+    """Which step's adapter was published, where steps were measured on held-out samples."""
+
+    publish: Publish
+    step: int
+    held_out_loss: float | None = None
+    """After that step."""
+    stopped_early: bool = False
+
+
 class Manifest(Lenient):
     """A published adapter."""
 
@@ -61,6 +71,7 @@ class Manifest(Lenient):
     """Mean over the first tenth of the steps."""
     final_loss: float
     """Mean over the last tenth of the steps."""
+    selection: Selection | None = None
     versions: dict[str, str]
 
 

@@ -107,6 +107,21 @@ class Reference:
         generator = chance(seed, stream, "sample", sample)
         timestep = torch.randint(1000, (), generator=generator)[None]
 
+        return self.noised_loss(image, caption, timestep, generator)
+
+    @torch.no_grad()
+    def held_out_loss(self, data: list[tuple[bytes, str]], count: int) -> float:
+        losses = []
+        for sample in range(count):
+            generator = chance(self.training.seed, "held-out", "sample", sample)
+            torch.randint(1000, (), generator=generator)
+            timestep = torch.tensor([int((sample + 0.5) / count * 1000)])
+            losses.append(self.noised_loss(*data[sample % len(data)], timestep, generator))
+        return torch.stack(losses).mean().item()
+
+    def noised_loss(
+        self, image: bytes, caption: str, timestep: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
         mean, deviation, time_ids = self.posterior(image)
         shape = mean.shape[1:]
         latent = mean + deviation * torch.randn(shape, generator=generator)

@@ -21,7 +21,11 @@ KILLS = int(os.environ.get("LORA_TEST_KILLS", "2"))
 
 
 def test_two_processes_train_as_one_with_their_batches_together(make_job: JobMaker) -> None:
-    settings = {"maxSteps": 4, "gradientAccumulationSteps": 2}
+    settings = {
+        "maxSteps": 4,
+        "gradientAccumulationSteps": 2,
+        "validation": {"everySteps": 2, "samples": 5},
+    }
     single, double = make_job(batchSize=2, **settings), make_job(batchSize=1, **settings)
     single.run()
     command = [
@@ -32,6 +36,8 @@ def test_two_processes_train_as_one_with_their_batches_together(make_job: JobMak
     assert done.returncode == 0, done.stderr.decode()
     losses = [[record["loss"] for record in job.records()] for job in (single, double)]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
+    held_out = [[record["held_out_loss"] for record in job.records()[1::2]] for job in (single, double)]
+    np.testing.assert_allclose(held_out[0], held_out[1], atol=1e-4)
 
 
 # Forked before each run from one process that has everything imported, so that a kill costs a second and not ten.

@@ -31,7 +31,7 @@ class Checkpoint:
 
     step: int
     weights: dict[str, Tensor]
-    """What learns, by parameter name."""
+    """What learns, by parameter name; and its values after the best step, where that is kept."""
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
     """The rest, as JSON."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-INSTANCE, CLASS = "instance", "class"
-"""The two streams of samples: the customer's pictures, and those for prior preservation."""
+INSTANCE, CLASS, HELD_OUT = "instance", "class", "held-out"
+"""The streams of samples: the customer's pictures, those for prior preservation, and what is only measured on."""
 
 
 @dataclass(frozen=True)

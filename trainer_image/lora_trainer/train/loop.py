@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import torch
@@ -26,6 +26,7 @@ from .draws import draw, picture_of
 from .encode import Latent, TextEmbedding
 from .objective import Batch, sample_losses
 from .optimizers import MAX_GRADIENT_NORM
+from .records import Record, is_measured, is_out_of_patience
 
 log = logging.getLogger(__name__)
 BAD_STEPS = 3
@@ -50,18 +51,6 @@ class Source:
     """Of each sample's loss."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """One optimizer step, a line of metrics.jsonl. What is no number is None."""
-
-    step: int
-    loss: float | None
-    learning_rate: float
-    gradient_norm: float | None
-    """Before clipping."""
-    seconds: float
-
-
 @dataclass
 class Learner:
     """All that a step needs or changes."""
@@ -77,6 +66,8 @@ class Learner:
     rates: LRScheduler
     scaler: torch.amp.GradScaler
     dtype: torch.dtype
+    held_out: Source | None = None
+    """What the held-out loss is measured on."""
     records: list[Record] = field(default_factory=list)
     gradient: Tensor = field(init=False)
     """One flat tensor; every parameter's gradient is a view of its part."""
@@ -93,6 +84,13 @@ class Learner:
         """Optimizer steps done."""
         return len(self.records)
 
+    @property
+    def is_done(self) -> bool:
+        """Whether training is over: the last step was made, or the held-out loss has stopped falling."""
+        return self.step >= self.training.max_steps or is_out_of_patience(
+            self.records, self.training.validation
+        )
+
     def is_sound(self, record: Record) -> bool:
         """Whether the adapter can have survived a step: its loss and its gradient were numbers."""
         # A gradient that overflows in fp16 is skipped and the scale lowered, as long as the scale can be.
@@ -101,19 +99,19 @@ class Learner:
 
 
 def train(learner: Learner, asked_to_stop: Callable[[], bool], after_step: Callable[[bool], None]) -> bool:
-    """Train from where the learner stands to `maxSteps`.
+    """Train from where the learner stands to `maxSteps`, or until the held-out loss has stopped falling.
 
     Args:
         asked_to_stop: whether this process was told to stop; all processes stop after the same step.
         after_step: called after every step, with whether the run stops here.
 
     Returns:
-        Whether the last step was reached.
+        Whether training is over.
 
     Raises:
         DivergedError: after three steps in a row whose loss or gradient norm is no number.
     """
-    while learner.step < learner.training.max_steps:
+    while not learner.is_done:
         begun = time.perf_counter()
         loss = accumulate(learner, learner.step)
         loss, stop = _share(learner, loss, asked_to_stop())
@@ -121,12 +119,15 @@ def train(learner: Learner, asked_to_stop: Callable[[], bool], after_step: Calla
         rate = float(learner.rates.get_last_lr()[0])
         learner.rates.step()
         seconds = time.perf_counter() - begun
-        learner.records.append(Record(learner.step + 1, _number(loss), rate, _number(norm), seconds))
+        held_out = held_out_loss(learner) if is_measured(learner.step + 1, learner.training) else None
+        learner.records.append(
+            Record(learner.step + 1, _number(loss), rate, _number(norm), seconds, held_out)
+        )
         _refuse_divergence(learner)
         after_step(stop)
         if stop:
             break
-    return learner.step >= learner.training.max_steps
+    return learner.is_done
 
 
 def accumulate(learner: Learner, step: int) -> Tensor:
@@ -147,6 +148,28 @@ def accumulate(learner: Learner, step: int) -> Tensor:
                 learner.scaler.scale(loss).backward()
                 total += loss.detach()
     return total
+
+
+@torch.no_grad()
+def held_out_loss(learner: Learner) -> float | None:
+    """The training objective on the same samples at every call; None where it is no number.
+
+    The pictures come in turn, each time with noise of its own, and the timesteps are spread evenly, so that
+    measurements differ by the weights and not by chance.
+    """
+    source, training, state = learner.held_out, learner.training, learner.state
+    assert source is not None
+    count, timesteps = training.validation.samples, learner.schedule.config.num_train_timesteps
+    total = torch.zeros((), device=state.device)
+    for sample in range(state.process_index, count, state.num_processes):
+        batch = _batch(learner, [(source, sample, sample % len(source.latents))])
+        timestep = torch.full_like(batch.timesteps, (2 * sample + 1) * timesteps // (2 * count))
+        with _autocast(learner):
+            batch = replace(batch, timesteps=timestep)
+            total += sample_losses(learner.unet, learner.schedule, batch, float(training.snr_gamma)).sum()
+    if state.num_processes > 1:
+        torch.distributed.all_reduce(total)
+    return _number(total / count)
 
 
 def batches(learner: Learner, samples: range) -> list[Batch]:

@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from lora_api import __version__
 from lora_api.job import Crop, Method
-from lora_api.manifest import CaptionsManifest, FileEntry, Manifest
+from lora_api.manifest import CaptionsManifest, FileEntry, Manifest, Selection
 from lora_api.status import AdapterStatus
 from lora_api.steps import TrainStep
 
+from ..errors import BadDataError
 from ..progress import Reporter
 from ..store import ObjectMissingError, Store
 from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
@@ -31,23 +33,26 @@ from .base_model import TextTower, provide_base_model
 from .checkpoint import Checkpoint, Checkpoints
 from .class_pictures import class_prompt, provide_class_pictures
 from .dataset import read_pictures
-from .draws import CLASS, INSTANCE
+from .draws import CLASS, HELD_OUT, INSTANCE
 from .encode import Encoders, TextEmbedding, encode_text
 from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
 from .extract import extract, linear_weights, make_trainable, put_adapter, report
 from .fused import fuse
 from .gallery import Gallery
 from .lean import make_lean
-from .loop import Learner, Record, Source, batches, train
+from .loop import Learner, Source, batches, train
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
 from .plan import Machine, footprints, free_memory, make_plan
 from .publish import commit
 from .quantize import quantize
+from .records import Record, best_step, mean_loss
 from .report import Facts, Timing, render, show
 
 log = logging.getLogger(__name__)
 METRICS, LAYERS = "metrics.jsonl", "layers.json"
+BEST = "best "
+"""Before the names, in a checkpoint, of what the best step's weights were."""
 SMOOTHING = 20
 """Steps that the reported loss and speed are means over."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -81,15 +86,15 @@ class Session:
         with state.main_process_first():  # the first fills the caches, the others read them
             self._model = provide_base_model(config, store.input)
             encoders = Encoders(self._model, work / "cache", state.device, dtype)
-            sources = self._sources(encoders)
-            captions = [caption for source in sources for caption in source.captions]
+            sources, held_out = self._sources(encoders)
+            captions = [caption for source in (*sources, held_out) for caption in source.captions]
             live = training.text_encoder.train
             self._texts = {} if live else encoders.texts(["", *captions, *self._gallery.prompts])
-        self._build(state, sources)
+        self._build(state, sources, held_out)
         self._prepare_seconds = time.monotonic() - begun
 
-    def _sources(self, encoders: Encoders) -> list[Source]:
-        """The customer's pictures and, for prior preservation, the class's."""
+    def _sources(self, encoders: Encoders) -> tuple[list[Source], Source]:
+        """The customer's pictures and, for prior preservation, the class's; and what is measured on."""
         config, training = self._config, self._training
         pictures = read_pictures(
             self._bucket, config.keys, config.captions_sha256, use_crops=training.crop != Crop.CENTER
@@ -100,16 +105,24 @@ class Session:
             show(picture, config.keys.image_named(picture.name), training.resolution, keep_shape)
             for picture in pictures
         ]
-        sources = [Source(INSTANCE, latents, [picture.caption for picture in pictures])]
+        captions = [picture.caption for picture in pictures]
+        kept = len(pictures) - training.validation.held_out_images
+        if kept < 1:
+            raise BadDataError(
+                f"training.validation.heldOutImages is {training.validation.held_out_images} of "
+                f"{len(pictures)} images: leave at least one to train on"
+            )
+        sources = [Source(INSTANCE, latents[:kept], captions[:kept])]
+        held_out = Source(HELD_OUT, latents[kept:] or latents, captions[kept:] or captions)
         if training.prior_preservation.enabled:
             prompt = class_prompt(training, config.spec.concept)
             prior = provide_class_pictures(self._bucket, config.namespace, prompt, training, encoders)
             latents = encoders.pictures(prior, training.resolution)
             weight = float(training.prior_preservation.weight)
             sources.append(Source(CLASS, latents, [prompt] * len(prior), weight))
-        return sources
+        return sources, held_out
 
-    def _build(self, state: PartialState, sources: list[Source]) -> None:
+    def _build(self, state: PartialState, sources: list[Source], held_out: Source) -> None:
         """Plan the memory, load what learns, and all that makes it learn."""
         training, dtype = self._training, self._dtype
         if state.device.type == "cuda":
@@ -150,7 +163,10 @@ class Session:
             rates=build_schedule(training, optimizer),
             scaler=torch.amp.GradScaler(state.device.type, enabled=dtype == torch.float16),
             dtype=dtype,
+            held_out=held_out,
         )
+        self._best: dict[str, Tensor] = {}
+        """What `learner.parameters` were after the step that is to be published, where that is not the last."""
 
     def _embed(self, text: str) -> TextEmbedding:
         """A text's embedding: now, through encoders that learn, or from the cache."""
@@ -165,6 +181,9 @@ class Session:
         with torch.no_grad():
             for name, parameter in learner.parameters.items():
                 parameter.copy_(found.weights[name])
+        self._best = {
+            name.removeprefix(BEST): tensor for name, tensor in found.weights.items() if name.startswith(BEST)
+        }
         restore_optimizer(learner.optimizer, found.optimizer, found.state["optimizer"])
         learner.rates.load_state_dict(found.state["rates"])
         learner.scaler.load_state_dict(found.state["scaler"])
@@ -181,8 +200,12 @@ class Session:
         def after_step(stop: bool) -> None:
             if not state.is_main_process:
                 return
-            step, last = learner.step, learner.step == training.max_steps
+            step, last = learner.step, learner.is_done
             self._report(reporter)
+            if best_step(learner.records, training.validation) == step:
+                self._best = {
+                    name: value.detach().cpu().clone() for name, value in learner.parameters.items()
+                }
             every = training.preview.every_steps
             if every and step % every == 0 and not last:
                 self._draw(with_base=False)
@@ -190,7 +213,7 @@ class Session:
             if due and learner.is_sound(learner.records[-1]):
                 self._save()
 
-        if self.learner.step == training.max_steps:
+        if learner.is_done:
             return True
         done = train(learner, asked_to_stop, after_step)
         state.wait_for_everyone()  # a worker that leaves early would have the others killed
@@ -199,6 +222,9 @@ class Session:
     def publish(self) -> Manifest:
         """Write, verify and publish the adapter, its previews, metrics and report; the manifest last."""
         begun = time.monotonic()
+        with torch.no_grad():
+            for name, value in self._best.items():
+                self.learner.parameters[name].copy_(value)
         if self._extracts:
             self._extract()
         paths = {form: self._folder / FILE_NAMES[form] for form in self._config.spec.output.formats}
@@ -266,7 +292,18 @@ class Session:
             seed=self._training.seed,
             first_loss=mean_loss(records[:tenth]) or 0.0,
             final_loss=mean_loss(records[-tenth:]) or 0.0,
+            selection=self._selection() if self._training.validation.every_steps else None,
             versions={"lora_trainer": __version__, **{name: version(name) for name in LIBRARIES}},
+        )
+
+    def _selection(self) -> Selection:
+        records, validation = self.learner.records, self._training.validation
+        step = best_step(records, validation) or len(records)
+        return Selection(
+            publish=validation.publish,
+            step=step,
+            held_out_loss=records[step - 1].held_out_loss,
+            stopped_early=len(records) < self._training.max_steps,
         )
 
     def _tell(self, manifest: Manifest, publish_seconds: float) -> str:
@@ -305,6 +342,7 @@ class Session:
             "gallery": self._gallery.state(),
         }
         weights = {name: parameter.detach() for name, parameter in learner.parameters.items()}
+        weights |= {BEST + name: value for name, value in self._best.items()}
         self._checkpoints.save(Checkpoint(learner.step, weights, tensors, state))
 
     def _draw(self, with_base: bool) -> None:
@@ -328,9 +366,3 @@ class Session:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"
-
-
-def mean_loss(records: list[Record]) -> float | None:
-    """None where no loss was a number."""
-    losses = [record.loss for record in records if record.loss is not None]
-    return fmean(losses) if losses else None

@@ -9,7 +9,7 @@ from typing import Any
 from lora_api.manifest import CaptionsManifest, FileEntry, Manifest
 from lora_api.steps import TrainStep
 
-from ..loop import Record
+from ..records import Record
 from .pictures import Shown
 
 

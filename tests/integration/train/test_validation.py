@@ -1,0 +1,65 @@
+"""The held-out loss, the best step and early stopping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration.train.conftest import JobMaker
+from integration.train.reference import Reference
+from integration.train.test_resuming import Lost, lose, stop_after
+from integration.train.test_training import instance_samples
+from lora_trainer.errors import BadDataError
+
+
+def test_the_held_out_loss_is_that_of_images_that_are_not_trained_on(
+    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+) -> None:
+    job = make_job(maxSteps=5, validation={"everySteps": 2, "heldOutImages": 2, "samples": 5})
+    job.run()
+    samples = instance_samples(pictures)
+    reference = Reference(tiny_sdxl, samples[:3], job.config.spec.training)
+    for number, record in enumerate(job.records()):
+        assert record["loss"] == pytest.approx(reference.step(number), abs=1e-4)
+        measured = record["held_out_loss"]
+        if number + 1 in (2, 4, 5):
+            assert measured == pytest.approx(reference.held_out_loss(samples[3:], 5), abs=1e-4)
+        else:
+            assert measured is None
+    selection = job.manifest().selection
+    assert selection is not None
+    assert (selection.step, selection.stopped_early) == (5, False)
+    assert selection.held_out_loss == job.records()[-1]["held_out_loss"]
+
+
+def test_the_best_step_is_published_and_a_rising_loss_ends_the_run(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = {"everySteps": 1, "samples": 4, "publish": "LowestHeldOutLoss", "patience": 3}
+    settings = {"learningRate": "3e-2", "checkpoint": {"everySteps": 1, "keepLast": 2}}
+    job = make_job(maxSteps=40, validation=validation, **settings)
+    # Lost after the best step: what it was is in the checkpoint.
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, lose)
+        with pytest.raises(Lost):
+            job.run()
+    result = job.run()
+    losses = [record["held_out_loss"] for record in job.records()]
+    best = losses.index(min(losses)) + 1
+    assert len(losses) == best + 3 < 40
+    assert result.training is not None
+    assert result.training.resumed_from_step == 4
+    assert result.training.final_step == len(losses)
+    selection = job.manifest().selection
+    assert selection is not None
+    assert (selection.step, selection.held_out_loss, selection.stopped_early) == (best, min(losses), True)
+
+    short = make_job(maxSteps=best, **settings)
+    short.run()
+    assert job.attempt_file("adapter.safetensors") == short.attempt_file("adapter.safetensors")
+
+
+def test_an_image_must_be_left_to_train_on(make_job: JobMaker) -> None:
+    with pytest.raises(BadDataError, match="heldOutImages is 5 of 5 images: leave at least one"):
+        make_job(validation={"everySteps": 1, "heldOutImages": 5}).run()

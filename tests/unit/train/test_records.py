@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from lora_api.job import Training, Validation
+from lora_trainer.train.records import Record, best_step, is_measured, is_out_of_patience
+
+
+def records(held_out: list[float | None], losses: list[float] | None = None) -> list[Record]:
+    losses = losses or [1.0] * len(held_out)
+    return [
+        Record(index + 1, loss, 1e-4, 1.0, 0.1, value)
+        for index, (value, loss) in enumerate(zip(held_out, losses, strict=True))
+    ]
+
+
+HELD_OUT = [None, 0.5, None, 0.3, None, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "losses", "publish", "best"),
+    [
+        (HELD_OUT, None, "LowestHeldOutLoss", 4),
+        (HELD_OUT, None, "Last", None),
+        (HELD_OUT, [1, 1, 3, 1, 1, 0.5, 0.6], "LowestTrainingLoss", 7),
+        (HELD_OUT, [1, 0, 3, 1, 1, 0.5, 0.6], "LowestTrainingLoss", 2),
+        ([None, None], None, "LowestHeldOutLoss", None),
+        ([], None, "LowestHeldOutLoss", None),
+    ],
+)
+def test_the_best_step(
+    held_out: list[float | None], losses: list[float] | None, publish: str, best: int | None
+) -> None:
+    validation = Validation.model_validate({"everySteps": 2, "publish": publish})
+    assert best_step(records(held_out, losses), validation) == best
+
+
+@pytest.mark.parametrize(
+    ("held_out", "patience", "over"),
+    [
+        ([0.5, 0.6, 0.7], 2, True),
+        ([0.5, 0.6, 0.7], 3, False),
+        ([0.5, 0.6, 0.4], 2, False),
+        ([0.5, None, 0.5, None, 0.5], 2, True),
+        ([0.5, 0.6, 0.7], 0, False),
+        ([None, None], 1, False),
+    ],
+)
+def test_patience(held_out: list[float | None], patience: int, over: bool) -> None:
+    validation = Validation.model_validate({"everySteps": 1, "patience": patience})
+    assert is_out_of_patience(records(held_out), validation) is over
+
+
+def test_what_is_due() -> None:
+    training = Training.model_validate({"maxSteps": 7, "validation": {"everySteps": 3}})
+    assert [step for step in range(1, 8) if is_measured(step, training)] == [3, 6, 7]
+    assert not any(is_measured(step, Training(max_steps=7)) for step in range(1, 8))
