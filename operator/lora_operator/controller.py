@@ -34,7 +34,7 @@ POLL_SECONDS = 10.0
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=3)
 POLL_CONCURRENCY = 32
 RESYNC_SECONDS = 300.0
-RELISTED_SECONDS = 3.0
+RELIST_SECONDS = 2.0
 RECONCILE_SECONDS = 60.0
 
 
@@ -134,15 +134,20 @@ class Controller:
             if not resource.settled:
                 self.queue.add((resource.namespace, resource.name))
 
+    async def resync_at_last(self) -> None:
+        """The same, as often as it takes."""
+        while True:
+            try:
+                return await self.resync()
+            except (ApiException, aiohttp.ClientError, OSError, ValueError) as error:
+                log.warning("could not list what there is, and shall again: %r", error)
+                await asyncio.sleep(RELIST_SECONDS)
+
     async def resync_forever(self) -> None:
         """Whatever the watches say, or do not say."""
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.relisted.wait(), RESYNC_SECONDS)
-                await asyncio.sleep(RELISTED_SECONDS)
+                await asyncio.sleep(RELIST_SECONDS)
             self.relisted.clear()
-            try:
-                await self.resync()
-            except (ApiException, aiohttp.ClientError, OSError, ValueError) as error:
-                log.warning("could not list what there is, and shall again: %r", error)
-                self.relisted.set()
+            await self.resync_at_last()

@@ -48,7 +48,7 @@ class Wiring:
             NotServedError: when our kind of resource is not installed.
         """
         self._preparing = True
-        await self._controller.resync()
+        await self._controller.resync_at_last()
         self._preparing = False
 
     async def _start(self, settings: kopf.OperatorSettings, **_: Any) -> None:

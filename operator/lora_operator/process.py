@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from socket import gethostname
+from typing import Any
 from uuid import uuid4
 
 import kopf
@@ -75,7 +76,8 @@ async def _lead(wiring: Wiring, settings: Settings, stop: asyncio.Event, lease: 
 
 
 async def _work(wiring: Wiring, settings: Settings, stop: asyncio.Event) -> None:
-    await wiring.prepare()
+    if not await _unless(stop, wiring.prepare()):
+        return
     ignored = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=wiring.registry,
@@ -98,10 +100,12 @@ async def _work(wiring: Wiring, settings: Settings, stop: asyncio.Event) -> None
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
     """Do some work unless it is time to stop; whether it was done."""
-    tasks = [asyncio.create_task(work), asyncio.create_task(stop.wait())]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work), asyncio.create_task(stop.wait())]
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
+    for task in done:
+        task.result()
     return not stop.is_set()
 
 
