@@ -49,7 +49,7 @@ def page() -> None:
         wish = _wish(choices)
         asked = st.button("Draw", type="primary", width="stretch", disabled=not choices)
     with right:
-        if asked and wish:
+        if asked:
             st.session_state.pop("drawn", None)
             with plainly():
                 st.session_state["drawn"] = _draw(choices, wish)
@@ -76,20 +76,20 @@ def _choose(adapters: Sequence[Manifest]) -> list[Choice]:
     ]
 
 
-def _wish(choices: Sequence[Choice]) -> Wish | None:
-    if not choices:
-        return None
+def _wish(choices: Sequence[Choice]) -> Wish:
     concepts = [choice.manifest.concept for choice in choices if choice.manifest.concept]
-    triggers = " and ".join(f"{concept.token} {concept.class_name}" for concept in concepts)
+    # an adapter of each attempt has the same trigger
+    triggers = " and ".join(dict.fromkeys(f"{concept.token} {concept.class_name}" for concept in concepts))
     rest = st.text_area("Prompt", placeholder="on a beach at sunset", height=80)
     prompt = f"a photo of {triggers}{', ' if rest else ''}{rest}"
     st.caption(f"Drawn: :violet[{_escape(prompt)}]")
     with st.expander("More"):
         negative = st.text_input("Negative prompt")
-        seed = int(st.number_input("Seed", 0, 2**32 - 1, 0))
-        steps = int(st.number_input("Steps", 1, 150, 25))
-        guidance = float(st.number_input("Guidance", 1.0, 20.0, 5.0, 0.5))
-    resolution = max(choice.manifest.resolution for choice in choices)
+        first, second, third = st.columns(3)
+        seed = int(first.number_input("Seed", 0, 2**32 - 1, 0))
+        steps = int(second.number_input("Steps", 1, 150, 25))
+        guidance = float(third.number_input("Guidance", 1.0, 20.0, 5.0, 0.5))
+    resolution = max((choice.manifest.resolution for choice in choices), default=0)
     return Wish(prompt, negative, seed, steps, guidance, resolution)
 
 

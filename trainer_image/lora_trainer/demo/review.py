@@ -66,8 +66,9 @@ def _edit(keys: JobKeys, rows: Sequence[CaptionRow]) -> list[CaptionRow]:
 
 def _lint(rows: Sequence[CaptionRow]) -> None:
     captions = {row.file_name: row.text for row in rows}
-    for finding in check_captions(captions, usual_trigger(captions)):
-        st.text(f"{finding.file_name}: {finding.problem}: {finding.message}")
+    findings = check_captions(captions, usual_trigger(captions))
+    if findings:
+        st.text("\n".join(f"{found.file_name}: {found.problem}: {found.message}" for found in findings))
 
 
 def _act(keys: JobKeys, data: bytes, rows: Sequence[CaptionRow], edited: Sequence[CaptionRow]) -> None:
