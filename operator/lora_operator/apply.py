@@ -43,6 +43,8 @@ class Cluster:
     async def apply_decision(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
         """Carry out a decision: children first, then the status once, then what is told of it.
 
+        An end is written before what still runs is stopped: why it ended may be seen in nothing else.
+
         Args:
             version: the resourceVersion that was decided upon; the status write is refused when the
                 resource has moved on since.
@@ -54,6 +56,15 @@ class Cluster:
             NameConflictError: when a child's name belongs to somebody else.
             ApiException: from the API server; nothing is lost, decide again.
         """
+        if decision.status.phase.terminal:
+            written = await self._tell(snapshot, decision, version)
+            await self._act(snapshot, decision)
+        else:
+            await self._act(snapshot, decision)
+            written = await self._tell(snapshot, decision, version)
+        return written
+
+    async def _act(self, snapshot: Snapshot, decision: Decision) -> None:
         for action in decision.actions:
             match action:
                 case StartAnnotation() | StartTraining():
@@ -63,7 +74,8 @@ class Cluster:
                     await self._delete_job(snapshot.namespace, job_name, uid)
                 case RemoveJob():
                     await self._remove(snapshot)
-                    return None
+
+    async def _tell(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
         written = await self._write_status(snapshot, decision.status, version)
         if written:
             metrics.count(snapshot, decision.status)
