@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENV := .venv/.installed
 DEMO := .demo
 
-.PHONY: help demo test lint format bench-annotation bench-trainer crds chart images release-notes clean
+.PHONY: help demo test lint format bench-annotation bench-operator bench-trainer crds chart docs images release-notes clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ bench-trainer: $(ENV) ## This trainer beside a reference loop after diffusers' s
 bench-annotation: $(ENV) ## 20 images against a local server with latency and a rate limit
 	$(BIN)/python tests/bench/bench_annotation.py
 
+bench-operator: $(ENV) ## Hundreds of jobs by the operator and by hand, on a real API server (QUICK=1: a few minutes)
+	PYTHONPATH=tests:tests/cluster $(BIN)/python tests/bench/bench_operator.py $(if $(QUICK),--quick)
+
 crds: $(ENV) ## crds/loratrainingjobs.yaml from the models, and what the chart has of it
 	$(BIN)/python -m lora_api.crd > crds/loratrainingjobs.yaml
 	$(BIN)/python charts/generate.py
@@ -56,6 +59,9 @@ images: ## The three images, by docker or another BUILDER
 	$(BUILDER) build -t lora-operator:dev -f operator/Dockerfile .
 	$(BUILDER) build -t lora-annotate:dev -f trainer_image/Dockerfile --target annotate .
 	$(BUILDER) build -t lora-train:dev -f trainer_image/Dockerfile --target train .
+
+docs: $(ENV) ## The site, into build/site; any warning ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f docs/site/mkdocs.yml
 
 release-notes: ## What CHANGELOG.md says of TAG, if TAG is the version
 	@PYTHONPATH=crds PYTHONDONTWRITEBYTECODE=1 $(PYTHON) .ci/release_notes.py $(TAG)

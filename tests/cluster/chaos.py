@@ -27,7 +27,7 @@ from lora_api.steps import StepName
 from lora_operator import names
 
 ANNOTATE, TRAIN = StepName.ANNOTATE, StepName.TRAIN
-ROUND_SECONDS = 120.0
+ROUND_SECONDS = 180.0
 KILLS = 2
 
 Ends = dict[tuple[StepName, int], End | Stuck | None]

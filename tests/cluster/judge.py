@@ -155,17 +155,17 @@ def one_child_at_a_time(history: list[Happening]) -> Iterator[str]:
 
 
 def nothing_after_the_end(history: list[Happening]) -> Iterator[str]:
-    """No child is created once the phase is terminal."""
+    """No Job is created once the phase is terminal. (A Job that is just being stopped may still make its pod.)"""
     over: dict[str, str] = {}
     seen: set[str] = set()
     for h in history:
         if h.kind == "resource":
             if h.phase in TERMINAL:
                 over[h.uid] = h.phase
-        elif h.uid not in seen:
+        elif h.kind == "job" and h.uid not in seen:
             seen.add(h.uid)
             if h.owner[0] in over and not h.gone:
-                yield f"at {h.version} {h.kind} {h.name} was created after {over[h.owner[0]]}"
+                yield f"at {h.version} {h.name} was created after {over[h.owner[0]]}"
 
 
 def nothing_before_its_time(history: list[Happening]) -> Iterator[str]:

@@ -7,6 +7,7 @@ and, for etcd, from the PATH.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,8 @@ from lora_api import GROUP, PLURAL, VERSION
 ROOT = Path(__file__).parents[2]
 ASSETS = Path(os.environ.get("KUBEBUILDER_ASSETS", "/usr/local/kubebuilder/bin"))
 TOKEN = "test-admin"
+OPERATORS = "lora-system"
+"""The namespace of the operator's account."""
 CONTROLLERS = [
     "job-controller",
     "garbage-collector-controller",
@@ -189,6 +192,24 @@ def install_crd(api: client.ApiClient) -> None:
     while not served(api):
         assert time.monotonic() < deadline, "the definition is not served"
         time.sleep(0.05)
+
+
+def grant(api: client.ApiClient) -> None:
+    """An account for the operator, with exactly the rules of the chart."""
+    text = (ROOT / "charts/lora-training-operator/templates/_helpers.tpl").read_text()
+    found = re.search(r'define "lora\.rules" -}}\n(.*?)\{\{- end', text, re.DOTALL)
+    assert found is not None
+    core, rbac = client.CoreV1Api(api), client.RbacAuthorizationV1Api(api)
+    core.create_namespace({"metadata": {"name": OPERATORS}})
+    core.create_namespaced_service_account(OPERATORS, {"metadata": {"name": "operator"}})
+    rbac.create_cluster_role({"metadata": {"name": "operator"}, "rules": yaml.safe_load(found[1])})
+    rbac.create_cluster_role_binding(
+        {
+            "metadata": {"name": "operator"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"},
+            "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": OPERATORS}],
+        }
+    )
 
 
 def served(api: client.ApiClient) -> bool:

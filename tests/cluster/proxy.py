@@ -66,11 +66,13 @@ class BadLine:
         """What has gone wrong so far."""
         self.calls: Counter[tuple[str, str]] = Counter()
         """Requests by method and path, forwarded or not."""
+        self.watches = 0
+        """How many of them opened a watch."""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=self._wire.ssl, limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
             read_bufsize=2**22,
         )
         # a request whose client has gone away is not sent on later
@@ -100,6 +102,7 @@ class BadLine:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         self.calls[(request.method, request.path)] += 1
+        self.watches += "watch" in request.query
         fault = "reset" if self.dead else self._scripted(request) or self._draw(request)
         if fault:
             self.done[f"{request.method} {fault}"] += 1

@@ -15,11 +15,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kubernetes import client
+from plane import OPERATORS, ControlPlane, write_kubeconfig
 from prometheus_client.parser import text_string_to_metric_families
 
 from builders import wire_spec
 from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
+
+PROFILES = {
+    "profiles": {
+        "default": {
+            "namespaces": ["test-*"],
+            "store": {"endpoint": "127.0.0.1:9", "secure": False},
+            "models": {"sdxl-base-1.0": {"source": "store", "key": "models/x/"}},
+        }
+    }
+}
 
 
 def until(check: Callable[[], Any], seconds: float = 30.0) -> Any:
@@ -167,3 +179,11 @@ class OperatorProcess:
     @property
     def log(self) -> str:
         return (self.folder / "operator.log").read_text()
+
+
+def install_operator(plane: ControlPlane, api: client.ApiClient, folder: Path) -> OperatorProcess:
+    """An operator that can be started, with the profiles and the rights of `plane.grant`."""
+    (folder / "profiles.yaml").write_text(yaml.safe_dump(PROFILES))
+    request = {"spec": {"expirationSeconds": 36000, "audiences": []}}
+    token = client.CoreV1Api(api).create_namespaced_service_account_token("operator", OPERATORS, request)
+    return OperatorProcess(write_kubeconfig(plane, folder / "kubeconfig", token.status.token), folder)

@@ -27,6 +27,6 @@ def test_chaos(studio: Studio, operator_files: OperatorProcess, tmp_path: Path, 
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump(profiles))
     access = Wire.read(operator_files.kubeconfig)
     outcome = asyncio.run(play(studio.api, studio.namespace, access, tmp_path, str(seed), Faults()))
-    print(f"round {seed}: {outcome}", dict(outcome.faults))
+    print(f"round {seed}: {outcome}", dict(outcome.faults), *outcome.wrong, sep="\n  ", flush=True)
     if outcome.wrong:
         pytest.fail("\n".join([*outcome.wrong, f"see {tmp_path / 'operator.log'}"]), pytrace=False)

@@ -52,7 +52,7 @@ class Wire:
         self._session = aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {self.token}"},
             connector=aiohttp.TCPConnector(ssl=self.ssl, limit=64),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=30),
             read_bufsize=2**22,
         )
         return self
