@@ -1,0 +1,149 @@
+"""The store goes away in the middle of a training, and the disk is full: how a run ends, and how the next one goes on."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import urllib3
+from safetensors import SafetensorError
+
+from integration.train.conftest import Job, JobMaker
+from integration.train.test_resuming import checkpoint_steps, stop_after
+from lora_api.exits import ExitCode
+from lora_api.reasons import Reason
+from lora_api.steps import decode_result
+from lora_trainer.train import checkpoint
+from lora_trainer.train.step import main
+
+SETTINGS = {"maxSteps": 6, "checkpoint": {"everySteps": 2, "keepLast": 2}}
+
+
+class Line:
+    """A line to a server on this machine that can be cut: every connection is dropped, and no new one is taken."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._ends: list[socket.socket] = []
+        self.is_cut = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self.is_cut = False
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                if self.is_cut:
+                    near.close()
+                    continue
+                host, port = self._target.split(":")
+                far = socket.create_connection((host, int(port)))
+                self._ends += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        for end in (source, sink):
+            end.close()
+
+
+@pytest.fixture
+def line(make_job: JobMaker) -> Iterator[Line]:
+    line = Line(make_job().config.store.endpoint)
+    yield line
+    line.close()
+
+
+def through(line: Line, job: Job) -> Job:
+    return job.with_config(store=job.config.store.model_copy(update={"endpoint": line.endpoint}))
+
+
+def ended(job: Job) -> tuple[int, Reason]:
+    """Run the step as its process does: the exit code, and the reason in its last words."""
+    code = main(job.config_file())
+    result = decode_result(job.last_words())
+    assert result is not None
+    return code, result.reason
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, bytes]:
+    return {}
+
+
+def undisturbed(make_job: JobMaker, wanted: dict[str, bytes]) -> bytes:
+    if not wanted:
+        job = make_job(**SETTINGS)
+        job.run()
+        wanted["adapter"] = job.attempt_file("adapter.safetensors")
+    return wanted["adapter"]
+
+
+def test_a_store_that_is_back_soon_is_waited_for(
+    make_job: JobMaker, line: Line, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(**SETTINGS)
+
+    def away() -> None:
+        line.cut()
+        threading.Timer(2, line.mend).start()
+
+    stop_after(monkeypatch, 4, away)
+    begun = time.monotonic()
+    assert ended(through(line, job)) == (ExitCode.OK, Reason.TRAINED)
+    assert time.monotonic() - begun > 2
+    assert job.attempt_file("adapter.safetensors") == undisturbed(make_job, wanted)
+
+
+def test_a_store_that_stays_away_ends_the_run_which_goes_on_later(
+    make_job: JobMaker, line: Line, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(**SETTINGS)
+    pauses: list[float] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(urllib3.util.retry.time, "sleep", pauses.append)
+        stop_after(patch, 4, line.cut)
+        assert ended(through(line, job)) == (ExitCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
+    assert 10 < sum(pauses) < 60
+    assert checkpoint_steps(job) == [2]
+    line.mend()
+    assert ended(through(line, job)) == (ExitCode.OK, Reason.TRAINED)
+    assert job.attempt_file("adapter.safetensors") == undisturbed(make_job, wanted)
+
+
+def test_a_full_disk_has_its_name_and_the_last_checkpoint_survives(
+    make_job: JobMaker, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(**SETTINGS)
+
+    def full(*_: object) -> None:
+        # Word for word what the library says on a full file system.
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, lambda: patch.setattr(checkpoint, "save_file", full))
+        assert ended(job) == (ExitCode.BAD_SETUP, Reason.DISK_FULL)
+    assert checkpoint_steps(job) == [2]
+    assert ended(job) == (ExitCode.OK, Reason.TRAINED)
+    assert job.attempt_file("adapter.safetensors") == undisturbed(make_job, wanted)
