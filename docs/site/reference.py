@@ -25,21 +25,28 @@ Schema = Mapping[str, Any]
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages; called by MkDocs."""
-    pages = {
-        "job": "# The job's `spec`\n\nWhat a `LoraTrainingJob` can say. Only what is *required* has to be said.\n\n"
-        + describe(JobSpec, "spec"),
-        "status": "# The job's `status`\n\nWhat the operator says of a job. Nothing else writes it.\n\n"
-        + describe(JobStatus, "status"),
-        "profile": "# Profiles\n\nWhat an administrator writes, by name under `profiles` "
-        "([how](../profiles.md)).\n\n" + describe(Profile, "profile"),
-        "metrics": "# Metrics\n\n" + metrics(),
-        "values": (ROOT / "charts/lora-training-operator/README.md")
-        .read_text()
-        .replace("../../docs/", "../"),
-    }
-    for name, text in pages.items():
-        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    for name, make in PAGES.items():
+        files.append(File.generated(config, name, content=make()))
     return files
+
+
+def job() -> str:
+    about = "What a `LoraTrainingJob` can say. Only what is *required* has to be said."
+    return f"# The job's `spec`\n\n{about}\n\n{describe(JobSpec, 'spec')}"
+
+
+def status() -> str:
+    about = "What the operator says of a job. Nothing else writes it."
+    return f"# The job's `status`\n\n{about}\n\n{describe(JobStatus, 'status')}"
+
+
+def profile() -> str:
+    about = "What an administrator writes, by name under `profiles` ([how](../profiles.md))."
+    return f"# Profiles\n\n{about}\n\n{describe(Profile, 'profile')}"
+
+
+def values() -> str:
+    return (ROOT / "charts/lora-training-operator/README.md").read_text().replace("../../docs/", "../")
 
 
 def describe(model: type[Model], name: str) -> str:
@@ -138,7 +145,7 @@ def metrics() -> str:
     reporter = Reporter("127.0.0.1", 0)
     reporter.close()
     return (
-        "Of the operator, at `/metrics`:\n\n"
+        "# Metrics\n\nOf the operator, at `/metrics`:\n\n"
         + _table(vars(operator_metrics))
         + "\nOf a step, at its pod's `/metrics`:\n\n"
         + _table(vars(reporter))
@@ -156,3 +163,13 @@ def _table(names: Mapping[str, Any]) -> str:
             name = f"{family.name}_total" if family.type == "counter" else family.name
             rows.append(f"| `{name}` | {family.type} | {labels} | {cell(family.documentation)} |\n")
     return "| Metric | Type | Labels | Meaning |\n|---|---|---|---|\n" + "".join(rows)
+
+
+PAGES = {
+    "reference/job.md": job,
+    "reference/status.md": status,
+    "reference/profile.md": profile,
+    "reference/metrics.md": metrics,
+    "reference/values.md": values,
+}
+"""What makes each page, by its path among the docs."""
