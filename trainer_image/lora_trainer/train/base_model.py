@@ -13,9 +13,11 @@ from lora_api.profile import BaseModelSource, HubModel
 from lora_api.reasons import Reason
 from lora_api.steps import TrainStep
 
-from ..errors import BadSetupError
+from ..errors import BadConfigurationError, BadSetupError
 from ..model_cache import CachedModel, fill, find, origin_of
 from ..store import Bucket
+
+PREDICTIONS = ("epsilon", "v_prediction")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,21 @@ class BaseModel:
         )
 
     def noise_schedule(self) -> DDPMScheduler:
-        """The model's noise schedule and kind of prediction, for training."""
-        return DDPMScheduler.from_pretrained(self.folder, subfolder="scheduler")
+        """The model's noise schedule and kind of prediction, for training.
+
+        Raises:
+            BadConfigurationError: for models of another formulation (EDM, Karras et al. 2022, arXiv:2206.00364, as
+                Playground v2.5; flow matching): their inputs and loss are scaled otherwise.
+        """
+        config = DDPMScheduler.load_config(self.folder, subfolder="scheduler")
+        name = config["_class_name"]
+        prediction = config.get("prediction_type", "epsilon")
+        if name.startswith(("EDM", "FlowMatch")) or prediction not in PREDICTIONS:
+            raise BadConfigurationError(
+                f"the base model's scheduler is {name} with prediction {prediction}: only models that "
+                f"predict {' or '.join(PREDICTIONS)} on DDPM's schedule can be trained; choose another baseModel"
+            )
+        return DDPMScheduler.from_config(config)
 
 
 def fetch_base_model(source: BaseModelSource, cache: Path, bucket: Bucket) -> BaseModel:
