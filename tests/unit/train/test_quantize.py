@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from lora_api.job import QuantizeBase
-from lora_trainer.train.extract import linear_weights
+from lora_trainer.train.extract import tuned_weights
 from lora_trainer.train.quantize import quantize
 from lora_trainer.train.tiny import write_tiny_sdxl
 
@@ -22,8 +22,8 @@ def test_weights_take_the_bits_they_are_named_for(
     plain, small = (UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet") for _ in range(2))
     quantize(small, kind)
     small.to("cpu")
-    found = linear_weights(small)
-    for name, weight in linear_weights(plain).items():
+    found = tuned_weights(small, convolutions=False)
+    for name, weight in tuned_weights(plain, convolutions=False).items():
         assert found[name].nbytes * 8 == weight.numel() * bits
         inputs = torch.eye(weight.shape[1])
         wanted, given = plain.get_submodule(name)(inputs), small.get_submodule(name)(inputs)

@@ -1,13 +1,14 @@
 """DreamBoothExtract: fine-tune the UNet itself, then take an adapter out of what changed, by SVD.
 
 Only what an adapter can carry is fine-tuned: the linear layers of the UNet's transformers, four fifths of SDXL's
-weights. So an adapter of full rank is the fine-tuned model, and what a lower rank leaves out is known exactly.
-Singular values are not clamped: kohya's scripts and others cut them at the 0.99 quantile, which on changes with
-outliers loses half of the energy.
+weights, and on demand the convolutions. So an adapter of full rank is the fine-tuned model, and what a lower
+rank leaves out is known exactly. Singular values are not clamped: kohya's scripts and others cut them at the 0.99
+quantile, which on changes with outliers loses half of the energy.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,13 +16,17 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
+from torch.nn import Conv2d, Linear
 
-KEEP = 0.9999
-"""Of the squared change of all layers, the share that the selected ones must hold together."""
+from lora_api.job import Extraction
+
+from .adapter import ADAPTER, UNET, trainable
+
 EXACT_SIDE = 512
 """Changes with a side up to this are factorised exactly; larger ones by a randomised SVD, twenty times faster
 and within 0.1% of the best (Halko et al. 2011, arXiv:0909.4061)."""
 OVERSAMPLING, POWER_ITERATIONS = 16, 4
+CONVOLUTIONS = r"\.(resnets|downsamplers|upsamplers)\."
 
 
 @dataclass(frozen=True)
@@ -29,62 +34,79 @@ class Factors:
     """A layer's change as B A, and how much of it that is."""
 
     a: Tensor
-    """float32, (rank, in)."""
+    """float32, (rank, in), of a convolution (rank, in, height, width)."""
     b: Tensor
-    """float32, (out, rank)."""
+    """float32, (out, rank), of a convolution (out, rank, 1, 1)."""
     relative_change: float
     """Frobenius norm of the change over that of the base weight."""
     energy_kept: float
     """Share of the change's squared singular values."""
 
+    @property
+    def rank(self) -> int:
+        return self.a.shape[0]
 
-def linear_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The weights of all linear layers in the UNet's transformers, by module name."""
+
+def tuned_weights(unet: UNet2DConditionModel, convolutions: bool) -> dict[str, Tensor]:
+    """The weights that are fine-tuned and extracted, by module name.
+
+    All linear layers of the UNet's transformers; with `convolutions`, also those of its residual blocks,
+    down-samplers and up-samplers, as kohya's LoRA-C3Lier.
+    """
     return {
         name: module.weight
         for name, module in sorted(unet.named_modules())
-        if isinstance(module, torch.nn.Linear) and ".attentions." in name
+        if (isinstance(module, Linear) and ".attentions." in name)
+        or (convolutions and isinstance(module, Conv2d) and re.search(CONVOLUTIONS, name))
     }
 
 
-def make_trainable(unet: UNet2DConditionModel) -> None:
-    """Let the linear layers of the transformers learn, and nothing else."""
+def make_trainable(unet: UNet2DConditionModel, convolutions: bool = False) -> None:
+    """Let what is extracted learn, and nothing else."""
     unet.requires_grad_(False)
-    for weight in linear_weights(unet).values():
+    for weight in tuned_weights(unet, convolutions).values():
         weight.requires_grad_(True)
 
 
 @torch.no_grad()
-def extract(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int) -> dict[str, Factors]:
+def extract(
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], rank: int, settings: Extraction
+) -> dict[str, Factors]:
     """Select the layers that changed most, and factorise the change of each.
 
-    Layers are taken by their relative change, the largest first, until they hold `KEEP` of the
+    Layers are taken by their relative change, the largest first, until they hold `layerEnergy` of the
     squared change of all.
 
     Args:
         tuned, base: weights by module name, in float32.
-        rank: of every layer's factors; a layer with fewer dimensions is filled up with zeros.
+        rank: of every layer's factors, or less by `rankEnergy` or where a layer has fewer dimensions.
     """
     changes = {name: (tuned[name].float() - base[name].to(tuned[name].device).float()) for name in tuned}
     energies = {name: float(change.square().sum()) for name, change in changes.items()}
     relative = {name: (energies[name] / float(base[name].float().square().sum())) ** 0.5 for name in changes}
-    wanted, held = KEEP * sum(energies.values()), 0.0
+    wanted, held = float(settings.layer_energy) * sum(energies.values()), 0.0
     found: dict[str, Factors] = {}
     for name in sorted(changes, key=lambda name: -relative[name]):
         if held >= wanted:
             break
         held += energies[name]
-        a, b = factorise(changes[name], rank)
-        lost = float((changes[name] - b @ a).square().sum())
+        change = changes[name].flatten(1)
+        a, b = factorise(change, rank, float(settings.rank_energy))
+        lost = float((change - b @ a).square().sum())
+        shape = changes[name].shape[1:]
+        a, b = a.reshape(-1, *shape), b.reshape(*b.shape, *(1 for _ in shape[1:]))
         found[name] = Factors(a, b, relative[name], 1 - lost / energies[name])
     return dict(sorted(found.items()))
 
 
-def factorise(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def factorise(change: Tensor, rank: int, energy: float = 1.0) -> tuple[Tensor, Tensor]:
     """The best approximation B A of a matrix, with the singular values shared evenly by both.
 
+    Args:
+        energy: the share of the squared change that is enough.
+
     Returns:
-        A, (rank, in), and B, (out, rank).
+        A, (r, in), and B, (out, r), where r is at most `rank` and the matrix's smaller side.
     """
     side = min(change.shape)
     if side <= EXACT_SIDE or rank + OVERSAMPLING >= side:
@@ -95,23 +117,36 @@ def factorise(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             u, s, v = torch.svd_lowrank(change, q=rank + OVERSAMPLING, niter=POWER_ITERATIONS)
         vh = v.T
     kept = min(rank, side)
+    if energy < 1:
+        shares = s.square().cumsum(0) / change.square().sum()
+        kept = min(kept, int((shares < energy).sum()) + 1)
     root = s[:kept].sqrt()
-    a, b = root[:, None] * vh[:kept], u[:, :kept] * root
-    fill = rank - kept
-    return torch.nn.functional.pad(a, (0, 0, 0, fill)), torch.nn.functional.pad(b, (0, fill))
+    return root[:, None] * vh[:kept], u[:, :kept] * root
 
 
 @torch.no_grad()
 def put_adapter(unet: UNet2DConditionModel, factors: Mapping[str, Factors], rank: int, alpha: int) -> None:
-    """Put extracted factors on a base UNet as an adapter whose change alpha / rank B A is the extracted one."""
-    unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(factors)))
-    share = (rank / alpha) ** 0.5
+    """Put extracted factors on a base UNet as an adapter whose change alpha / r B A is the extracted one.
+
+    Alpha is the same whatever rank r a layer has: diffusers does not read kohya files where it differs.
+    """
+    ranks = {name: layer.rank for name, layer in factors.items()}
+    prepare_adapter(unet, ranks, rank, alpha)
     modules = dict(unet.named_modules())
     for name, layer in factors.items():
+        share = (layer.rank / alpha) ** 0.5
         for matrices, factor in ((modules[name].lora_A, layer.a), (modules[name].lora_B, layer.b)):
-            parameter = matrices["default"].weight
-            parameter.data = (factor * share).to(parameter.device, torch.float32)
+            matrices[ADAPTER].weight.copy_(factor * share)
+
+
+def prepare_adapter(unet: UNet2DConditionModel, ranks: Mapping[str, int], rank: int, alpha: int) -> None:
+    """Put an empty adapter, in float32, on the layers that a UNet's factors are for."""
+    unet.requires_grad_(False)
+    lower = {f"^{name}": own for name, own in ranks.items() if own != rank}
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(ranks), rank_pattern=lower)
+    unet.add_adapter(config)
+    for parameter in trainable({UNET: unet}).values():
+        parameter.data = parameter.data.float()
 
 
 def report(factors: Mapping[str, Factors], output_error: float) -> dict[str, object]:
@@ -124,6 +159,7 @@ def report(factors: Mapping[str, Factors], output_error: float) -> dict[str, obj
         "outputError": output_error,
         "layers": {
             name: {
+                "rank": layer.rank,
                 "relativeChange": layer.relative_change,
                 "energyKept": layer.energy_kept,
                 "relativeError": max(0.0, 1 - layer.energy_kept) ** 0.5,

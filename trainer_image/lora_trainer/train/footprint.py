@@ -15,6 +15,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lora_api.job import Adapter
+
 from .adapter import UNET, add_adapter, trainable
 from .extract import make_trainable
 from .lean import make_lean
@@ -22,7 +24,8 @@ from .lean import make_lean
 CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")
 """What diffusers' gradient checkpointing recomputes one at a time."""
 TOKENS = 77
-CACHE_VERSION = 2
+PLAIN = Adapter()
+CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Shape:
     batch_size: int
     dtype: torch.dtype
     checkpointing: bool
+    kind: Adapter = PLAIN
+    convolutions: bool = False
+    """Of a fine-tuned UNet, whether its convolutions learn too."""
 
 
 def footprint(folder: Path, shape: Shape, cache: Path) -> Footprint:
@@ -74,9 +80,9 @@ def _measure(folder: Path, shape: Shape) -> Footprint:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
         if shape.rank is None:
-            make_trainable(unet)
+            make_trainable(unet, shape.convolutions)
         else:
-            add_adapter(unet, UNET, shape.rank, shape.rank, seed=None)
+            add_adapter(unet, UNET, shape.rank, shape.rank, seed=None, kind=shape.kind)
     make_lean(unet)
     unet.train()
     trained = sum(p.numel() for p in trainable({UNET: unet}).values())

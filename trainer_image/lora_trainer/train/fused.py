@@ -10,18 +10,18 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import linear
 
-ADAPTER = "default"
+from .adapter import ADAPTER
 
 
 def fuse(module: Module) -> None:
     """Replace the forward pass of every plain LoRA layer in a module.
 
     peft makes W x, casts x to float32, makes B A x, scales and adds: four more passes over activations than
-    needed. Layers of another kind (quantized ones) and states other than plain training (adapters switched
+    needed. Layers of another kind (quantized ones, DoRA) and states other than plain training (adapters switched
     off, another one active, drawing in 16 bits) keep peft's own.
     """
     for layer in module.modules():
-        if type(layer) is Linear:
+        if type(layer) is Linear and not layer.lora_variant:
             layer.forward = _Fused(layer)
 
 

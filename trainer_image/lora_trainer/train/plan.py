@@ -101,13 +101,15 @@ def make_plan(training: Training, folder: Path, machine: Machine, dtype: torch.d
     text = _elements(folder, TEXT_ENCODERS) if training.text_encoder.train else 0
     for checkpointing in choices:
         rank = None if extract else training.rank
-        shape = Shape(rank, training.resolution, batch, dtype, checkpointing)
+        kind, convolutions = training.adapter, training.extraction.convolutions
+        shape = Shape(rank, training.resolution, batch, dtype, checkpointing, kind, convolutions)
         sizes = footprint(folder, shape, machine.cache)
         terms = {
             "UNet, frozen": int(sizes.frozen * per_weight),
             **({"text encoders, frozen": text * dtype.itemsize} if text else {}),
             "what learns and its gradients, float32": 8 * sizes.trained,
             f"optimizer states, {training.optimizer}": int(STATE_BYTES[training.optimizer] * sizes.trained),
+            **({"moving average, float32": 4 * sizes.trained} if training.ema_decay else {}),
             "activations": sizes.activations,
             "libraries": CONTEXT[machine.device],
         }

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from PIL import Image
 from torch import Tensor
 
 from lora_api import __version__
@@ -35,12 +36,13 @@ from .class_pictures import class_prompt, provide_class_pictures
 from .dataset import read_pictures
 from .draws import CLASS, HELD_OUT, INSTANCE
 from .encode import Encoders, TextEmbedding, encode_text
-from .export import FILE_NAMES, kohya_metadata, verify, write_diffusers, write_kohya
-from .extract import extract, linear_weights, make_trainable, put_adapter, report
+from .export import FILE_NAMES, verify, write_diffusers, write_kohya
+from .extract import extract, make_trainable, put_adapter, report, tuned_weights
 from .fused import fuse
 from .gallery import Gallery
 from .lean import make_lean
 from .loop import Learner, Source, batches, train
+from .metadata import describe
 from .objective import predict
 from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
 from .plan import Machine, footprints, free_memory, make_plan
@@ -143,10 +145,10 @@ class Session:
             for name, tower in zip(TEXT_ENCODERS, self._towers, strict=True):
                 self._adapted[name] = tower.encoder.to(state.device)
         if self._extracts:
-            make_trainable(unet)
+            make_trainable(unet, training.extraction.convolutions)
         else:
             for name, module in self._adapted.items():
-                add_adapter(module, name, training.rank, training.alpha, training.seed)
+                add_adapter(module, name, training.rank, training.alpha, training.seed, kind=training.adapter)
                 fuse(module)
         make_lean(unet)
         parameters = trainable(self._adapted)
@@ -227,17 +229,17 @@ class Session:
                 self.learner.parameters[name].copy_(value)
         if self._extracts:
             self._extract()
+        self._draw(with_base=True)
         paths = {form: self._folder / FILE_NAMES[form] for form in self._config.spec.output.formats}
         for form, path in paths.items():
             if form == "diffusers":
                 write_diffusers(path, self._adapted)
             else:
-                write_kohya(path, self._adapted, kohya_metadata(self._config))
+                write_kohya(path, self._adapted, self._describe())
         for path in paths.values():
             verify(path, self._adapted)
         lines = [json.dumps(asdict(record)) + "\n" for record in self.learner.records]
         (self._folder / METRICS).write_text("".join(lines))
-        self._draw(with_base=True)
         names = [*(path.name for path in paths.values()), METRICS, *([LAYERS] if self._extracts else [])]
         manifest = self._manifest({name: self._upload(self._folder / name) for name in names})
         path = self._folder / Path(self._config.keys.report(self._config.attempt)).name
@@ -247,12 +249,20 @@ class Session:
         commit(self._bucket, self._config, manifest)
         return manifest
 
+    def _describe(self) -> dict[str, str]:
+        prediction = self.learner.schedule.config.prediction_type
+        path = self._folder / Path(self._gallery.previews[-1].key).name
+        with Image.open(path) as preview:
+            return describe(self._config, len(self.learner.sources[0].latents), prediction, preview)
+
     @torch.no_grad()
     def _extract(self) -> None:
         """Take the adapter out of the fine-tuned UNet and put it on the base one, which takes its place."""
         training, tuned = self._training, self.learner.unet.eval()
         base = self._model.unet(torch.float32)
-        factors = extract(linear_weights(tuned), linear_weights(base), training.rank)
+        settings = training.extraction
+        weights, before = (tuned_weights(unet, settings.convolutions) for unet in (tuned, base))
+        factors = extract(weights, before, training.rank, settings)
         probe = next(iter(batches(self.learner, range(1))))
         wanted = predict(tuned, self.learner.schedule, probe)
         del self.learner.unet

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 
 from lora_api.job import (
+    Adapter,
+    AdapterType,
+    Extraction,
     Method,
     MixedPrecision,
     Optimizer,
@@ -66,6 +69,13 @@ def refuse_unsupported(training: Training) -> None:
             named.append("training.textEncoder.train with method DreamBoothExtract")
         if training.quantize_base != QuantizeBase.NONE:
             named.append("training.quantizeBase with method DreamBoothExtract, which fine-tunes the base")
+        if training.adapter != Adapter():
+            named.append("training.adapter with method DreamBoothExtract, which extracts plain LoRA")
+    elif training.extraction != Extraction():
+        named.append(f"training.extraction with method {training.method}, which extracts nothing")
+    kind = training.adapter
+    if training.quantize_base != QuantizeBase.NONE and (kind.use_dora or kind.type != AdapterType.LORA):
+        named.append("training.quantizeBase with DoRA, LoKr or LoHa, which need the base's own weights")
     if training.method == Method.LORA and training.prior_preservation.enabled:
         named.append("training.priorPreservation.enabled with training.method: LoRA, which knows no class")
     rates = {training.learning_rate, training.text_encoder.learning_rate}
