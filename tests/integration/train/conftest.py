@@ -169,3 +169,26 @@ def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes]
         return Job(config, store, folder)
 
     return make
+
+
+AdapterMaker = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def adapters() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(make_job: JobMaker, adapters: dict[str, bytes]) -> AdapterMaker:
+    """The adapter that some settings give when nothing happens; trained once for all tests."""
+
+    def make(**training: Any) -> bytes:
+        name = json.dumps(training, sort_keys=True)
+        if name not in adapters:
+            job = make_job(**training)
+            job.run()
+            adapters[name] = job.attempt_file("adapter.safetensors")
+        return adapters[name]
+
+    return make

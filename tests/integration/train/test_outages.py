@@ -12,7 +12,7 @@ import pytest
 import urllib3
 from safetensors import SafetensorError
 
-from integration.train.conftest import Job, JobMaker
+from integration.train.conftest import AdapterMaker, Job, JobMaker
 from integration.train.test_resuming import checkpoint_steps, stop_after
 from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
@@ -87,21 +87,8 @@ def ended(job: Job) -> tuple[int, Reason]:
     return code, result.reason
 
 
-@pytest.fixture(scope="module")
-def wanted() -> dict[str, bytes]:
-    return {}
-
-
-def undisturbed(make_job: JobMaker, wanted: dict[str, bytes]) -> bytes:
-    if not wanted:
-        job = make_job(**SETTINGS)
-        job.run()
-        wanted["adapter"] = job.attempt_file("adapter.safetensors")
-    return wanted["adapter"]
-
-
 def test_a_store_that_is_back_soon_is_waited_for(
-    make_job: JobMaker, line: Line, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, line: Line, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
 
@@ -113,11 +100,11 @@ def test_a_store_that_is_back_soon_is_waited_for(
     begun = time.monotonic()
     assert ended(through(line, job)) == (ExitCode.OK, Reason.TRAINED)
     assert time.monotonic() - begun > 2
-    assert job.attempt_file("adapter.safetensors") == undisturbed(make_job, wanted)
+    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
 
 
 def test_a_store_that_stays_away_ends_the_run_which_goes_on_later(
-    make_job: JobMaker, line: Line, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, line: Line, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
     pauses: list[float] = []
@@ -129,11 +116,11 @@ def test_a_store_that_stays_away_ends_the_run_which_goes_on_later(
     assert checkpoint_steps(job) == [2]
     line.mend()
     assert ended(through(line, job)) == (ExitCode.OK, Reason.TRAINED)
-    assert job.attempt_file("adapter.safetensors") == undisturbed(make_job, wanted)
+    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
 
 
 def test_a_full_disk_has_its_name_and_the_last_checkpoint_survives(
-    make_job: JobMaker, wanted: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
 
@@ -146,4 +133,4 @@ def test_a_full_disk_has_its_name_and_the_last_checkpoint_survives(
         assert ended(job) == (ExitCode.BAD_SETUP, Reason.DISK_FULL)
     assert checkpoint_steps(job) == [2]
     assert ended(job) == (ExitCode.OK, Reason.TRAINED)
-    assert job.attempt_file("adapter.safetensors") == undisturbed(make_job, wanted)
+    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
