@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+
+from lora_api.exits import ExitCode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "demo":
         from .demo.launch import main as demo
 
-        return demo(rest)
+        demo(rest)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
@@ -63,5 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def stop_at_once(number: int, frame: FrameType | None) -> None:
+    """The answer to SIGTERM while libraries are imported and nothing can be lost; a step takes it over."""
+    os._exit(ExitCode.INTERRUPTED)
+
+
 if __name__ == "__main__":
+    # the first process of a container gets no signal that it leaves alone
+    signal.signal(signal.SIGTERM, stop_at_once)
     sys.exit(main())

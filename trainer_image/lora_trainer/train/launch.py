@@ -21,8 +21,8 @@ from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
 from lora_api.steps import Outcome, StepResult, TrainStep
 
-from ..errors import StepError
-from ..runtime import load_config, write_result
+from ..errors import InterruptedStepError, StepError
+from ..runtime import explain, load_config, write_result
 
 log = logging.getLogger("lora_trainer.launch")
 FOLDER_VARIABLE = "LORA_WORKERS"
@@ -39,8 +39,11 @@ def main(config_path: Path) -> int:
         return error.exit_code
     gpus = config.spec.resources.train.gpus
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
-        _supervise(accelerate_command(config_path, gpus), Path(folder))
+        stopped = _supervise(accelerate_command(config_path, gpus), Path(folder))
         code = _exit_code(Path(folder))
+    if code is None and stopped:
+        result, code = explain(InterruptedStepError("told to stop before the work had begun"))
+        write_result(config, result)
     if code is None:
         message = "a worker died without a word: it was killed, perhaps for want of memory"
         log.error(message)
@@ -90,8 +93,14 @@ def _leave(path: Path, number: int) -> None:
     partial.replace(path)
 
 
-def _supervise(command: Sequence[str], folder: Path) -> None:
-    """Run the launcher to its end; pass SIGTERM and SIGINT on to each worker, once it is there."""
+def _supervise(command: Sequence[str], folder: Path) -> bool:
+    """Run the launcher to its end; pass SIGTERM and SIGINT on to each worker that is there.
+
+    While none is, which takes as long as libraries are imported, the launcher itself is ended: nothing is lost.
+
+    Returns:
+        Whether a signal came before a worker was there.
+    """
     asked: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -102,14 +111,19 @@ def _supervise(command: Sequence[str], folder: Path) -> None:
     # A session of its own, so that Ctrl-C reaches the workers through here only.
     launcher = subprocess.Popen(command, env=environment, start_new_session=True)
     told: set[int] = set()
+    ended = False
     try:
         while launcher.poll() is None:
             if asked:
                 _tell(folder, signal.SIGTERM, told)
+                if not told and not ended:
+                    os.killpg(launcher.pid, signal.SIGTERM)
+                    ended = True
             time.sleep(POLL_SECONDS)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    return ended
 
 
 def _tell(folder: Path, number: signal.Signals, told: set[int]) -> None:
