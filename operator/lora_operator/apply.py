@@ -10,27 +10,33 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 
 from lora_api import API_VERSION, GROUP, KIND
+from lora_api.reasons import Reason
 from lora_api.status import JobStatus
 
 from . import metrics, names
-from .api import CONFLICT, EVENTS, JOBS, RESOURCES, Api, Object
+from .api import BAD_REQUEST, CONFLICT, EVENTS, FORBIDDEN, INVALID, JOBS, RESOURCES, Api, Object
 from .decide import Announcement, Decision, RemoveJob, StartAnnotation, StartTraining, StopStep
 from .manifests import CLUSTER, build_job, build_step
+from .observe import why_refused
 from .settings import Images
-from .snapshot import Snapshot
+from .snapshot import Refusal, Snapshot
 
 log = logging.getLogger(__name__)
 
+REFUSED = (BAD_REQUEST, FORBIDDEN, INVALID)
+"""By the API server's own rules, a quota or a policy; only what does not fit the rules never will."""
 
-class NameConflictError(Exception):
-    """A child's name is taken by an object that is not ours."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+class RefusedError(Exception):
+    """A child cannot be created."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
 
 
 @dataclass
@@ -53,7 +59,7 @@ class Cluster:
             The resource as it is with its new status; None when that was not written.
 
         Raises:
-            NameConflictError: when a child's name belongs to somebody else.
+            RefusedError: when a child is not let in, or its name belongs to somebody else.
             ApiException: from the API server; nothing is lost, decide again.
         """
         if decision.status.phase.terminal:
@@ -89,12 +95,19 @@ class Cluster:
         try:
             await self.api.create(JOBS, snapshot.namespace, body)
         except ApiException as error:
+            if error.status in REFUSED:
+                refusal = Refusal(why_refused(error.reason), error.reason, final=error.status == INVALID)
+                raise RefusedError(refusal) from None
             if error.status != CONFLICT:
                 raise
             existing = await self.api.read(JOBS, snapshot.namespace, name)
             owners = existing["metadata"].get("ownerReferences", [])
             if not any(owner["uid"] == snapshot.uid for owner in owners):
-                raise NameConflictError(name) from None
+                message = (
+                    f"Job {name!r} exists and belongs to somebody else: remove it, or create this object again "
+                    "under another name"
+                )
+                raise RefusedError(Refusal(Reason.NAME_CONFLICT, message, final=True)) from None
 
     async def _delete_job(self, namespace: str, name: str, uid: str) -> None:
         """In the foreground, so that the Job is seen until its pods are gone."""
@@ -150,8 +163,8 @@ class Cluster:
         metrics.API_WRITES.labels("event", "create").inc()
         try:
             await self.api.create(EVENTS, snapshot.namespace, body)
-        except ApiException as error:
-            log.warning("no Event for %s/%s: %s", snapshot.namespace, snapshot.name, error.reason)
+        except (ApiException, aiohttp.ClientError) as error:
+            log.warning("no Event for %s/%s: %r", snapshot.namespace, snapshot.name, error)
 
 
 def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,16 @@ class Cache:
     def resource(self, key: Name) -> Resource | None:
         return next(iter(self.resources.of(key)), None)
 
+    def unsettled(self) -> Iterator[Resource]:
+        """Those about which something may be to be done, whatever happens to them or does not.
+
+        One that has ended is among them as long as a child of it runs: its end is written before that is stopped.
+        """
+        for resource in self.resources:
+            active = any(child.active for child in self.children.of(resource.uid))
+            if not resource.ended or resource.mortal or active:
+                yield resource
+
     async def mend(self, api: Api) -> None:
         """Be as the API server says. Pods come last, so that one whose Job has just gone is not missed."""
         for shelf in (self.resources, self.children, self.pods):

@@ -17,7 +17,7 @@ from lora_api.status import Progress
 from lora_api.steps import PROGRESS_PORT
 
 from . import metrics
-from .apply import Cluster, NameConflictError
+from .apply import Cluster, RefusedError
 from .cache import Cache
 from .decide import Decision, decide
 from .observe import Resource, StepPod, observe_hint, read_snapshot, unexplained
@@ -75,9 +75,10 @@ class Controller:
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
         ends = decision.status.phase.terminal and not snapshot.status.phase.terminal
-        if (decision.actions or ends) and snapshot.status.start_time is not None:
+        doubtful = decision.actions or ends or snapshot.leftovers
+        if doubtful and snapshot.status.start_time is not None:
             # watches lag behind, each for itself: a Job made or deleted by mistake is a GPU pod too many or too
-            # few, and why a Job failed is known by its pod
+            # few, why a Job failed is known by its pod, and a pod may be known before its Job is
             found = await self.cache.mend_one(self.cluster.api, resource.namespace, resource.name)
             if found is None:
                 return None
@@ -86,8 +87,8 @@ class Controller:
             decision = decide(snapshot, datetime.now(UTC))
         try:
             written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
-        except NameConflictError as error:
-            decision = decide(replace(snapshot, conflict=error.name), datetime.now(UTC))
+        except RefusedError as error:
+            decision = decide(replace(snapshot, refusal=error.refusal), datetime.now(UTC))
             written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
         if written is not None and self.cache.resources.put(written):
             # the watch brings this later, and until then every other write would be refused as a conflict
@@ -130,9 +131,8 @@ class Controller:
         """See for ourselves what there is, and look at every job that may have to move on."""
         await self.cache.mend(self.cluster.api)
         metrics.LAST_RESYNC.set_to_current_time()
-        for resource in self.cache.resources:
-            if not resource.settled:
-                self.queue.add((resource.namespace, resource.name))
+        for resource in self.cache.unsettled():
+            self.queue.add((resource.namespace, resource.name))
 
     async def resync_at_last(self) -> None:
         """The same, as often as it takes."""

@@ -39,11 +39,6 @@ class Resource:
     def ended(self) -> bool:
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
-    @property
-    def settled(self) -> bool:
-        """Nothing is to be done about it any more, whatever becomes of its children."""
-        return self.ended and not self.mortal
-
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Resource:
         metadata = body["metadata"]
@@ -205,13 +200,18 @@ def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
     )
     for event in newest:
         reason, message = event.get("reason", ""), event.get("note", "")
-        if reason == "FailedCreate" and "exceeded quota" in message:
-            return Hint(Reason.QUOTA_EXCEEDED, message)
         if reason in MISSING and "secret" in message.lower():
             return Hint(Reason.SECRET_NOT_FOUND, f"{message} (it may still be on its way)")
-        if reason in MISSING or reason == "FailedCreate":
+        if reason in MISSING:
             return Hint(Reason.CONFIGURATION_INVALID, message)
+        if reason == "FailedCreate":
+            return Hint(why_refused(message), message)
     return None
+
+
+def why_refused(message: str) -> Reason:
+    """What the API server's words for a Job or a pod that it does not let in come to."""
+    return Reason.QUOTA_EXCEEDED if "exceeded quota" in message else Reason.CONFIGURATION_INVALID
 
 
 def parse_time(text: str | None) -> datetime | None:

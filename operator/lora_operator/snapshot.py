@@ -67,6 +67,11 @@ class Child:
     def ended(self) -> bool:
         return self.complete or bool(self.failed)
 
+    @property
+    def active(self) -> bool:
+        """It has not ended, and nobody has deleted it."""
+        return not self.ended and not self.deleting
+
 
 @dataclass(frozen=True)
 class Hint:
@@ -74,6 +79,16 @@ class Hint:
 
     reason: Reason
     message: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a child could not be created."""
+
+    reason: Reason
+    message: str
+    final: bool
+    """It would be refused again and again."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +114,8 @@ class Snapshot:
     """Steps of which a pod still lives although its Job is gone."""
     progress: Progress | None = None
     hint: Hint | None = None
-    conflict: str = ""
-    """The name of a Job that a child should have and that somebody else owns."""
+    refusal: Refusal | None = None
+    """Of the child that was to be created just now."""
 
     @property
     def keys(self) -> JobKeys:

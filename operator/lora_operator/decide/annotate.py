@@ -47,7 +47,7 @@ def annotate(story: Story) -> bool:
 
 
 def _start(story: Story, captions: CaptionsStatus, attempt: int) -> bool:
-    if story.blocked(Phase.PENDING):
+    if story.blocked(Phase.ANNOTATING if captions.attempt else Phase.PENDING):
         return True
     name = child_name(story.snapshot.name, story.snapshot.uid, StepName.ANNOTATE, attempt)
     story.actions.append(StartAnnotation(attempt))

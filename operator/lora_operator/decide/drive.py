@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 from lora_api.reasons import Reason
 from lora_api.status import Phase
@@ -12,10 +11,6 @@ from lora_api.steps import StepName
 from ..snapshot import Child
 from .steps import Ending, Lost, Starting, StepState, ever_started, read_step
 from .story import Story
-
-LOOK_AGAIN = (timedelta(seconds=3), timedelta(minutes=1))
-"""A pod that does not start may have its reason only in Events, which nobody pushes here: look again
-after as long as it has waited already, within these bounds."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +50,15 @@ def drive(
 def wait_for_start(
     story: Story, child: Child, state: Starting, phase: Phase, usual: tuple[Reason, str]
 ) -> bool:
-    """Say why the pod does not run yet, and give up at `runPolicy.startDeadlineSeconds`.
+    """Say why the pod does not run yet. Its reason may be in Events only, which nobody pushes here.
 
     Args:
         usual: the reason and the message when nothing stands in the way.
     """
     reason, message = (usual[0] if state.reason == Reason.QUEUED else state.reason), state.message or usual[1]
-    limit = story.spec.run_policy.start_deadline_seconds
-    if limit is not None and not ever_started(child):
-        due = child.created_at + timedelta(seconds=limit)
-        if story.now >= due:
-            story.fail(
-                Reason.START_DEADLINE_EXCEEDED,
-                f"no pod started within runPolicy.startDeadlineSeconds ({limit} s): {message}",
-            )
-            return True
-        story.wake(due)
-    story.go(phase, reason, message)
-    soonest, latest = LOOK_AGAIN
-    story.wake(story.now + min(max(story.now - child.created_at, soonest), latest))
+    if ever_started(child):
+        story.go(phase, reason, message)
+        story.look_again(child.created_at)
+    else:
+        story.wait(phase, reason, message, since=child.created_at)
     return True

@@ -16,6 +16,9 @@ from .decision import Action, Announcement, Decision, StopStep
 from .steps import run_seconds
 
 LOOK_AT_PROFILE_AGAIN = timedelta(minutes=1)
+LOOK_AGAIN = (timedelta(seconds=3), timedelta(minutes=1))
+"""What nobody pushes here must be looked at again: after as long as it has been waited for already, within
+these bounds."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +52,41 @@ class Story:
 
     def blocked(self, phase: Phase) -> bool:
         """Whether a step that must start now cannot; then the status says why, and it is tried again."""
-        if self.snapshot.conflict:
-            self.fail(
-                Reason.NAME_CONFLICT,
-                f"Job {self.snapshot.conflict!r} exists and belongs to somebody else: remove it, or create this "
-                "object again under another name",
-            )
-            return True
-        if self.problem is None:
+        refusal = self.snapshot.refusal
+        if refusal is not None and refusal.final:
+            self.fail(refusal.reason, refusal.message)
+        elif refusal is not None:
+            self.wait(phase, refusal.reason, refusal.message, self._last_moved())
+        elif self.problem is not None:
+            self.go(phase, self.problem.reason, self.problem.message)
+            self.wake(self.now + LOOK_AT_PROFILE_AGAIN)
+        else:
             return False
-        self.go(phase, self.problem.reason, self.problem.message)
-        self.wake(self.now + LOOK_AT_PROFILE_AGAIN)
         return True
+
+    def wait(self, phase: Phase, reason: Reason, message: str, since: datetime) -> None:
+        """Wait for a step to start, until `runPolicy.startDeadlineSeconds` after `since` at the latest."""
+        limit = self.spec.run_policy.start_deadline_seconds
+        if limit is not None:
+            due = since + timedelta(seconds=limit)
+            if self.now >= due:
+                self.fail(
+                    Reason.START_DEADLINE_EXCEEDED,
+                    f"no pod started within runPolicy.startDeadlineSeconds ({limit} s): {message}",
+                )
+                return
+            self.wake(due)
+        self.go(phase, reason, message)
+        self.look_again(since)
+
+    def look_again(self, since: datetime) -> None:
+        soonest, latest = LOOK_AGAIN
+        self.wake(self.now + min(max(self.now - since, soonest), latest))
+
+    def _last_moved(self) -> datetime:
+        """When the step before ended, or the job began."""
+        ends = [pod.finished_at for child in self.snapshot.children for pod in child.pods if pod.finished_at]
+        return max([self.status.start_time or self.now, *ends])
 
     def write(self, **changes: Any) -> None:
         """Set fields of the status."""
@@ -127,7 +153,7 @@ class Story:
     def stop_all(self) -> None:
         """Delete every Job that has not ended (ended ones are kept for their logs)."""
         for child in self.snapshot.children:
-            if not child.ended and not child.deleting:
+            if child.active:
                 self.actions.append(StopStep(child.name, child.uid))
 
     def decision(self) -> Decision:

@@ -79,3 +79,30 @@ def test_a_list_of_ones_own_leaves_the_others() -> None:
     found = shelf(thing("a", 1), thing("b", 2, owner="v"))
     mend(found, 9, [], owner="u")
     assert list(found) == ["b@2"]
+
+
+def resource(name: str, phase: str, **policy: Any) -> dict[str, Any]:
+    metadata = {"namespace": "n", "name": name, "uid": name, "resourceVersion": "1"}
+    return {"metadata": metadata, "spec": {"runPolicy": policy}, "status": {"phase": phase}}
+
+
+def job(owner: str, *conditions: str) -> dict[str, Any]:
+    labels = {names.JOB_UID: owner, names.STEP: "train", names.ATTEMPT: "1"}
+    metadata = thing(f"{owner}-train", 2)["metadata"]
+    return {
+        "metadata": metadata | {"uid": "j", "labels": labels, "creationTimestamp": "2026-03-01T12:00:00Z"},
+        "spec": {},
+        "status": {"conditions": [{"type": kind, "status": "True"} for kind in conditions]},
+    }
+
+
+def test_an_end_leaves_nothing_to_do_but_for_what_still_runs_or_must_go() -> None:
+    cache = Cache()
+    cache.resources.put(resource("over", "Succeeded"))
+    cache.children.put(job("over", "Complete"))
+    cache.resources.put(resource("mortal", "Succeeded", ttlSecondsAfterFinished=60))
+    cache.resources.put(resource("killed-before-its-training-was-stopped", "Failed"))
+    cache.children.put(job("killed-before-its-training-was-stopped"))
+    cache.resources.put(resource("at-work", "Training"))
+    found = [item.name for item in cache.unsettled()]
+    assert found == ["mortal", "killed-before-its-training-was-stopped", "at-work"]

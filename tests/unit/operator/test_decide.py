@@ -25,11 +25,11 @@ from builders import (
     training,
 )
 from lora_api.reasons import Reason
-from lora_api.status import DatasetStatus, JobStatus, Phase, Progress, SkippedImage
+from lora_api.status import CaptionsStatus, DatasetStatus, JobStatus, Phase, Progress, SkippedImage
 from lora_api.steps import StepName
 from lora_operator.decide import RemoveJob, StartAnnotation, StartTraining, StopStep, decide
 from lora_operator.names import child_name
-from lora_operator.snapshot import Hint, Snapshot
+from lora_operator.snapshot import Hint, Refusal, Snapshot
 
 ANNOTATE, TRAIN = StepName.ANNOTATE, StepName.TRAIN
 
@@ -375,9 +375,36 @@ def test_the_active_deadline_stops_everything() -> None:
 
 
 def test_a_stranger_with_our_name_is_a_conflict() -> None:
-    decision = decide(snapshot(conflict="statue-annotate-1234"), NOW)
+    decision = decide(snapshot(refusal=Refusal(Reason.NAME_CONFLICT, "it is taken", final=True)), NOW)
     assert condition(decision, "Succeeded") == ("False", "NameConflict")
     assert decision.actions == ()
+
+
+@pytest.mark.parametrize(
+    ("status", "phase"), [(JobStatus(start_time=NOW), Phase.PENDING), (annotated(), Phase.QUEUED)]
+)
+def test_a_quota_that_refuses_the_job_is_told_and_waited_for(status: JobStatus, phase: Phase) -> None:
+    refusal = Refusal(Reason.QUOTA_EXCEEDED, "exceeded quota: jobs", final=False)
+    case = snapshot(status=status, refusal=refusal, spec={"runPolicy": {"startDeadlineSeconds": 60}})
+    decision = decide(case, NOW + seconds(10))
+    assert (decision.status.phase, decision.actions) == (phase, ())
+    assert condition(decision, "Succeeded") == ("Unknown", "QuotaExceeded")
+    assert decision.wake_at == NOW + seconds(20)
+    late = decide(case, NOW + seconds(60))
+    assert condition(late, "Succeeded") == ("False", "StartDeadlineExceeded")
+
+
+def test_a_step_that_starts_again_and_is_refused_goes_back_to_no_earlier_phase() -> None:
+    refusal = Refusal(Reason.QUOTA_EXCEEDED, "exceeded quota: jobs", final=False)
+    captions = CaptionsStatus(attempt=1, job_name=child(ANNOTATE).name)
+    status = JobStatus(phase=Phase.ANNOTATING, start_time=NOW, captions=captions)
+    assert decide(snapshot(status=status, refusal=refusal), NOW).status.phase == Phase.ANNOTATING
+
+
+def test_a_child_that_is_invalid_ends_the_job() -> None:
+    refusal = Refusal(Reason.CONFIGURATION_INVALID, "nodeSelector: Invalid value", final=True)
+    decision = decide(snapshot(refusal=refusal), NOW)
+    assert condition(decision, "Succeeded") == ("False", "ConfigurationInvalid")
 
 
 @pytest.mark.parametrize("phase", [Phase.SUCCEEDED, Phase.FAILED])

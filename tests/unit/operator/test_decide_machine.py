@@ -55,11 +55,13 @@ class World(RuleBasedStateMachine):
             profile=PROFILE if self.profile_there else None,
         )
 
-    def decide(self, stale: bool) -> None:
+    def decide(self, stale: bool, killed: bool = False) -> None:
+        """Once around; or killed half-way, between what is done and what is written."""
         assert self.spec is not None
         view = replace(self.view(stale), spec=self.spec)
         decision = decide(view, self.now)
-        for action in decision.actions:
+        ends = decision.status.phase.terminal
+        for action in () if killed and ends else decision.actions:
             match action:
                 case StartAnnotation() | StartTraining():
                     step = StepName.ANNOTATE if isinstance(action, StartAnnotation) else StepName.TRAIN
@@ -75,11 +77,14 @@ class World(RuleBasedStateMachine):
                     raise AssertionError("no time to live was asked for")
         if self.status.phase.terminal:
             assert decision.status == self.status, "terminal phases latch"
-        self.status = decision.status
+        if ends or not killed:
+            self.status = decision.status
         self.decision = decision
-        # what a lagging view has not shown yet will come as an event
-        self.event_due = view.children != tuple(self.jobs.values())
+        # what a lagging view has not shown yet will come as an event, and a new process looks at everything
+        self.event_due = killed or view.children != tuple(self.jobs.values())
         self.before = tuple(self.jobs.values())
+        if ends and not (stale or killed):
+            assert all(self.jobs[name].deleting for name in self.active()), "what has ended is stopped"
 
     def sweep(self, name: str) -> None:
         """A Job that is deleted in the foreground is gone with its last live pod."""
@@ -90,6 +95,10 @@ class World(RuleBasedStateMachine):
     @rule(stale=st.booleans())
     def reconcile(self, stale: bool) -> None:
         self.decide(stale)
+
+    @rule(stale=st.booleans())
+    def the_operator_is_killed(self, stale: bool) -> None:
+        self.decide(stale, killed=True)
 
     @rule(by=st.sampled_from([1, 20, 400, 4000]))
     def time_passes(self, by: int) -> None:
