@@ -29,10 +29,12 @@ def write_tiny_model(folder: Path) -> Path:
     return folder
 
 
-def command(home: Path, model: Path, *settings: str, job: Path = QUICKSTART / "job.yaml") -> list[str]:
+def command(
+    home: Path, model: Path, *settings: str, job: Path = QUICKSTART / "job.yaml", endpoint: str = ""
+) -> list[str]:
     arguments = [str(job), "--profiles", str(QUICKSTART / "profiles.yaml")]
     arguments += ["--images", str(QUICKSTART / "images"), "--put", f"{model}:models/tiny-sdxl"]
-    arguments += ["--home", str(home)]
+    arguments += ["--home", str(home), *(["--endpoint", endpoint] if endpoint else [])]
     for setting in [*SMALL, *settings]:
         arguments += ["--set", setting]
     return [LORA, "run", *arguments]
@@ -44,10 +46,15 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def lora_run(
-    home: Path, model: Path, *settings: str, job: Path = QUICKSTART / "job.yaml", **more: str
+    home: Path,
+    model: Path,
+    *settings: str,
+    job: Path = QUICKSTART / "job.yaml",
+    endpoint: str = "",
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(home, model, *settings, job=job),
+        command(home, model, *settings, job=job, endpoint=endpoint),
         check=False,
         env=environment(**more),
         capture_output=True,

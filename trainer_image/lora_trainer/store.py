@@ -151,7 +151,7 @@ class Bucket:
 
     def _unavailable(self, error: Exception) -> UnavailableError:
         return UnavailableError(
-            f"the store at {self.endpoint} cannot be used: {error}", Reason.STORE_UNAVAILABLE
+            f"the store at {self.endpoint} cannot be used: {_plain_words(error)}", Reason.STORE_UNAVAILABLE
         )
 
 
@@ -223,6 +223,13 @@ def verified_manifest(bucket: Bucket, data: bytes) -> Manifest | None:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _plain_words(error: Exception) -> str:
+    """What happened, without urllib3's account of its pools and retries."""
+    if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason:
+        error = error.reason
+    return str(error).rpartition("): ")[2]
 
 
 def _http(ca_file: str, retries: int) -> urllib3.PoolManager:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 OPTIONS = {
     "server.headless": "true",
@@ -18,15 +19,13 @@ OPTIONS = {
 }
 
 
-def main(options: Sequence[str]) -> int:
-    """Serve the page until it is stopped.
+def main(options: Sequence[str]) -> NoReturn:
+    """Become Streamlit's process, which serves the page until it is stopped.
 
     Args:
         options: Streamlit's own, for example `--server.port 8501`; they come after ours and win.
     """
     page = Path(__file__).with_name("app.py")
     ours = [f"--{name}={value}" for name, value in OPTIONS.items()]
-    try:
-        return subprocess.call([sys.executable, "-m", "streamlit", "run", str(page), *ours, *options])
-    except KeyboardInterrupt:
-        return 0
+    command = [sys.executable, "-m", "streamlit", "run", str(page), *ours, *options]
+    os.execv(sys.executable, command)  # noqa: S606 - no process between the page and who stops it

@@ -1,0 +1,113 @@
+"""A finished job, a store that can go away, the demo on it, and a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from lora_api.manifest import Manifest
+from lora_api.profile import StoreModel
+from lora_api.steps import StoreAccess
+from lora_operator.local.command import DEFAULT_PROFILE
+from lora_operator.local.seaweed import Seaweed
+from lora_trainer.store import Store
+from quickstart import QUICKSTART, lora_run, write_tiny_model
+from served import Demo, publish_another, serve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+TIMEOUT_MS = 150_000
+"""Of a machine with better things to do."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium or google-chrome on this machine: apt-get install chromium")
+    expect.set_options(timeout=TIMEOUT_MS)
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(TIMEOUT_MS)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots are kept: LORA_SCREENSHOTS, or with pytest's temporary files."""
+    folder = Path(os.environ.get("LORA_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def home(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `lora run` leaves of a job that has finished."""
+    folder = tmp_path_factory.mktemp("home")
+    ran = lora_run(folder, model)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """The page as a pod runs it: on a profile and a Secret's files."""
+    folder = tmp_path_factory.mktemp("demo")
+    buckets = [DEFAULT_PROFILE.store.input_bucket, DEFAULT_PROFILE.store.output_bucket]
+    with Seaweed(home / "store", buckets) as seaweed:
+        profile = yaml.safe_load((QUICKSTART / "profiles.yaml").read_text())["profiles"]["default"]
+        profile["store"] = {"endpoint": seaweed.endpoint, "secure": False}
+        (folder / "profiles.yaml").write_text(yaml.safe_dump({"profiles": {"default": profile}}))
+        (folder / "accessKey").write_text(seaweed.credentials.access_key)
+        (folder / "secretKey").write_text(seaweed.credentials.secret_key)
+        access = StoreAccess(
+            endpoint=seaweed.endpoint,
+            secure=False,
+            credentials_dir=str(folder),
+            input_bucket=buckets[0],
+            output_bucket=buckets[1],
+        )
+        settings = {
+            "LORA_PROFILES": str(folder / "profiles.yaml"),
+            "LORA_STORE_SECRET": str(folder),
+            "LORA_RUNS": str(home / "runs"),
+            "LORA_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        store = Store(access)
+        finished = publish_more(store)
+        with serve(settings) as url:
+            yield Demo(url, home, store, seaweed, finished)
+
+
+def publish_more(store: Store) -> Manifest:
+    """Adapters beside the finished job's: a loud one, two that came to harm, one of another base model."""
+    found = store.output.list("default/quickstart/", 1000)
+    key = next(item.key for item in found if item.key.endswith("attempt-1/manifest.json"))
+    finished = Manifest.model_validate_json(store.output.get(key))
+    publish_another(store, finished, "loud", 40.0)
+    harmed = publish_another(store, finished, "harmed", 2.0)
+    store.output.put(harmed.key, bytes(harmed.bytes))
+    store.output.remove(publish_another(store, finished, "lost", 3.0).key)
+    publish_another(
+        store, finished, "foreign", 4.0, base_model=StoreModel(source="store", key="models/another/")
+    )
+    return finished

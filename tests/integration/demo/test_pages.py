@@ -1,0 +1,246 @@
+"""Every page of the demo, driven in a real browser against a real store."""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from playwright.sync_api import Locator, Page, expect
+
+from lora_api.keys import JobKeys
+from lora_api.manifest import sha256_hex
+from quickstart import LORA, QUICKSTART, environment, lora_run
+from served import Demo, free_port, wait_for_page
+
+STATE = "dataset.testScriptState"
+WITH, WITHOUT = re.compile("^With the adapter"), re.compile("^Without")
+
+
+def picture_of(image: Locator) -> np.ndarray:
+    """A drawn picture as the browser got it, height by width by 3."""
+    expect(image).to_be_visible()
+    source = str(image.evaluate("image => image.src"))
+    data = image.page.request.get(source).body()
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.int16)
+
+
+def assert_shown(image: Locator) -> None:
+    """The browser has the picture, not only its frame."""
+    expect(image).to_be_visible()
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+
+
+def draw(page: Page) -> tuple[np.ndarray, np.ndarray]:
+    """With the adapters, and without."""
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.wait_for_function(f"document.querySelector('[data-testid=stApp]').{STATE} == 'running'")
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+    return picture_of(page.get_by_alt_text(WITH)), picture_of(page.get_by_alt_text(WITHOUT))
+
+
+def set_steps(page: Page, steps: int) -> None:
+    page.get_by_text("More", exact=True).click()
+    box = page.get_by_label("Steps")
+    box.fill(str(steps))
+    box.press("Enter")
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Wait until the page has run its script to the end."""
+    page.wait_for_timeout(300)
+    expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+
+
+def choose(page: Page, *names: str) -> None:
+    """Let exactly these jobs' adapters be chosen."""
+    page.get_by_role("button", name="Clear all").click()
+    settle(page)
+    for name in names:
+        page.get_by_role("combobox", name="Adapters").click()
+        page.get_by_role("option").filter(has_text=f"default/{name} ").click()
+        settle(page)
+    page.keyboard.press("Escape")
+
+
+def open_page(page: Page, demo: Demo, name: str = "Draw") -> None:
+    page.goto(demo.url)
+    page.get_by_role("link", name=name).click()
+    expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
+    settle(page)
+
+
+def test_pictures_with_the_adapter_differ_from_the_base_models(
+    page: Page, demo: Demo, pictures: Path
+) -> None:
+    open_page(page, demo)
+    choose(page, "quickstart")
+    page.get_by_label("Prompt", exact=True).fill("on a beach")
+    set_steps(page, 3)
+    expect(page.get_by_text("a photo of CUS rocket, on a beach")).to_be_visible()
+    adapted, base = draw(page)
+    page.screenshot(path=pictures / "draw.png")
+    assert adapted.shape == base.shape == (64, 64, 3)
+    assert np.abs(adapted - base).max() > 0
+
+    page.get_by_role("slider").press("Home")  # strength 0
+    settle(page)
+    rested, again = draw(page)
+    assert (again == base).all()
+    assert (rested == base).all()
+
+
+def test_adapters_are_blended(page: Page, demo: Demo, pictures: Path) -> None:
+    open_page(page, demo)
+    choose(page, "loud")
+    set_steps(page, 2)
+    loud, base = draw(page)
+    choose(page, "loud", "quickstart")
+    both, base_again = draw(page)
+    page.screenshot(path=pictures / "blend.png")
+    assert (base == base_again).all()
+    assert np.abs(loud - base).max() > 0
+    assert np.abs(both - loud).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("harmed", "is not the file that was published"), ("lost", "is gone from the store")],
+)
+def test_an_adapter_that_came_to_harm_is_named_and_not_loaded(
+    page: Page, demo: Demo, pictures: Path, name: str, words: str
+) -> None:
+    open_page(page, demo)
+    choose(page, name)
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text(words)
+    expect(page.get_by_role("alert")).to_contain_text(f"default/{name}/")
+    page.screenshot(path=pictures / f"{name}.png")
+    assert page.get_by_alt_text(WITH).count() == 0
+
+
+def test_adapters_of_two_base_models_are_not_blended(page: Page, demo: Demo) -> None:
+    open_page(page, demo)
+    choose(page, "foreign", "quickstart")
+    expect(page.get_by_role("alert")).to_contain_text("different base models")
+    expect(page.get_by_role("button", name="Draw", exact=True)).to_be_disabled()
+
+
+def test_jobs_are_shown_with_their_reports(page: Page, demo: Demo, pictures: Path) -> None:
+    open_page(page, demo, "Jobs")
+    assert_shown(page.get_by_alt_text("a photo of CUS rocket", exact=True))
+    page.screenshot(path=pictures / "jobs.png")
+    page.get_by_role("button", name="Report").click()
+    report = page.frame_locator("iframe")
+    expect(report.get_by_role("heading", level=1)).to_contain_text("CUS rocket")
+    for picture in report.locator("img").all():
+        picture.scroll_into_view_if_needed()
+        assert_shown(picture)
+    settle(page)
+    page.screenshot(path=pictures / "jobs-report.png")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    written = demo.store.output.get(demo.finished.adapter.report_key)
+    assert Path(download.value.path()).read_bytes() == written
+    page.get_by_role("button", name="All jobs").click()
+    assert_shown(page.get_by_alt_text("a photo of CUS rocket", exact=True))
+
+
+def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, pictures: Path) -> None:
+    """A job stops for approval; what is written and approved in the page is what it goes on with."""
+    job = yaml.safe_load((QUICKSTART / "job.yaml").read_text())
+    job["metadata"]["name"] = "reviewed"
+    file = pictures / "reviewed.yaml"
+    file.write_text(yaml.safe_dump(job))
+
+    def run() -> subprocess.CompletedProcess[str]:
+        keys = demo.seaweed.credentials
+        return lora_run(
+            demo.home,
+            model,
+            "annotation.approval=Required",
+            "training.maxSteps=2",
+            job=file,
+            endpoint=f"http://{demo.seaweed.endpoint}",
+            AWS_ACCESS_KEY_ID=keys.access_key,
+            AWS_SECRET_ACCESS_KEY=keys.secret_key,
+        )
+
+    waiting = run()
+    assert waiting.returncode == 3, waiting.stdout
+    uid = yaml.safe_load((demo.home / "runs/default/reviewed/status.yaml").read_text())["metadata"]["uid"]
+    keys = JobKeys("default", "reviewed", uid)
+
+    open_page(page, demo, "Captions")
+    page.get_by_role("combobox", name="Job").click()
+    page.get_by_role("option").filter(has_text="default/reviewed").click()
+    expect(page.get_by_text("This job waits for your approval.")).to_be_visible(timeout=60_000)
+    for picture in page.get_by_role("img").all():
+        assert_shown(picture)
+    box = page.get_by_role("textbox", name="000.png")
+    expect(box).to_have_value("a photo of CUS rocket")
+    box.fill("a photo of CUS rocket above a green field")
+    box.press("Control+Enter")
+    expect(page.get_by_role("button", name="Approve")).to_be_disabled()
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("button", name="Approve")).to_be_enabled()
+    page.screenshot(path=pictures / "captions.png")
+    page.get_by_role("button", name="Approve").click()
+    expect(page.get_by_text("Approved: start `lora run` again".replace("`", ""))).to_be_visible()
+    page.screenshot(path=pictures / "approved.png")
+
+    data = demo.store.output.get(keys.captions)
+    assert b'"a photo of CUS rocket above a green field"' in data
+    ran = run()
+    assert ran.returncode == 0, ran.stdout
+    resource = yaml.safe_load((demo.home / "runs/default/reviewed/status.yaml").read_text())
+    status = resource["status"]
+    assert status["phase"] == "Succeeded"
+    assert resource["spec"]["annotation"]["approvedCaptions"].removeprefix("sha256:") == sha256_hex(data)
+    report = demo.store.output.get(keys.report(status["training"]["attempt"])).decode()
+    assert "a photo of CUS rocket above a green field" in report
+
+
+def test_a_lost_store_is_said_and_comes_back(page: Page, demo: Demo, pictures: Path) -> None:
+    open_page(page, demo, "Captions")
+    port = int(demo.seaweed.endpoint.rpartition(":")[2])
+    demo.seaweed.stop()
+    try:
+        page.reload()
+        expect(page.get_by_role("alert")).to_contain_text(demo.seaweed.endpoint)
+        page.screenshot(path=pictures / "store-away.png")
+        assert "Traceback" not in page.inner_text("body")
+    finally:
+        demo.seaweed.start(port)
+    page.reload()
+    expect(page.get_by_role("textbox", name="000.png")).to_be_visible()
+
+
+def test_lora_demo_serves_local_runs(page: Page, home: Path, model: Path, tmp_path: Path) -> None:
+    """Beside another store's process: it works on a copy of what `lora run` left."""
+    port = free_port()
+    (tmp_path / "store").mkdir()
+    process = subprocess.Popen([LORA, "demo", "--home", tmp_path, "--port", str(port)], env=environment())
+    try:
+        wait_for_page(port)
+        page.goto(f"http://127.0.0.1:{port}")
+        expect(page.get_by_text("There is no finished adapter in the store yet")).to_be_visible()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+
+
+def test_lora_demo_names_a_home_without_a_store(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [LORA, "demo", "--home", tmp_path], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 64
+    assert f"{tmp_path} holds no local store" in ended.stderr

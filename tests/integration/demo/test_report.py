@@ -1,0 +1,74 @@
+"""The report as people open it: a file from disk, without a network, on a phone and on a desk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from lora_api.steps import TrainStep
+from lora_trainer.train.report import Facts, Shown, Timing, render
+from served import Demo
+
+HOSTILE = (
+    """<script>window.harmed = 1</script>"'><img src=x onerror="window.harmed = 2">&lt;b&gt;{{ 7 * 7 }}"""
+)
+MOST_BYTES = 5 << 20
+
+
+def assert_whole(page: Page) -> None:
+    """Every picture is there, and nothing is wider than the screen."""
+    missing = page.evaluate(
+        "[...document.images].filter(image => !(image.complete && image.naturalWidth)).length"
+    )
+    assert missing == 0
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(("device", "width", "scheme"), [("phone", 390, "dark"), ("desk", 1440, "light")])
+def test_the_report_opens_from_disk_without_a_network(
+    browser: Browser, home: Path, pictures: Path, device: str, width: int, scheme: str
+) -> None:
+    file = home / "runs/default/quickstart/result/report.html"
+    assert file.stat().st_size < MOST_BYTES
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, color_scheme=scheme)
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+    page.goto(file.as_uri())
+    # two prompts with and without the adapter, and six photographs
+    assert page.locator("img").count() == 2 * 2 + 6
+    assert page.locator("svg path").count() > 0
+    assert_whole(page)
+    assert set(asked) <= {"file", "data"}
+    page.screenshot(path=pictures / f"report-{device}.png")
+    page.screenshot(path=pictures / f"report-{device}-whole.png", full_page=True)
+    context.close()
+
+
+def test_what_people_and_models_wrote_stays_text(page: Page, demo: Demo, tmp_path: Path) -> None:
+    step = next((demo.home / "runs/default/quickstart").glob("quickstart-train-*.json"))
+    preview = demo.finished.previews[0].model_copy(update={"prompt": HOSTILE})
+    found = demo.store.output.list("default/quickstart/", 100)
+    photograph = next(item.key for item in found if item.key.endswith("images/000.png"))
+    fetch: Callable[[str], bytes] = demo.store.output.get
+    facts = Facts(
+        config=TrainStep.model_validate_json(step.read_bytes()),
+        manifest=demo.finished.model_copy(update={"previews": [preview], "versions": {HOSTILE: HOSTILE}}),
+        records=[],
+        trained_on=[Shown(photograph, HOSTILE, None)],
+        bases={},
+        captions=None,
+        timing=Timing(1, 2, 3),
+        device=HOSTILE,
+        fetch=fetch,
+    )
+    file = tmp_path / "report.html"
+    file.write_text(render(facts))
+    page.goto(file.as_uri())
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.harmed") is None
+    assert page.locator("script, [onerror], img[src=x]").count() == 0
+    assert page.locator("body").inner_text().count(HOSTILE) >= 4  # a caption, a prompt, a version, a device
