@@ -33,4 +33,4 @@ def crash_at(number: int, moment: str) -> None:
 
 if __name__ == "__main__":
     crash_at(int(sys.argv[1]), sys.argv[2])
-    sys.exit(main())
+    sys.exit(main([]))
