@@ -5,7 +5,7 @@ BIN := .venv/bin
 ENV := .venv/.installed
 DEMO := .demo
 
-.PHONY: help demo test lint format bench-annotation bench-operator bench-trainer crds chart docs images release-notes clean
+.PHONY: help demo test lint format base-model bench-annotation bench-operator bench-quality bench-trainer crds chart docs images release-notes clean
 
 help: ## This list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,12 @@ bench-annotation: $(ENV) ## 20 images against a local server with latency and a 
 
 bench-operator: $(ENV) ## Hundreds of jobs by the operator and by hand, on a real API server (QUICK=1: a few minutes)
 	PYTHONPATH=tests:tests/cluster $(BIN)/python tests/bench/bench_operator.py $(if $(QUICK),--quick)
+
+bench-quality: $(ENV) ## What each method teaches the small base model, by a judge; pictures in quality.png (QUICK=1: a few minutes)
+	$(BIN)/python tests/bench/bench_quality.py $(if $(QUICK),--quick)
+
+base-model: $(ENV) ## Train examples/shapes-sdxl and its judge from nothing: hours; can be interrupted
+	$(BIN)/python tests/bench/base_model.py
 
 crds: $(ENV) ## crds/loratrainingjobs.yaml from the models, and what the chart has of it
 	$(BIN)/python -m lora_api.crd > crds/loratrainingjobs.yaml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,15 +64,16 @@ def write_tiny_sdxl(directory: Path, seed: int = 0) -> None:
     pipeline.save_pretrained(directory)
 
 
-def tiny_tokenizer(pad: str) -> CLIPTokenizer:
+def tiny_tokenizer(pad: str, words: Sequence[str] = WORDS) -> CLIPTokenizer:
     """CLIP's byte-level BPE with a base vocabulary for every byte and merges for a few words.
 
     Args:
         pad: the padding token; SDXL's second tokenizer pads with "!".
+        words: a token each; all others are spelt.
     """
     letters = list(bytes_to_unicode().values())
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
+    for word in words:
         pieces = [*word[:-1], f"{word[-1]}</w>"]
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))

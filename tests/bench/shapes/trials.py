@@ -1,0 +1,136 @@
+"""Concepts trained by the real training step, in this process, from and into a store of this machine."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from PIL import Image
+from safetensors.torch import load
+from torch import Tensor
+
+from lora_api.job import parse_spec
+from lora_api.keys import JobKeys
+from lora_api.manifest import canonical_json, sha256_hex
+from lora_api.profile import StoreModel
+from lora_api.steps import StoreAccess, TrainStep
+from lora_operator.local.seaweed import Seaweed
+from lora_trainer.progress import Reporter
+from lora_trainer.store import Store
+from lora_trainer.train.step import work
+
+from .concepts import TOKEN, Concept
+from .drawing import SIDE
+
+MODEL_KEY = "models/shapes-sdxl/"
+SETTINGS = {
+    "resolution": SIDE,
+    "rank": 8,
+    "alpha": 8,
+    "maxSteps": 150,
+    "batchSize": 4,
+    "learningRate": "2e-3",
+    "optimizer": "AdamW",
+    "mixedPrecision": "fp32",
+    "snrGamma": "0",
+    "gradientCheckpointing": "Never",
+    "checkpoint": {"everySteps": 1000000},
+    "preview": {"numInferenceSteps": 1},
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a trial left."""
+
+    adapter: Path
+    learned: dict[str, Tensor]
+    """What the training step itself changed, by name: with DreamBoothExtract the UNet's layers."""
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A store with the base model in it."""
+
+    folder: Path
+    seaweed: Seaweed
+    model: Path
+
+    def __post_init__(self) -> None:
+        secrets = self.folder / "secrets"
+        secrets.mkdir(parents=True, exist_ok=True)
+        (secrets / "accessKey").write_text(self.seaweed.credentials.access_key)
+        (secrets / "secretKey").write_text(self.seaweed.credentials.secret_key)
+        for path in self.model.rglob("*"):
+            if path.is_file():
+                self.store.input.put_file(f"{MODEL_KEY}{path.relative_to(self.model)}", path)
+
+    @property
+    def access(self) -> StoreAccess:
+        return StoreAccess(
+            endpoint=self.seaweed.endpoint,
+            secure=False,
+            credentials_dir=str(self.folder / "secrets"),
+            input_bucket="datasets",
+            output_bucket="loras",
+        )
+
+    @property
+    def store(self) -> Store:
+        return Store(self.access)
+
+    def train(
+        self, concept: Concept, pictures: Sequence[Image.Image], captions: Sequence[str], **settings: Any
+    ) -> Trained:
+        """Run the training step for a concept.
+
+        Args:
+            settings: of `training`, by their names in the resource, in place of `SETTINGS`.
+        """
+        uid = str(uuid4())
+        keys = JobKeys("bench", "concept", uid)
+        bucket = self.store.output
+        lines = []
+        for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            out = io.BytesIO()
+            picture.save(out, "png")
+            bucket.put(keys.image(index), out.getvalue())
+            name = keys.image(index).rpartition("/")[2]
+            lines.append(canonical_json({"file_name": name, "text": caption}) + b"\n")
+        bucket.put(keys.captions, b"".join(lines))
+        spec = {
+            "dataset": {"prefix": "drawn/"},
+            "concept": {"token": TOKEN, "className": concept.class_name},
+            "training": {**SETTINGS, **settings},
+            "resources": {"train": {"gpus": 0}},
+        }
+        folder = self.folder / uid
+        config = TrainStep(
+            namespace="bench",
+            name="concept",
+            uid=uid,
+            spec=parse_spec(spec),
+            base_model=StoreModel(source="store", key=MODEL_KEY),
+            store=self.access,
+            work_dir=str(folder),
+            termination_log=str(folder / "termination-log"),
+            progress_host="127.0.0.1",
+            progress_port=0,
+            attempt=1,
+            captions_sha256=sha256_hex(b"".join(lines)),
+            input_hash=f"sha256:{sha256_hex(uid.encode())}",
+            cache_dir=str(self.folder / "cache"),
+        )
+        folder.mkdir()
+        reporter = Reporter("127.0.0.1", 0)
+        try:
+            work(config, reporter)
+        finally:
+            reporter.close()
+        step = config.spec.training.max_steps
+        weights = load(bucket.get(keys.checkpoint(step) + "weights.safetensors"))
+        return Trained(folder / "attempt-1" / "adapter.safetensors", weights)

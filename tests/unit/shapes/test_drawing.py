@@ -1,0 +1,106 @@
+"""The drawn world: what pictures show is what scenes and captions say, and what is left out stays out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from bench.shapes import concepts, judge
+from bench.shapes.captions import SPOKEN, UNSAID, WHERE, describe
+from bench.shapes.drawing import FILLS, GROUND_RGB, NEW_PAIRS, NEW_SHAPES, RGB, SHAPES, SIDE, draw, imagine
+from lora_trainer.train.draws import generator_for
+
+
+def test_the_same_chance_draws_the_same() -> None:
+    one, other = (
+        draw(imagine(8, chance), chance) for chance in (generator_for(3, "a"), generator_for(3, "a"))
+    )
+    assert torch.equal(one, other)
+    assert one.shape == (8, 3, SIDE, SIDE)
+    assert one.min() >= -1
+    assert one.max() <= 1
+
+
+def test_the_base_model_never_sees_what_adapters_are_to_learn() -> None:
+    scenes = imagine(20_000, generator_for(0, "never"))
+    seen = {(SHAPES[shape], FILLS[fill]) for shape, fill in zip(scenes.shape, scenes.fill, strict=True)}
+    assert not seen & set(NEW_PAIRS)
+    assert not {shape for shape, _ in seen} & set(NEW_SHAPES)
+    assert len(seen) == 8 * 5 - len(NEW_PAIRS)
+    assert (scenes.colour != scenes.ground).all()
+    everything = imagine(20_000, generator_for(0, "never"), everything=True)
+    assert set(zip(everything.shape.tolist(), everything.fill.tolist(), strict=True)) == {
+        (shape, fill) for shape in range(10) for fill in range(5)
+    }
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_a_plain_thing_has_its_colour_in_its_place_and_the_ground_around(shape: int) -> None:
+    chance = generator_for(1, "plain", shape)
+    scenes = imagine(64, chance).with_all(shape=shape, fill=0, size=2)
+    pictures = (draw(scenes, chance) + 1) / 2
+    corner = pictures[:, :, -1, -1]
+    assert (corner - GROUND_RGB[scenes.ground]).abs().max() < 0.2
+    inked = ((pictures - RGB[scenes.colour][:, :, None, None]).abs().amax(dim=1) < 0.05).flatten(1).sum(dim=1)
+    assert (inked > SIDE * SIDE * 0.05).all()
+    assert (inked < SIDE * SIDE * 0.5).all()
+
+
+def test_a_caption_says_only_what_is_there() -> None:
+    scenes = imagine(500, generator_for(0, "captions"))
+    for index, (text, said, unknown) in enumerate(describe(scenes, random.Random(0))):
+        words = text.replace(",", "").split()
+        for name, value in said.items():
+            assert value in (UNSAID, int(getattr(scenes, name)[index]))
+            if value != UNSAID and name != "place":
+                assert SPOKEN[name][value] in words
+        if said["place"] != UNSAID:
+            assert any(phrase in text.replace(",", "") for phrase in WHERE[SPOKEN["place"][said["place"]]])
+        if unknown:
+            assert unknown in words
+
+
+def test_the_judge_is_right_about_drawings_that_it_never_saw() -> None:
+    chance = generator_for(1, "held out")
+    scenes = imagine(1000, chance, everything=True)
+    found = judge.judge(judge.load(), draw(scenes, chance))
+    for name, indices in found.items():
+        right = (indices == getattr(scenes, name)).float().mean()
+        assert right > 0.98, f"{name}: {right:.3f}"
+
+
+def test_the_judge_sees_nothing_in_noise_and_in_pieces() -> None:
+    chance = generator_for(2, "nothing")
+    pieces = judge.shuffled(draw(imagine(200, chance), chance), chance)
+    nothing = len(SHAPES)
+    assert (judge.judge(judge.load(), pieces)["shape"] == nothing).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("concept", concepts.CONCEPTS, ids=lambda concept: concept.name)
+def test_the_pictures_of_a_concept_show_it(concept: concepts.Concept) -> None:
+    assert (concept.shape, concept.fill) in NEW_PAIRS
+    found = judge.judge(judge.load(), judge.to_batch(concepts.pictures(concept)))
+    assert [SHAPES[index] for index in found["shape"]] == [concept.shape] * len(concepts.SHOWN)
+    assert [FILLS[index] for index in found["fill"]] == [concept.fill] * len(concepts.SHOWN)
+
+
+def test_captions_good_and_bad() -> None:
+    ring = concepts.CONCEPTS[0]
+    kinds = {kind: concepts.captions(ring, kind) for kind in concepts.Captions}
+    assert kinds[concepts.Captions.TEMPLATE][0] == "a photo of CUS ring"
+    assert kinds[concepts.Captions.GOOD][1] == "a photo of a red CUS ring on a green background on the left"
+    assert (
+        kinds[concepts.Captions.WRONG_CLASS][1]
+        == "a photo of a red CUS heart on a green background on the left"
+    )
+    assert kinds[concepts.Captions.NO_TOKEN][1] == "a photo of a red ring on a green background on the left"
+    assert kinds[concepts.Captions.TRUNCATED][1] == "a photo of a red"
+    assert kinds[concepts.Captions.SHUFFLED][0] == kinds[concepts.Captions.GOOD][1]
+
+
+def test_no_prompt_asks_for_what_the_pictures_show() -> None:
+    shown = {(colour, ground) for colour, ground, _, _ in concepts.SHOWN}
+    for prompt in concepts.PROMPTS:
+        assert (prompt.colour, prompt.ground) not in shown
