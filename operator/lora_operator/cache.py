@@ -65,6 +65,12 @@ class Shelf(Generic[Item]):
         if self._known.get(name, (version + 1,))[0] <= version:
             self._remove(name)
 
+    def lose(self, name: Name) -> None:
+        """An object is gone, and no watch has said so yet."""
+        if name in self._known:
+            self._gone[name] = self._known[name][0]
+            self._remove(name)
+
     async def mend(self, pages: AsyncIterator[Page], owner: Hashable = None) -> None:
         """Be as a list says, but for what is newer than it.
 
@@ -133,6 +139,7 @@ class Cache:
         except ApiException as error:
             if error.status != NOT_FOUND:
                 raise
+            self.resources.lose((namespace, name))
             return None
         self.resources.put(body)
         resource = Resource.of(body)

@@ -50,6 +50,8 @@ class Controller:
     def __post_init__(self) -> None:
         self.queue = WorkQueue(self.reconcile)
         self._progress: dict[str, Progress] = {}
+        self._doubted: set[Key] = set()
+        """Jobs for which something may have been done already that their status does not tell of."""
         self.relisted = asyncio.Event()
         """Set when a watch began anew: what was deleted meanwhile it does not tell."""
         self.ticked = monotonic()
@@ -72,11 +74,13 @@ class Controller:
 
     async def _decide_and_apply(self, resource: Resource) -> Decision | None:
         """None when the resource is gone."""
+        key = (resource.namespace, resource.name)
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
+        untouched = snapshot.status.start_time is None and key not in self._doubted
         ends = decision.status.phase.terminal and not snapshot.status.phase.terminal
-        doubtful = decision.actions or ends or snapshot.leftovers
-        if doubtful and snapshot.status.start_time is not None:
+        self._doubted.add(key)
+        if (decision.actions or ends or snapshot.leftovers) and not untouched:
             # watches lag behind, each for itself: a Job made or deleted by mistake is a GPU pod too many or too
             # few, why a Job failed is known by its pod, and a pod may be known before its Job is
             found = await self.cache.mend_one(self.cluster.api, resource.namespace, resource.name)
@@ -92,7 +96,8 @@ class Controller:
             written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
         if written is not None and self.cache.resources.put(written):
             # the watch brings this later, and until then every other write would be refused as a conflict
-            self.queue.add((resource.namespace, resource.name))
+            self.queue.add(key)
+        self._doubted.discard(key)
         return decision
 
     async def _observe(self, resource: Resource) -> Snapshot:
@@ -132,7 +137,9 @@ class Controller:
         await self.cache.mend(self.cluster.api)
         metrics.LAST_RESYNC.set_to_current_time()
         for resource in self.cache.unsettled():
-            self.queue.add((resource.namespace, resource.name))
+            key = (resource.namespace, resource.name)
+            self._doubted.add(key)
+            self.queue.add(key)
 
     async def resync_at_last(self) -> None:
         """The same, as often as it takes."""

@@ -283,7 +283,7 @@ async def play(
 
     Args:
         operator: the operator's own access to the API server.
-        folder: has the profiles file; the operator's log goes there.
+        folder: has the profiles file; the operator's log goes there, and all that happened if anything was wrong.
         seed: decides who does what when; the machine's own timing is not in its hand.
     """
     began = time.monotonic()
@@ -310,6 +310,8 @@ async def play(
             results = await asyncio.gather(*tasks, return_exceptions=True)
         wrong += [f"the game itself: {e!r}" for e in results if isinstance(e, Exception)]
         wrong += judge.violations() + _surplus(judge)
+        if wrong:
+            (folder / "happenings.txt").write_text("\n".join(judge.record()))
         seconds = time.monotonic() - began
         return Outcome(wrong, seconds, line.done, keeper.starts, keeper.exits, len(judge.happenings))
 

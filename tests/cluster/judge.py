@@ -121,6 +121,18 @@ class Judge:
         pods = {(h.uid, h.owner[1]) for h in self.happenings if h.kind == "pod" and h.owner[0] in uids}
         return Counter(step for _, step in pods)
 
+    def record(self) -> Iterator[str]:
+        """All that happened, a line each, to find out why."""
+        for h in sorted(self.happenings, key=lambda h: h.version):
+            metadata, status = h.body["metadata"], h.body.get("status") or {}
+            owners = [owner["uid"] for owner in metadata.get("ownerReferences", ())]
+            times = [metadata.get(name, "-") for name in ("creationTimestamp", "deletionTimestamp")]
+            marks = ["gone" if h.gone else "", "alive" if h.kind != "resource" and h.alive else "", h.phase]
+            told = [c.get("message", "") for c in status.get("conditions") or () if c["type"] == "Succeeded"]
+            yield " ".join(
+                map(str, [h.version, h.kind, h.name, h.uid, *owners, *times, *filter(None, marks), *told])
+            )
+
     def violations(self) -> list[str]:
         """Every broken promise, in plain words; none when all is well."""
         history = sorted(self.happenings, key=lambda h: h.version)

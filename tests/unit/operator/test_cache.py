@@ -66,6 +66,14 @@ def test_a_late_deletion_leaves_what_was_made_anew() -> None:
     assert found.put(thing("a", 11))
 
 
+def test_what_turned_out_to_be_gone_does_not_come_back_with_an_old_event() -> None:
+    found = shelf(thing("a", 5))
+    found.lose(("n", "a"))
+    assert list(found) == []
+    assert not found.put(thing("a", 5))
+    assert found.put(thing("a", 7)), "another one of this name"
+
+
 def test_anyone_may_borrow_our_labels() -> None:
     cache = Cache()
     stranger = thing("stranger", 1)
