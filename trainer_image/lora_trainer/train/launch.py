@@ -7,6 +7,7 @@ their process number and their exit code in a folder, and this process does both
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from lora_api.exits import ExitCode
+from lora_api.job import TrainResources
 from lora_api.reasons import Reason
 from lora_api.steps import Outcome, StepResult, TrainStep
 
@@ -37,9 +39,8 @@ def main(config_path: Path) -> int:
     except StepError as error:
         log.error("%s", error)
         return error.exit_code
-    gpus = config.spec.resources.train.gpus
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
-        stopped = _supervise(accelerate_command(config_path, gpus), Path(folder))
+        stopped = _supervise(accelerate_command(config_path, config.spec.resources.train), Path(folder))
         code = _exit_code(Path(folder))
     if code is None and stopped:
         result, code = explain(InterruptedStepError("told to stop before the work had begun"))
@@ -54,10 +55,11 @@ def main(config_path: Path) -> int:
     return code
 
 
-def accelerate_command(config_path: Path, gpus: int) -> list[str]:
+def accelerate_command(config_path: Path, resources: TrainResources) -> list[str]:
     """The command line; every setting that accelerate would otherwise choose, and say so, is given."""
+    gpus = resources.gpus
     processes = max(gpus, 1)
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cpus(resources.cpu) // processes))
     options = {
         "--num_processes": str(processes),
         "--num_machines": "1",
@@ -73,6 +75,17 @@ def accelerate_command(config_path: Path, gpus: int) -> list[str]:
         "--quiet",
         *("-m", "lora_trainer", "train", "--config", str(config_path)),
     ]
+
+
+def _cpus(requested: str) -> int:
+    """How many CPUs to use: what the job requests, at most what is there.
+
+    A thread for each CPU of a node would wait for CPUs that belong to others, and sums would depend on the node.
+    """
+    there = os.cpu_count() or 1
+    if requested.endswith("m"):
+        return min(math.ceil(float(requested[:-1]) / 1000), there)
+    return min(math.ceil(float(requested)), there) if requested[-1].isdigit() else there
 
 
 def join_workers() -> None:
