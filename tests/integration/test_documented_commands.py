@@ -25,6 +25,7 @@ ELSEWHERE = {
     r"make test": ".ci/run",
     r"helm install lora charts/lora-training-operator .*": CHART,
     r"helm test lora .*": LIFE,
+    r"make images|kind load docker-image .*": LIFE,
     r"kubectl create secret generic (lora-store|lora-llm) .*": END_TO_END,
     r"kubectl apply -f (examples/quickstart/)?job\.yaml": END_TO_END,
     r"kubectl (get|wait) .*loratrainingjobs?\b.*": END_TO_END,

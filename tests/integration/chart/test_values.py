@@ -79,8 +79,20 @@ def test_the_values_that_the_docs_show_are_values() -> None:
     text = (CHART.parents[1] / "docs" / "install.md").read_text()
     (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert render(yaml.safe_load(shown))
-    for options in re.findall(r"--set ([^` ]+)", text):
-        helm("template", "lora", str(CHART), "--set", options.replace("...", "example"))
+
+
+def test_the_trial_runs_the_images_that_make_builds() -> None:
+    values = yaml.safe_load((CHART.parents[1] / "examples/quickstart/values.yaml").read_text())
+    (deployment,) = [
+        found
+        for found in render(values)
+        if found["kind"] == "Deployment" and found["metadata"]["name"] == "lora"
+    ]
+    (box,) = deployment["spec"]["template"]["spec"]["containers"]
+    named = {item["value"] for item in box["env"] if item["name"].endswith("_IMAGE")} | {box["image"]}
+    assert named == set(re.findall(r" build -t (\S+)", (CHART.parents[1] / "Makefile").read_text()))
+    (loaded,) = re.findall(r"kind load docker-image (.*)", (CHART.parents[1] / "docs/install.md").read_text())
+    assert named == set(loaded.split())
 
 
 @pytest.mark.parametrize(
