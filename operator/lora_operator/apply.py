@@ -120,9 +120,9 @@ class Cluster:
 
     async def _write_status(self, snapshot: Snapshot, status: JobStatus, version: str) -> Object | None:
         """Write what has changed; None when nothing has."""
-        changes = merge_patch(snapshot.status.to_wire(), status.to_wire())
-        if snapshot.status_error:  # what stands there cannot be merged with
-            changes = status.to_wire()
+        # an empty status says nothing, not even its defaults; one that cannot be read cannot be merged with
+        before = {} if snapshot.status_error or snapshot.status == JobStatus() else snapshot.status.to_wire()
+        changes = merge_patch(before, status.to_wire())
         if not changes:
             return None
         metrics.API_WRITES.labels("loratrainingjob", "patch").inc()

@@ -56,8 +56,8 @@ class BadLine:
         self.faults = faults
         self.script: list[tuple[str, str, str]] = []
         """Faults to come: of the next request with this method whose path ends so, what goes wrong."""
-        self.frozen = False
-        """While set, watches stay open and say nothing."""
+        self.frozen: str | None = None
+        """While set, watches whose path ends so stay open and say nothing."""
         self.dead = False
         """While set, every connection is cut at once."""
         self._lives: dict[asyncio.Timeout, str] = {}
@@ -164,7 +164,7 @@ class BadLine:
                 self._lives[life] = self._random.choices(list(ENDS), list(ENDS.values()))[0]
                 async for line in answer.content:
                     for part in self._garble(line, before):
-                        await self._stutter()
+                        await self._stutter(request)
                         await response.write(part)
         except TimeoutError:
             return await self._end(request, response, self._lives[life])
@@ -184,11 +184,11 @@ class BadLine:
         self.done["event stale" if stale else "event twice"] += 1
         return [old, line] if stale and old is not None else [line, line]
 
-    async def _stutter(self) -> None:
+    async def _stutter(self, request: web.BaseRequest) -> None:
         if self._random.random() < self.faults.stutter:
             self.done["event late"] += 1
             await asyncio.sleep(self._random.uniform(0.1, 2.0))
-        while self.frozen:
+        while self.frozen is not None and request.path.endswith(self.frozen):
             await asyncio.sleep(0.05)
 
     async def _end(

@@ -34,7 +34,11 @@ PROFILES = {
 }
 
 
-def until(check: Callable[[], Any], seconds: float = 30.0) -> Any:
+PATIENCE_SECONDS = 120.0
+"""Far more than anything here takes; only a machine with no time for its tests needs it."""
+
+
+def until(check: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait for something to be true, and give it back; a test fails after so long."""
     deadline = time.monotonic() + seconds
     while not (found := check()):
@@ -108,7 +112,7 @@ class Studio:
             (c["message"] for c in self.status(name).get("conditions", []) if c["type"] == "Succeeded"), ""
         )
 
-    def wait_for(self, phase: str, name: str = "statue", seconds: float = 30.0) -> dict[str, Any]:
+    def wait_for(self, phase: str, name: str = "statue", seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         until(lambda: self.phase(name) == phase, seconds)
         return self.status(name)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from kubelet import FakeKubelet, well
 from proxy import NONE, BadLine
-from studio import OperatorProcess, Studio, until
+from studio import PATIENCE_SECONDS, OperatorProcess, Studio, until
 from wire import Wire
 
 from lora_api.steps import StepName
@@ -69,7 +69,7 @@ def test_any_write_may_be_refused_or_its_answer_lost(
     for name in names:
         studio.create(name)
     for name in names:
-        studio.wait_for("Succeeded", name, seconds=60)
+        studio.wait_for("Succeeded", name)
         assert studio.status(name)["training"]["attempt"] == 1
     assert line.script == []
     assert len(kubelet.runs) == len(studio.jobs()) == 2 * len(names)
@@ -127,7 +127,7 @@ def test_an_unknown_watch_error_ends_the_process_and_a_new_one_goes_on(
     studio.wait_for("Training")
     line.run(line.end_watches, "broken")
     assert operator.process is not None
-    assert operator.process.wait(20) != 0
+    assert operator.process.wait(PATIENCE_SECONDS) != 0
     kubelet.script = well
     operator.start()
     studio.wait_for("Succeeded")
@@ -140,18 +140,38 @@ def test_what_was_deleted_while_no_watch_looked_is_noticed(
     kubelet.script = endless
     studio.create()
     studio.wait_for("Training")
-    line.frozen = True
+    line.frozen = ""
     job = studio.status()["training"]["jobName"]
     first = studio.batch.read_namespaced_job(job, studio.namespace).metadata.uid
     studio.batch.delete_namespaced_job(job, studio.namespace, propagation_policy="Background")
     until(lambda: job not in [found.metadata.name for found in studio.jobs()])
     until(lambda: not [pod for pod in studio.pods() if pod.status.phase == "Running"])
     line.run(line.end_watches, "expired")  # where the deletion was told, nobody can go on from
-    line.frozen = False
+    line.frozen = None
     kubelet.script = well
     studio.wait_for("Succeeded")
     assert studio.batch.read_namespaced_job(job, studio.namespace).metadata.uid != first
     assert max(kubelet.most_live.values()) == 1
+
+
+def test_a_pod_that_is_seen_before_its_job_costs_no_writes(
+    studio: Studio, line: Line, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    def writes() -> float:
+        return operator.metric("lora_operator_api_writes_total")
+
+    kubelet.script = lambda step, number: None
+    until(lambda: operator.ask("/readyz")[0] == 200)
+    line.frozen = "/jobs"
+    studio.create()
+    until(lambda: kubelet.runs)
+    until(lambda: writes() == 3)  # the Job, the status and an Event
+    time.sleep(1)
+    assert writes() == 3
+    line.frozen = None
+    kubelet.script = well
+    studio.wait_for("Succeeded")
+    assert writes() <= 10
 
 
 def test_a_while_without_the_api_server(
@@ -171,5 +191,5 @@ def test_a_while_without_the_api_server(
     assert operator.process is not None
     if operator.process.poll() is not None:
         operator.start()
-    studio.wait_for("Succeeded", seconds=60)
+    studio.wait_for("Succeeded")
     assert [step for step, _ in kubelet.runs] == [ANNOTATE, TRAIN]

@@ -10,7 +10,7 @@ from subprocess import Popen
 
 import pytest
 from kubelet import FakeKubelet, well
-from studio import OperatorProcess, Studio, until
+from studio import PATIENCE_SECONDS, OperatorProcess, Studio, until
 
 from lora_api.steps import StepName
 
@@ -37,7 +37,7 @@ def crash(operator_files: OperatorProcess) -> Iterator[Crash]:
 
 
 def wait_for_the_kill(process: Popen[bytes], *, over: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and not over():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -59,7 +59,7 @@ def test_killed_at_a_write(
     studio.create()
     wait_for_the_kill(process, over=lambda: studio.phase() == "Succeeded")
     operator_files.start()
-    status = studio.wait_for("Succeeded", seconds=60)
+    status = studio.wait_for("Succeeded")
     assert [step for step, _ in kubelet.runs] == [StepName.ANNOTATE, StepName.TRAIN]
     assert max(kubelet.most_live.values()) == 1
     assert (status["training"]["attempt"], status["captions"]["attempt"]) == (1, 1)
@@ -113,6 +113,6 @@ def test_killed_while_a_job_is_suspended(
     assert not studio.jobs()
     kubelet.script = well
     studio.patch({"spec": {"runPolicy": {"suspend": False}}})
-    status = studio.wait_for("Succeeded", seconds=60)
+    status = studio.wait_for("Succeeded")
     assert (status["captions"]["attempt"], status["training"]["attempt"]) == (2, 1)
     assert max(kubelet.most_live.values()) == 1

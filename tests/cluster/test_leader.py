@@ -13,7 +13,7 @@ import yaml
 from kubelet import FakeKubelet, well
 from kubernetes import client
 from plane import ControlPlane, install_crd, served
-from studio import OperatorProcess, Studio, until
+from studio import PATIENCE_SECONDS, OperatorProcess, Studio, until
 
 from lora_api import GROUP, PLURAL
 from lora_api.steps import StepName
@@ -81,7 +81,7 @@ def test_one_works_and_the_other_takes_over(
     studio.create("two")
     studio.wait_for("Training", "two")
     first.kill()
-    until(lambda: leads(second), 30)
+    until(lambda: leads(second))
     kubelet.script = well
     studio.wait_for("Succeeded", "two")
     assert lease(api).spec.lease_transitions == 1
@@ -103,7 +103,7 @@ def test_who_has_lost_the_lease_ends(
     thief = {"spec": {"holderIdentity": "somebody else", "leaseDurationSeconds": 3600}}
     client.CoordinationV1Api(api).patch_namespaced_lease(LEASE, NAMESPACE, thief)
     assert first.process is not None
-    assert first.process.wait(30) != 0
+    assert first.process.wait(PATIENCE_SECONDS) != 0
     assert "has lost the Lease" in first.log
     client.CoordinationV1Api(api).delete_namespaced_lease(LEASE, NAMESPACE)
 
@@ -118,7 +118,7 @@ def test_a_missing_definition_is_told_and_a_new_process_finds_it(
     try:
         operator_files.start()
         assert operator_files.process is not None
-        assert operator_files.process.wait(30) == 1
+        assert operator_files.process.wait(PATIENCE_SECONDS) == 1
         assert f"does not serve {PLURAL}: is the CustomResourceDefinition installed?" in operator_files.log
     finally:
         install_crd(api)

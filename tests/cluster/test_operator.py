@@ -86,24 +86,29 @@ def test_a_transient_failure_is_tried_again(
     kubelet.script = script
     studio.create()
     until(lambda: "StoreUnavailable: no route" in studio.message())
-    status = studio.wait_for("Succeeded", seconds=60)
+    status = studio.wait_for("Succeeded")
     assert [step for step, _ in kubelet.runs] == [ANNOTATE, TRAIN, TRAIN]
     assert status["training"]["lastFailure"]["reason"] == "StoreUnavailable"
 
 
-def test_a_preempted_pod_is_replaced_and_not_charged(
+def test_a_pod_that_is_preempted_evicted_or_lost_with_its_node_is_replaced_and_not_charged(
     studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
+    causes = ["PreemptionByScheduler", "EvictionByEvictionAPI", "DeletionByTaintManager"]
+
     def script(step: StepName, number: int) -> End:
         if step == TRAIN and number <= 3:
-            return End(143, "", "Error", disrupted="PreemptionByScheduler")
+            # more than a second apart, so that the last one can be told
+            return End(143, "", "Error", seconds=1.1, disrupted=causes[number - 1])
         return well(step, number)
 
     kubelet.script = script
     studio.create(runPolicy={"backoffLimit": 0})
-    status = studio.wait_for("Succeeded", seconds=90)
+    status = studio.wait_for("Succeeded")
     assert status["training"]["disruptions"] == 3
     assert status["training"]["attempt"] == 1
+    assert status["training"]["lastFailure"]["reason"] == "NodeLost"
+    assert status["training"]["lastFailure"]["node"].startswith("node-")
 
 
 def test_suspend_and_resume(studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet) -> None:
@@ -136,13 +141,13 @@ def test_a_job_or_a_pod_that_a_person_deletes_is_made_again(
 
     (first,) = training_pods()
     studio.core.delete_namespaced_pod(first.metadata.name, studio.namespace)
-    until(lambda: [p for p in training_pods() if p.metadata.uid != first.metadata.uid], 60)
+    until(lambda: [p for p in training_pods() if p.metadata.uid != first.metadata.uid])
     job_name = studio.status()["training"]["jobName"]
     before = studio.batch.read_namespaced_job(job_name, studio.namespace).metadata.uid
     studio.batch.delete_namespaced_job(job_name, studio.namespace, propagation_policy="Background")
     until(lambda: [j for j in studio.jobs() if j.metadata.name == job_name and j.metadata.uid != before])
     kubelet.script = well
-    studio.wait_for("Succeeded", seconds=60)
+    studio.wait_for("Succeeded")
     assert max(kubelet.most_live.values()) == 1
 
 
@@ -171,7 +176,7 @@ def test_a_quota_that_refuses_the_pod_is_told_and_waited_for(
     until(lambda: studio.condition("Succeeded") == ("Unknown", "QuotaExceeded"))
     assert "exceeded quota" in studio.message()
     studio.core.delete_namespaced_resource_quota("none", studio.namespace)
-    studio.wait_for("Succeeded", seconds=90)
+    studio.wait_for("Succeeded")
 
 
 def test_a_stranger_with_our_childs_name_is_left_alone(

@@ -1,0 +1,23 @@
+"""The operator on a machine whose clock is off: `skewed_operator.py SECONDS`."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+
+SKEW = datetime.timedelta(seconds=float(sys.argv[1]))
+
+
+class Skewed(datetime.datetime):
+    """Tells a wrong time."""
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+        return datetime.datetime.now(tz) + SKEW
+
+
+if __name__ == "__main__":
+    from lora_operator import __main__, controller
+
+    controller.datetime = Skewed
+    sys.exit(__main__.main([]))
