@@ -145,7 +145,7 @@ def wait_training(studio: Studio, name: str) -> Any:
 
 
 def wait_finished(studio: Studio, name: str) -> None:
-    until(lambda: studio.condition("Finished", name)[0] == "True", 900)
+    until(lambda: studio.condition("Finished", name)[0] == "True", 1800)
     assert studio.condition("Succeeded", name) == ("True", "Trained"), studio.message(name)
 
 
@@ -169,7 +169,7 @@ def test_the_life_of_a_release(release: Release) -> None:
 
     finished = studio.get("upgraded")
     release.helm("uninstall", "--wait")
-    assert not release.operator_pods()
+    until(lambda: not release.operator_pods())  # helm waits for the Deployment, not for its pods
     crds = client.ApiextensionsV1Api(studio.api)
     assert crds.read_custom_resource_definition(f"{PLURAL}.{GROUP}").metadata.deletion_timestamp is None
     assert studio.get("upgraded")["status"] == finished["status"]
