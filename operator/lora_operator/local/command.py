@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from minio import Minio
 from rich.console import Console
 from rich.markup import escape
 
-from lora_api.job import InvalidResourceError, JobSpec, parse_job_document, parse_spec
+from lora_api.job import InvalidResourceError, JobSpec
 from lora_api.manifest import Manifest
 from lora_api.profile import Profile
 from lora_api.status import JobStatus, Phase
 
+from ..jobfile import UsageError, read_job
 from ..settings import SettingsError, read_profiles
+from ..store import DownloadError, download_adapter, upload_folder
 from .display import Display
-from .files import DownloadError, download_adapter, upload_folder
 from .run import LocalRun, LocalRunError
 from .seaweed import Credentials, Seaweed, SeaweedError
 
@@ -30,10 +30,6 @@ console = Console()
 
 LLM_KEYS = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
 USAGE, FAILED, WAITING = 64, 1, 3
-
-
-class UsageError(RuntimeError):
-    """The command line or a file on it is wrong."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,8 @@ def run(
 ) -> None:
     """Run a job on this machine, without a cluster. Ctrl-C suspends it; run it again to go on."""
     try:
-        metadata, spec = _read_job(job, assign or [])
+        file = read_job(job, assign or [])
+        spec, namespace = file.spec, file.namespace or "default"
         profile = _read_profile(profiles, spec)
         buckets = [profile.store.input_bucket, profile.store.output_bucket]
         with ExitStack() as stack:
@@ -95,9 +92,8 @@ def run(
                 if not found:
                     raise UsageError(f"--put {item}: write FOLDER:PREFIX")
                 _upload(store, buckets[0], Path(folder), prefix)
-            local = LocalRun(
-                home / "runs" / metadata["namespace"] / metadata["name"], metadata, spec, profile
-            )
+            metadata = {"name": file.name, "namespace": namespace}
+            local = LocalRun(home / "runs" / namespace / file.name, metadata, spec, profile)
             stack.callback(local.forget_credentials)
             local.save_credentials(store.credentials, _llm_key(profile))
             with Display(console) as display:
@@ -130,32 +126,6 @@ def _open_store(endpoint: str, folder: Path, buckets: list[str]) -> Iterator[Loc
     except KeyError as error:
         raise UsageError(f"--endpoint needs the environment variable {error.args[0]}") from None
     yield LocalStore(address, scheme == "https", credentials, own=False)
-
-
-def _read_job(path: Path, assignments: list[str]) -> tuple[dict[str, Any], JobSpec]:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no YAML: {error}") from None
-    metadata, spec = parse_job_document(raw)
-    if assignments:
-        wire = raw["spec"]
-        for assignment in assignments:
-            _assign(wire, assignment)
-        spec = parse_spec(wire)
-    return {"name": metadata["name"], "namespace": metadata.get("namespace", "default")}, spec
-
-
-def _assign(spec: dict[str, Any], assignment: str) -> None:
-    field, found, value = assignment.partition("=")
-    if not found:
-        raise UsageError(f"--set {assignment}: write FIELD=VALUE")
-    *parents, last = field.split(".")
-    for parent in parents:
-        spec = spec.setdefault(parent, {})
-    spec[last] = yaml.safe_load(value)
 
 
 def _read_profile(path: Path | None, spec: JobSpec) -> Profile:

@@ -1,0 +1,361 @@
+"""`lora` against a real API server, as people and programs use it."""
+
+from __future__ import annotations
+
+import json
+import os
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client
+from plane import ControlPlane
+from studio import Studio
+from terminal import Terminal
+from typer.testing import CliRunner, Result
+
+from builders import wire_spec
+from conftest import RunningStore
+from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
+from lora_api.keys import JobKeys
+from lora_api.manifest import Manifest
+from lora_api.status import AdapterStatus
+from lora_operator import names
+from lora_operator.cli import app
+
+BIN = Path(sys.executable).parent
+SCREEN_CLEARED = "\x1b[2J"
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def environment(plane: ControlPlane) -> dict[str, str]:
+    path = f"{BIN}:{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "KUBECONFIG": str(plane.kubeconfig), "COLUMNS": "150"}
+
+
+@pytest.fixture
+def lora(studio: Studio, environment: dict[str, str]) -> Cli:
+    """`lora` in the test's namespace; in this process, where it need not be imported for each command."""
+
+    def run(*arguments: str, **more: str) -> Result:
+        return CliRunner().invoke(app, [*arguments, "-n", studio.namespace], env={**environment, **more})
+
+    return run
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    file = tmp_path / "job.yaml"
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "statue"}, "spec": wire_spec()}
+    file.write_text(yaml.safe_dump(body))
+    return file
+
+
+def set_status(studio: Studio, name: str, **status: Any) -> None:
+    studio.custom.patch_namespaced_custom_object_status(
+        GROUP, VERSION, studio.namespace, PLURAL, name, {"status": status}
+    )
+
+
+def at_step(step: int, total: int = 500) -> dict[str, Any]:
+    return {
+        "phase": "Training",
+        "progress": {
+            "step": step,
+            "totalSteps": total,
+            "percent": 100 * step // total,
+            "loss": "0.0832",
+            "etaSeconds": (total - step) // 2,
+            "display": f"{step}/{total}",
+        },
+    }
+
+
+def ended(succeeded: bool, reason: str, message: str) -> dict[str, Any]:
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    condition = {"status": str(succeeded), "reason": reason, "message": message, "lastTransitionTime": now}
+    kinds = [{"type": kind, **condition} for kind in ("Succeeded", "Finished")]
+    return {"phase": "Succeeded" if succeeded else "Failed", "conditions": kinds}
+
+
+def test_a_job_is_submitted_looked_at_held_and_let_go(lora: Cli, studio: Studio, job_file: Path) -> None:
+    tried = lora("submit", str(job_file), "--dry-run")
+    assert (
+        tried.exit_code,
+        studio.custom.list_namespaced_custom_object(GROUP, VERSION, studio.namespace, PLURAL)["items"],
+    ) == (0, []), tried.stderr
+    made = lora("submit", str(job_file), "--set", "training.maxSteps=7", "-o", "json")
+    assert json.loads(made.stdout)["spec"]["training"]["maxSteps"] == 7, made.stderr
+    again = lora("submit", str(job_file))
+    assert again.exit_code == 64
+    assert "already exists: give it another name" in again.stderr
+
+    listed = lora("list")
+    assert "statue" in listed.stdout
+    assert "Pending" in listed.stdout
+    as_yaml = yaml.safe_load(lora("list", "-o", "yaml").stdout)
+    assert [item["metadata"]["name"] for item in as_yaml["items"]] == ["statue"]
+
+    assert lora("suspend", "statue").exit_code == 0
+    assert studio.get()["spec"]["runPolicy"]["suspend"] is True
+    resumed = yaml.safe_load(lora("resume", "statue", "-o", "yaml").stdout)
+    assert resumed["spec"]["runPolicy"]["suspend"] is False
+    set_status(studio, "statue", **ended(True, "Trained", ""))
+    over = lora("suspend", "statue")
+    assert over.exit_code == 64
+    assert "has ended (Succeeded)" in over.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("training.rank=0", "spec.training.rank"),
+        ("concept.token.x=1", "token is a value"),
+        ("x", "FIELD=VALUE"),
+    ],
+)
+def test_a_wrong_job_is_not_sent(lora: Cli, studio: Studio, job_file: Path, change: str, words: str) -> None:
+    ran = lora("submit", str(job_file), "--set", change)
+    assert ran.exit_code == 64
+    assert words in ran.stderr
+    assert (
+        studio.custom.list_namespaced_custom_object(GROUP, VERSION, studio.namespace, PLURAL)["items"] == []
+    )
+
+
+def test_what_the_cluster_refuses_is_said_in_plain_words(
+    lora: Cli, environment: dict[str, str], tmp_path: Path
+) -> None:
+    absent = lora("suspend", "nobody")
+    assert absent.exit_code == 64
+    assert '"nobody" not found' in absent.stderr
+    assert "lora list" in absent.stderr
+    broken = yaml.safe_load(Path(environment["KUBECONFIG"]).read_text())
+    file = tmp_path / "kubeconfig"
+
+    broken["users"][0]["user"]["token"] = "nobody"
+    file.write_text(yaml.safe_dump(broken))
+    assert "does not know who you are" in lora("list", KUBECONFIG=str(file)).stderr
+
+    broken["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
+    file.write_text(yaml.safe_dump(broken))
+    away = lora("list", KUBECONFIG=str(file))
+    assert "https://127.0.0.1:9 cannot be reached" in away.stderr
+    assert "no context 'other'; it has: test" in lora("list", "--context", "other").stderr
+    assert "no cluster to talk to" in lora("list", KUBECONFIG=str(tmp_path / "absent")).stderr
+
+
+def test_it_is_a_plugin_of_kubectl_and_completes_names(lora: Cli, studio: Studio, environment: Any) -> None:
+    studio.create("marble")
+    listed = subprocess.run(
+        ["kubectl", "lora", "list", "-n", studio.namespace],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "marble" in listed.stdout, listed.stderr
+    config = yaml.safe_load(Path(environment["KUBECONFIG"]).read_text())
+    config["contexts"][0]["context"]["namespace"] = studio.namespace
+    file = Path(environment["KUBECONFIG"]).with_name("here.kubeconfig")
+    file.write_text(yaml.safe_dump(config))
+    completion = {"_LORA_COMPLETE": "complete_bash", "COMP_WORDS": "lora suspend ma", "COMP_CWORD": "2"}
+    asked = subprocess.run(
+        ["lora"],
+        env={**environment, **completion, "KUBECONFIG": str(file)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert asked.stdout.split() == ["marble"]
+
+
+def test_fifty_jobs_are_watched_without_flicker_or_lag(studio: Studio, environment: dict[str, str]) -> None:
+    for number in range(50):
+        studio.create(f"job-{number:02d}")
+        set_status(studio, f"job-{number:02d}", **at_step(10 * number))
+    command = ["lora", "watch", "-n", studio.namespace]
+    with Terminal(command, environment, rows=60, columns=150) as terminal:
+        terminal.wait_for("50 jobs: 50 Training")
+        assert all(f"job-{number:02d}" in terminal.screen for number in range(50))
+        begun = len(terminal.written)
+        waits = []
+        for step in range(491, 500):
+            set_status(studio, "job-07", **at_step(step))
+            waits.append(terminal.wait_for(f"{step}/500"))
+        studio.delete("job-00")
+        terminal.wait_for("49 jobs")
+        studio.create("job-99")
+        terminal.wait_for("job-99")
+        # a frame is written over the last one: nothing is ever cleared, so nothing can blink
+        assert SCREEN_CLEARED not in terminal.written
+        assert "\x1b[2K" not in terminal.written[begun:]
+        assert sorted(waits)[len(waits) // 2] < 1.0, waits
+        last = terminal.interrupt()
+        assert "job-99" in last  # stays on the ordinary screen
+        assert terminal.process.returncode == 0
+
+
+def test_a_low_screen_shows_those_at_work_and_counts_the_rest(
+    studio: Studio, environment: dict[str, str]
+) -> None:
+    for number in range(12):
+        studio.create(f"job-{number:02d}")
+    set_status(studio, "job-11", **at_step(40))
+    with Terminal(["lora", "watch", "-n", studio.namespace], environment, rows=10, columns=100) as terminal:
+        terminal.wait_for("12 jobs: 1 Training, 11 Pending")
+        assert "job-11" in terminal.screen.splitlines()[2]
+        assert "5 more below" in terminal.screen
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(ended(True, "Trained", "done"), 0), (ended(False, "Diverged", "x"), 1)]
+)
+def test_watching_a_job_ends_as_it_does(
+    lora: Cli, studio: Studio, environment: dict[str, str], end: dict[str, Any], code: int
+) -> None:
+    studio.create("statue")
+    command = ["lora", "watch", "statue", "-n", studio.namespace]
+    with Terminal(command, environment, rows=24, columns=120) as terminal:
+        terminal.wait_for("Pending")
+        set_status(studio, "statue", **at_step(250))
+        terminal.wait_for("250/500")
+        set_status(studio, "statue", **end)
+        assert end["phase"] in terminal.end()
+        assert terminal.process.returncode == code
+    piped = lora("watch", "statue")
+    reason = end["conditions"][0]["reason"]
+    assert f"{studio.namespace}/statue  {end['phase']}  250/500  {reason}" in piped.stdout
+    assert piped.exit_code == code
+    absent = lora("watch", "nobody")
+    assert absent.exit_code == 64
+    assert "has no job nobody" in absent.stderr
+
+
+def publish(studio: Studio, store: RunningStore) -> Manifest:
+    """What a finished training leaves in the store, and in the job's status."""
+    keys = JobKeys(studio.namespace, "statue", studio.create("statue")["metadata"]["uid"])
+    files = [
+        store.store.output.put(keys.attempt(1) + name, name.encode() * 1000)
+        for name in ("adapter.safetensors", "report.html")
+    ]
+    adapter = AdapterStatus(
+        uri=store.store.output.uri(files[0].key),
+        sha256=files[0].sha256,
+        bytes=files[0].bytes,
+        format="diffusers",
+        manifest_key=keys.manifest(1),
+    )
+    manifest = Manifest(
+        namespace=keys.namespace,
+        name=keys.name,
+        uid=keys.uid,
+        attempt=1,
+        input_hash="",
+        adapter=adapter,
+        files=files,
+        steps=1,
+        seed=0,
+        first_loss=1,
+        final_loss=1,
+        versions={},
+    )
+    store.store.output.put(keys.manifest(1), json.dumps(manifest.to_wire()).encode())
+    set_status(studio, "statue", adapter=adapter.to_wire(), **ended(True, "Trained", ""))
+    return manifest
+
+
+def test_an_adapter_is_fetched_and_verified(
+    lora: Cli, studio: Studio, running_store: RunningStore, tmp_path: Path
+) -> None:
+    keys = running_store.seaweed.credentials
+    reach = {
+        "LORA_STORE_ENDPOINT": running_store.seaweed.endpoint,
+        "LORA_STORE_ACCESS_KEY": keys.access_key,
+        "LORA_STORE_SECRET_KEY": keys.secret_key,
+    }
+    manifest = publish(studio, running_store)
+    folder = tmp_path / "out"
+    got = lora("get", "statue", str(folder), "--http", **reach)
+    assert got.exit_code == 0, got.stderr
+    assert manifest.adapter.sha256 in got.stdout
+    assert (folder / "adapter.safetensors").read_bytes() == b"adapter.safetensors" * 1000
+    told = json.loads(lora("get", "statue", str(folder), "--http", "-o", "json", **reach).stdout)
+    assert told["adapter"]["sha256"] == manifest.adapter.sha256
+
+    running_store.store.output.put(manifest.files[0].key, b"something else")
+    harmed = lora("get", "statue", str(tmp_path / "harmed"), "--http", **reach)
+    assert harmed.exit_code == 64
+    assert "is not the file that was published" in harmed.stderr
+    assert list((tmp_path / "harmed").iterdir()) == []
+    away = lora("get", "statue", "--http", **{**reach, "LORA_STORE_ENDPOINT": "127.0.0.1:9"})
+    assert "the store cannot be reached" in away.stderr
+    refused = lora("get", "statue", "--http", **{**reach, "LORA_STORE_SECRET_KEY": "wrong"})
+    assert "the store does not give" in refused.stderr
+    studio.create("young")
+    assert "has no adapter yet: it is Pending" in lora("get", "young", "--http", **reach).stderr
+
+
+@pytest.fixture
+def node(api: client.ApiClient, tmp_path: Path) -> Iterator[str]:
+    """A node whose kubelet knows one thing: logs."""
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=node",
+         "-keyout", tmp_path / "key", "-out", tmp_path / "crt"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+    class Kubelet(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f"{self.path.partition('?')[0]}\nstep 20 of 500\n".encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Kubelet)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+    core = client.CoreV1Api(api)
+    core.create_node({"metadata": {"name": "node"}})
+    status = {
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": server.server_port}},
+    }
+    core.patch_node_status("node", {"status": status})
+    yield "node"
+    core.delete_node("node")
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_log_of_the_newest_pod_is_printed(lora: Cli, studio: Studio, node: str) -> None:
+    uid = studio.create("statue")["metadata"]["uid"]
+    assert "has no pod now" in lora("logs", "statue").stderr
+    for step in ("annotate", "train"):
+        labels = {names.MANAGED_BY: names.OPERATOR, names.JOB_UID: uid, names.STEP: step}
+        studio.core.create_namespaced_pod(
+            studio.namespace,
+            {
+                "metadata": {"name": f"statue-{step}", "labels": labels},
+                "spec": {"nodeName": node, "containers": [{"name": "step", "image": "x"}]},
+            },
+        )
+    for arguments in (["--step", "annotate"], ["--step", "train", "-f"]):
+        said = lora("logs", "statue", *arguments)
+        assert said.stdout.splitlines() == [
+            f"/containerLogs/{studio.namespace}/statue-{arguments[1]}/step",
+            "step 20 of 500",
+        ], said.stderr
