@@ -29,7 +29,7 @@ from lora_api.status import CaptionsStatus, DatasetStatus, JobStatus, Phase, Pro
 from lora_api.steps import StepName
 from lora_operator.decide import RemoveJob, StartAnnotation, StartTraining, StopStep, decide
 from lora_operator.names import child_name
-from lora_operator.snapshot import Hint, Refusal, Snapshot
+from lora_operator.snapshot import Hint, Pod, Refusal, Snapshot
 
 ANNOTATE, TRAIN = StepName.ANNOTATE, StepName.TRAIN
 
@@ -285,8 +285,18 @@ def test_between_two_tries_the_first_one_is_explained() -> None:
     assert "StoreUnavailable: no route" in decision.status.conditions[-2].message
 
 
-def test_last_words_that_are_lost_mean_once_more() -> None:
-    gone = child(TRAIN, complete=True)
+@pytest.mark.parametrize(
+    "pods",
+    [
+        (),
+        (pod("Succeeded"),),
+        (pod("Succeeded", message="no result"),),
+        (pod("Succeeded", failed(Reason.INTERRUPTED)),),
+    ],
+    ids=["no pod", "no words", "not ours", "not those of an end"],
+)
+def test_last_words_that_are_lost_mean_once_more(pods: tuple[Pod, ...]) -> None:
+    gone = child(TRAIN, *pods, complete=True)
     decision = decide(snapshot(status=training(), children=(gone,)), NOW)
     assert decision.actions == (StartTraining(2, CAPTIONS_SHA, HASH),)
 
