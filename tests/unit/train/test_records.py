@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_api.job import Training, Validation
+from lora_api.job import Training
 from lora_trainer.train.records import Record, best_step, is_measured, is_out_of_patience
 
 
@@ -31,8 +31,8 @@ HELD_OUT = [None, 0.5, None, 0.3, None, 0.3, 0.4]
 def test_the_best_step(
     held_out: list[float | None], losses: list[float] | None, publish: str, best: int | None
 ) -> None:
-    validation = Validation.model_validate({"everySteps": 2, "publish": publish})
-    assert best_step(records(held_out, losses), validation) == best
+    training = Training.model_validate({"validation": {"everySteps": 2, "publish": publish}})
+    assert best_step(records(held_out, losses), training) == best
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,22 @@ def test_the_best_step(
     ],
 )
 def test_patience(held_out: list[float | None], patience: int, over: bool) -> None:
-    validation = Validation.model_validate({"everySteps": 1, "patience": patience})
-    assert is_out_of_patience(records(held_out), validation) is over
+    training = Training.model_validate({"validation": {"everySteps": 1, "patience": patience}})
+    assert is_out_of_patience(records(held_out), training) is over
+
+
+def test_where_factors_are_trained_only_their_steps_count() -> None:
+    validation = {"everySteps": 1, "publish": "LowestHeldOutLoss", "patience": 2}
+    training = Training.model_validate(
+        {"maxSteps": 6, "validation": validation, "extraction": {"factorSteps": 3}}
+    )
+    tuned = records([0.1, 0.2, 0.3])
+    assert best_step(tuned, training) is None
+    assert not is_out_of_patience(tuned, training)
+    both = records([0.1, 0.2, 0.3, 0.7, 0.8, 0.9])
+    assert best_step(both, training) == 4
+    assert not is_out_of_patience(both[:-1], training)
+    assert is_out_of_patience(both, training)
 
 
 def test_what_is_due() -> None:

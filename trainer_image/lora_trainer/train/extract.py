@@ -20,6 +20,7 @@ from torch.nn import Conv2d, Linear
 
 from lora_api.job import Extraction
 
+from ..errors import BadConfigurationError
 from .adapter import ADAPTER, UNET, trainable
 
 EXACT_SIDE = 512
@@ -80,20 +81,30 @@ def extract(
     Args:
         tuned, base: weights by module name, in float32.
         rank: of every layer's factors, or less by `rankEnergy` or where a layer has fewer dimensions.
+
+    Raises:
+        BadConfigurationError: when nothing has changed.
     """
-    changes = {name: (tuned[name].float() - base[name].to(tuned[name].device).float()) for name in tuned}
-    energies = {name: float(change.square().sum()) for name, change in changes.items()}
-    relative = {name: (energies[name] / float(base[name].float().square().sum())) ** 0.5 for name in changes}
+
+    def change_of(name: str) -> Tensor:  # made again when it is factorised: all at once are another model
+        return (tuned[name].float() - base[name].to(tuned[name].device).float()).flatten(1)
+
+    energies = {name: float(change_of(name).square().sum()) for name in tuned}
+    if not any(energies.values()):
+        raise BadConfigurationError(
+            "fine-tuning has changed nothing that could be extracted: raise training.learningRate"
+        )
+    relative = {name: (energies[name] / float(base[name].float().square().sum())) ** 0.5 for name in tuned}
     wanted, held = float(settings.layer_energy) * sum(energies.values()), 0.0
     found: dict[str, Factors] = {}
-    for name in sorted(changes, key=lambda name: -relative[name]):
+    for name in sorted(tuned, key=lambda name: -relative[name]):
         if held >= wanted:
             break
         held += energies[name]
-        change = changes[name].flatten(1)
+        change = change_of(name)
         a, b = factorise(change, rank, float(settings.rank_energy))
         lost = float((change - b @ a).square().sum())
-        shape = changes[name].shape[1:]
+        shape = tuned[name].shape[1:]
         a, b = a.reshape(-1, *shape), b.reshape(*b.shape, *(1 for _ in shape[1:]))
         found[name] = Factors(a, b, relative[name], 1 - lost / energies[name])
     return dict(sorted(found.items()))
@@ -147,6 +158,16 @@ def prepare_adapter(unet: UNet2DConditionModel, ranks: Mapping[str, int], rank: 
     unet.add_adapter(config)
     for parameter in trainable({UNET: unet}).values():
         parameter.data = parameter.data.float()
+
+
+def ranks_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """The rank of each of the UNet's layers in an adapter's parameters, by `unet.` and their names."""
+    ending = f".lora_A.{ADAPTER}.weight"
+    return {
+        name.removeprefix(f"{UNET}.").removesuffix(ending): tensor.shape[0]
+        for name, tensor in weights.items()
+        if name.startswith(f"{UNET}.") and name.endswith(ending)
+    }
 
 
 def report(factors: Mapping[str, Factors], output_error: float) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -22,6 +22,7 @@ from lora_api.job import Training
 from lora_api.reasons import Reason
 
 from ..errors import StepError
+from .average import Average, standing_in
 from .draws import draw, picture_of
 from .encode import Latent, TextEmbedding
 from .objective import Batch, sample_losses
@@ -53,7 +54,7 @@ class Source:
 
 @dataclass
 class Learner:
-    """All that a step needs or changes."""
+    """All that a step needs or changes, for some of a job's steps."""
 
     state: PartialState
     training: Training
@@ -66,6 +67,10 @@ class Learner:
     rates: LRScheduler
     scaler: torch.amp.GradScaler
     dtype: torch.dtype
+    steps: range
+    """Those of the job that these parameters learn in, from 0."""
+    average: Average | None = None
+    """Of the parameters, where the job publishes that."""
     held_out: Source | None = None
     """What the held-out loss is measured on."""
     records: list[Record] = field(default_factory=list)
@@ -86,10 +91,17 @@ class Learner:
 
     @property
     def is_done(self) -> bool:
-        """Whether training is over: the last step was made, or the held-out loss has stopped falling."""
-        return self.step >= self.training.max_steps or is_out_of_patience(
-            self.records, self.training.validation
-        )
+        """Whether the last of its steps was made, or the held-out loss has stopped falling."""
+        return self.step >= self.steps.stop or is_out_of_patience(self.records, self.training)
+
+    @property
+    def result(self) -> Mapping[str, Tensor]:
+        """What the parameters would be published as now."""
+        return self.average.values if self.average else self.parameters
+
+    def showing_result(self) -> AbstractContextManager[object]:
+        """Let the parameters be their result for as long as the block lasts, for what is measured and drawn."""
+        return standing_in(self.average.values, self.parameters) if self.average else nullcontext()
 
     def is_sound(self, record: Record) -> bool:
         """Whether the adapter can have survived a step: its loss and its gradient were numbers."""
@@ -99,14 +111,14 @@ class Learner:
 
 
 def train(learner: Learner, asked_to_stop: Callable[[], bool], after_step: Callable[[bool], None]) -> bool:
-    """Train from where the learner stands to `maxSteps`, or until the held-out loss has stopped falling.
+    """Train from where the learner stands to its last step, or until the held-out loss has stopped falling.
 
     Args:
         asked_to_stop: whether this process was told to stop; all processes stop after the same step.
         after_step: called after every step, with whether the run stops here.
 
     Returns:
-        Whether training is over.
+        Whether the learner is done.
 
     Raises:
         DivergedError: after three steps in a row whose loss or gradient norm is no number.
@@ -116,6 +128,8 @@ def train(learner: Learner, asked_to_stop: Callable[[], bool], after_step: Calla
         loss = accumulate(learner, learner.step)
         loss, stop = _share(learner, loss, asked_to_stop())
         norm = _update(learner)
+        if learner.average:
+            learner.average.update(learner.step + 1 - learner.steps.start)
         rate = float(learner.rates.get_last_lr()[0])
         learner.rates.step()
         seconds = time.perf_counter() - begun
@@ -152,7 +166,9 @@ def accumulate(learner: Learner, step: int) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(learner: Learner) -> float | None:
-    """The training objective on the same samples at every call; None where it is no number.
+    """The training objective of what would be published, on the same samples at every call.
+
+    None where it is no number.
 
     The pictures come in turn, each time with noise of its own, and the timesteps are spread evenly, so that
     measurements differ by the weights and not by chance.
@@ -164,7 +180,7 @@ def held_out_loss(learner: Learner) -> float | None:
     for sample in range(state.process_index, count, state.num_processes):
         batch = _batch(learner, [(source, sample, sample % len(source.latents))])
         timestep = torch.full_like(batch.timesteps, (2 * sample + 1) * timesteps // (2 * count))
-        with _autocast(learner):
+        with _autocast(learner), learner.showing_result():
             batch = replace(batch, timesteps=timestep)
             total += sample_losses(learner.unet, learner.schedule, batch, float(training.snr_gamma)).sum()
     if state.num_processes > 1:
@@ -247,7 +263,7 @@ def _number(value: Tensor) -> float | None:
 def _refuse_divergence(learner: Learner) -> None:
     last = learner.records[-BAD_STEPS:]
     bad = [record for record in last if not learner.is_sound(record)]
-    at_the_end = learner.step == learner.training.max_steps and last[-1] in bad
+    at_the_end = learner.step == learner.steps.stop and last[-1] in bad
     if len(bad) == BAD_STEPS or at_the_end:
         raise DivergedError(
             f"the loss or its gradient is no number since step {bad[0].step} at learning rate "

@@ -81,6 +81,13 @@ def build_schedule(training: Training, optimizer: torch.optim.Optimizer) -> LRSc
     return rates
 
 
+def continue_schedule(rates: LRScheduler, state: dict[str, Any]) -> None:
+    """Let a new optimizer's learning rate go on where another one's stood."""
+    rates.load_state_dict(state)
+    for group, rate in zip(rates.optimizer.param_groups, rates.get_last_lr(), strict=True):
+        group["lr"] = rate
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """An optimizer's state as tensors for safetensors and the rest for JSON; nothing needs pickle."""
     tensors: dict[str, torch.Tensor] = {}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from lora_api.job import Publish, Training, Validation
+from lora_api.job import Publish, Training
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,12 @@ def is_measured(step: int, training: Training) -> bool:
     return every > 0 and (step % every == 0 or step == training.max_steps)
 
 
-def best_step(records: Sequence[Record], validation: Validation) -> int | None:
+def best_step(records: Sequence[Record], training: Training) -> int | None:
     """The measured step that is published if no better one comes; None where it is the last, whichever that is."""
+    validation = training.validation
     scores: dict[int, float | None] = {}
     if validation.publish != Publish.LAST:
-        for record in records:
+        for record in _candidates(records, training):
             if record.held_out_loss is not None:
                 begin = max(0, record.step - validation.every_steps)
                 by_training = validation.publish == Publish.LOWEST_TRAINING_LOSS
@@ -53,9 +54,16 @@ def best_step(records: Sequence[Record], validation: Validation) -> int | None:
     return min(numbers, key=lambda step: numbers[step], default=None)
 
 
-def is_out_of_patience(records: Sequence[Record], validation: Validation) -> bool:
+def is_out_of_patience(records: Sequence[Record], training: Training) -> bool:
     """Whether so many measurements as the job allows brought no lower held-out loss."""
-    losses = [record.held_out_loss for record in records if record.held_out_loss is not None]
-    if not (validation.patience and losses):
+    candidates, patience = _candidates(records, training), training.validation.patience
+    losses = [record.held_out_loss for record in candidates if record.held_out_loss is not None]
+    if not (patience and losses):
         return False
-    return len(losses) - 1 - losses.index(min(losses)) >= validation.patience
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
+
+
+def _candidates(records: Sequence[Record], training: Training) -> Sequence[Record]:
+    """The steps whose adapter can be published: where extracted factors are trained at the end, only theirs."""
+    factor_steps = training.extraction.factor_steps
+    return records[training.max_steps - factor_steps :] if factor_steps else records

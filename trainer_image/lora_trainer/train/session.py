@@ -1,63 +1,57 @@
-"""One training run: what it loads, how it resumes, what it saves and what it publishes."""
+"""One training run: what it loads, how it resumes, what it saves, and how an extraction goes on from the tuned model."""
 
 from __future__ import annotations
 
-import json
+import gc
 import logging
-import math
-import platform
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch import Tensor
 
-from lora_api import __version__
-from lora_api.job import Crop, Method
-from lora_api.manifest import CaptionsManifest, FileEntry, Manifest, Selection
-from lora_api.status import AdapterStatus
+from lora_api.job import Method
+from lora_api.manifest import Manifest
 from lora_api.steps import TrainStep
 
-from ..errors import BadDataError
 from ..progress import Reporter
-from ..store import ObjectMissingError, Store
+from ..store import Store
 from .adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
+from .average import Average
 from .base_model import TextTower, provide_base_model
 from .checkpoint import Checkpoint, Checkpoints
-from .class_pictures import class_prompt, provide_class_pictures
-from .dataset import read_pictures
-from .draws import CLASS, HELD_OUT, INSTANCE
 from .encode import Encoders, TextEmbedding, encode_text
-from .export import FILE_NAMES, verify, write_diffusers, write_kohya
-from .extract import extract, make_trainable, put_adapter, report, tuned_weights
+from .extract import extract, make_trainable, prepare_adapter, put_adapter, ranks_of, report, tuned_weights
 from .fused import fuse
 from .gallery import Gallery
 from .lean import make_lean
-from .loop import Learner, Source, batches, train
-from .metadata import describe
+from .loop import Learner, batches, train
 from .objective import predict
-from .optimizers import build_optimizer, build_schedule, optimizer_state, restore_optimizer
+from .optimizers import (
+    build_optimizer,
+    build_schedule,
+    continue_schedule,
+    optimizer_state,
+    restore_optimizer,
+)
 from .plan import Machine, footprints, free_memory, make_plan
-from .publish import commit
 from .quantize import quantize
 from .records import Record, best_step, mean_loss
-from .report import Facts, Timing, render, show
+from .results import Results, upload
+from .samples import gather
 
 log = logging.getLogger(__name__)
-METRICS, LAYERS = "metrics.jsonl", "layers.json"
-BEST = "best "
-"""Before the names, in a checkpoint, of what the best step's weights were."""
+BEST, AVERAGE = "best ", "average "
+"""Before the names, in a checkpoint, of what the best step's result was, and of the average over the steps."""
 SMOOTHING = 20
 """Steps that the reported loss and speed are means over."""
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 
 
 class Session:
@@ -72,6 +66,7 @@ class Session:
         begun = time.monotonic()
         self._config = config
         self._bucket = store.output
+        self._state = state
         self._dtype = dtype
         self._training = training = config.spec.training
         work = Path(config.work_dir)
@@ -79,7 +74,7 @@ class Session:
         if state.is_main_process:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
-        self._gallery = Gallery(config, self._upload, self._embed)
+        self._gallery = Gallery(config, partial(upload, self._bucket, config), self._embed)
         self._checkpoints = Checkpoints(
             store.output, config.keys, config.input_hash, training.checkpoint.keep_last, work
         )
@@ -88,87 +83,70 @@ class Session:
         with state.main_process_first():  # the first fills the caches, the others read them
             self._model = provide_base_model(config, store.input)
             encoders = Encoders(self._model, work / "cache", state.device, dtype)
-            sources, held_out = self._sources(encoders)
-            captions = [caption for source in (*sources, held_out) for caption in source.captions]
+            self._samples = gather(config, self._bucket, encoders)
             live = training.text_encoder.train
-            self._texts = {} if live else encoders.texts(["", *captions, *self._gallery.prompts])
-        self._build(state, sources, held_out)
+            texts = ["", *self._samples.captions, *self._gallery.prompts]
+            self._texts = {} if live else encoders.texts(texts)
+        self._best: dict[str, Tensor] = {}
+        """What the result was after the step that is to be published, where that is not the last."""
+        self._layers: dict[str, object] | None = None
+        """What `extract.report` said of the extraction, once there was one."""
+        self._tunes = training.method == Method.DREAMBOOTH_EXTRACT
+        """Whether the UNet itself learns now."""
+        self.learner = self._begin()
         self._prepare_seconds = time.monotonic() - begun
 
-    def _sources(self, encoders: Encoders) -> tuple[list[Source], Source]:
-        """The customer's pictures and, for prior preservation, the class's; and what is measured on."""
-        config, training = self._config, self._training
-        pictures = read_pictures(
-            self._bucket, config.keys, config.captions_sha256, use_crops=training.crop != Crop.CENTER
-        )
-        keep_shape = training.crop == Crop.BUCKETS
-        latents = encoders.pictures(pictures, training.resolution, keep_shape)
-        self._shown = [
-            show(picture, config.keys.image_named(picture.name), training.resolution, keep_shape)
-            for picture in pictures
-        ]
-        captions = [picture.caption for picture in pictures]
-        kept = len(pictures) - training.validation.held_out_images
-        if kept < 1:
-            raise BadDataError(
-                f"training.validation.heldOutImages is {training.validation.held_out_images} of "
-                f"{len(pictures)} images: leave at least one to train on"
-            )
-        sources = [Source(INSTANCE, latents[:kept], captions[:kept])]
-        held_out = Source(HELD_OUT, latents[kept:] or latents, captions[kept:] or captions)
-        if training.prior_preservation.enabled:
-            prompt = class_prompt(training, config.spec.concept)
-            prior = provide_class_pictures(self._bucket, config.namespace, prompt, training, encoders)
-            latents = encoders.pictures(prior, training.resolution)
-            weight = float(training.prior_preservation.weight)
-            sources.append(Source(CLASS, latents, [prompt] * len(prior), weight))
-        return sources, held_out
-
-    def _build(self, state: PartialState, sources: list[Source], held_out: Source) -> None:
-        """Plan the memory, load what learns, and all that makes it learn."""
-        training, dtype = self._training, self._dtype
-        if state.device.type == "cuda":
+    def _begin(self) -> Learner:
+        """Plan the memory, load what learns first, and all that makes it learn."""
+        training, dtype, device = self._training, self._dtype, self._state.device
+        if device.type == "cuda":
             torch.cuda.empty_cache()  # what the encoders had
-        machine = Machine(state.device.type, free_memory(state.device), footprints(self._config))
+        machine = Machine(device.type, free_memory(device), footprints(self._config))
         plan = make_plan(training, self._model.folder, machine, dtype)
         log.info("memory:\n%s", plan)
-        self._extracts = training.method == Method.DREAMBOOTH_EXTRACT
-        unet = self._model.unet(torch.float32 if self._extracts else dtype)
+        self._checkpointing = plan.checkpointing
+        unet = self._model.unet(torch.float32 if self._tunes else dtype)
         quantize(unet, training.quantize_base)
-        unet.to(state.device)
-        if plan.checkpointing:
-            unet.enable_gradient_checkpointing()
-        unet.train()
-        self._adapted: dict[str, Any] = {UNET: unet}
+        self._adapted: dict[str, Any] = {UNET: unet.to(device)}
         if training.text_encoder.train:
             self._towers = self._model.text_towers(dtype)
             for name, tower in zip(TEXT_ENCODERS, self._towers, strict=True):
-                self._adapted[name] = tower.encoder.to(state.device)
-        if self._extracts:
+                self._adapted[name] = tower.encoder.to(device)
+        if self._tunes:
             make_trainable(unet, training.extraction.convolutions)
-        else:
-            for name, module in self._adapted.items():
-                add_adapter(module, name, training.rank, training.alpha, training.seed, kind=training.adapter)
-                fuse(module)
+            return self._learn(range(training.max_steps - training.extraction.factor_steps))
+        for name, module in self._adapted.items():
+            add_adapter(module, name, training.rank, training.alpha, training.seed, kind=training.adapter)
+        return self._learn(range(training.max_steps))
+
+    def _learn(self, steps: range) -> Learner:
+        """All that makes the modules' parameters learn in some of the job's steps."""
+        training, unet = self._training, self._adapted[UNET]
+        if self._checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet.train()
+        for module in self._adapted.values():
+            fuse(module)
         make_lean(unet)
         parameters = trainable(self._adapted)
         optimizer = build_optimizer(training, parameters)
-        self.learner = Learner(
-            state=state,
+        scales = self._dtype == torch.float16
+        return Learner(
+            state=self._state,
             training=training,
             unet=unet,
             schedule=self._model.noise_schedule(),
-            sources=sources,
+            sources=self._samples.sources,
             texts=self._embed,
             parameters=parameters,
             optimizer=optimizer,
             rates=build_schedule(training, optimizer),
-            scaler=torch.amp.GradScaler(state.device.type, enabled=dtype == torch.float16),
-            dtype=dtype,
-            held_out=held_out,
+            scaler=torch.amp.GradScaler(self._state.device.type, enabled=scales),
+            dtype=self._dtype,
+            steps=steps,
+            average=Average(parameters, float(training.ema_decay)) if training.ema_decay else None,
+            held_out=self._samples.held_out,
         )
-        self._best: dict[str, Tensor] = {}
-        """What `learner.parameters` were after the step that is to be published, where that is not the last."""
 
     def _embed(self, text: str) -> TextEmbedding:
         """A text's embedding: now, through encoders that learn, or from the cache."""
@@ -179,13 +157,21 @@ class Session:
         found = self._checkpoints.newest()
         if found is None:
             return None
+        if self._tunes and found.step > self.learner.steps.stop:
+            training, unet = self._training, self.learner.unet
+            prepare_adapter(unet, ranks_of(found.weights), training.rank, training.alpha)
+            self._tunes = False
+            self.learner = self._learn(range(self.learner.steps.stop, training.max_steps))
         learner = self.learner
         with torch.no_grad():
             for name, parameter in learner.parameters.items():
                 parameter.copy_(found.weights[name])
+                if learner.average:
+                    learner.average.values[name].copy_(found.weights[AVERAGE + name])
         self._best = {
             name.removeprefix(BEST): tensor for name, tensor in found.weights.items() if name.startswith(BEST)
         }
+        self._layers = found.state["layers"]
         restore_optimizer(learner.optimizer, found.optimizer, found.state["optimizer"])
         learner.rates.load_state_dict(found.state["rates"])
         learner.scaler.load_state_dict(found.state["scaler"])
@@ -196,150 +182,95 @@ class Session:
 
     def train(self, asked_to_stop: Callable[[], bool], reporter: Reporter) -> bool:
         """Train to the end or to the next stop, saving on the way; whether the end was reached."""
-        learner, training = self.learner, self._training
-        state = learner.state
+        training, stopped = self._training, False
 
         def after_step(stop: bool) -> None:
-            if not state.is_main_process:
+            nonlocal stopped
+            stopped = stop
+            if not self._state.is_main_process:
                 return
+            learner = self.learner
             step, last = learner.step, learner.is_done
             self._report(reporter)
-            if best_step(learner.records, training.validation) == step:
-                self._best = {
-                    name: value.detach().cpu().clone() for name, value in learner.parameters.items()
-                }
+            if best_step(learner.records, training) == step:
+                self._best = {name: value.detach().cpu().clone() for name, value in learner.result.items()}
             every = training.preview.every_steps
-            if every and step % every == 0 and not last:
-                self._draw(with_base=False)
+            if every and step % every == 0 and not self._is_over:
+                with learner.showing_result():
+                    self._draw(with_base=False)
             due = stop or last or step % training.checkpoint.every_steps == 0
             if due and learner.is_sound(learner.records[-1]):
                 self._save()
 
-        if learner.is_done:
-            return True
-        done = train(learner, asked_to_stop, after_step)
-        state.wait_for_everyone()  # a worker that leaves early would have the others killed
-        return done
+        train(self.learner, asked_to_stop, after_step)
+        if self.learner.is_done and not self._is_over and not stopped:
+            self._take_out()
+            train(self.learner, asked_to_stop, after_step)
+        self._state.wait_for_everyone()  # a worker that leaves early would have the others killed
+        return self._is_over
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether nothing more is trained, neither by this learner nor by one after it."""
+        return self.learner.is_done and self.learner.steps.stop == self._training.max_steps
 
     def publish(self) -> Manifest:
-        """Write, verify and publish the adapter, its previews, metrics and report; the manifest last."""
+        """Draw, write, verify and publish the adapter, and what tells of it; the manifest last."""
         begun = time.monotonic()
-        with torch.no_grad():
-            for name, value in self._best.items():
-                self.learner.parameters[name].copy_(value)
-        if self._extracts:
-            self._extract()
+        if self._tunes:
+            self._take_out()
+        else:
+            self._settle()
         self._draw(with_base=True)
-        paths = {form: self._folder / FILE_NAMES[form] for form in self._config.spec.output.formats}
-        for form, path in paths.items():
-            if form == "diffusers":
-                write_diffusers(path, self._adapted)
-            else:
-                write_kohya(path, self._adapted, self._describe())
-        for path in paths.values():
-            verify(path, self._adapted)
-        lines = [json.dumps(asdict(record)) + "\n" for record in self.learner.records]
-        (self._folder / METRICS).write_text("".join(lines))
-        names = [*(path.name for path in paths.values()), METRICS, *([LAYERS] if self._extracts else [])]
-        manifest = self._manifest({name: self._upload(self._folder / name) for name in names})
-        path = self._folder / Path(self._config.keys.report(self._config.attempt)).name
-        path.write_text(self._tell(manifest, time.monotonic() - begun))
-        reported = self._upload(path)
-        manifest = manifest.model_copy(update={"files": [*manifest.files, reported]})
-        commit(self._bucket, self._config, manifest)
-        return manifest
-
-    def _describe(self) -> dict[str, str]:
-        prediction = self.learner.schedule.config.prediction_type
-        path = self._folder / Path(self._gallery.previews[-1].key).name
-        with Image.open(path) as preview:
-            return describe(self._config, len(self.learner.sources[0].latents), prediction, preview)
+        results = Results(
+            config=self._config,
+            bucket=self._bucket,
+            folder=self._folder,
+            learner=self.learner,
+            adapted=self._adapted,
+            gallery=self._gallery,
+            shown=self._samples.shown,
+            layers=self._layers,
+            prepare_seconds=self._prepare_seconds,
+            begun=begun,
+        )
+        return results.publish()
 
     @torch.no_grad()
-    def _extract(self) -> None:
+    def _settle(self) -> None:
+        """Let the parameters be what is to be published: as the best step left them, or their result."""
+        for name, value in (self._best or self.learner.result).items():
+            self.learner.parameters[name].copy_(value)
+
+    def _take_out(self) -> None:
         """Take the adapter out of the fine-tuned UNet and put it on the base one, which takes its place."""
-        training, tuned = self._training, self.learner.unet.eval()
+        self._settle()
+        training, device = self._training, self._state.device
+        records, rates = self.learner.records, self.learner.rates.state_dict()
+        steps, schedule = range(self.learner.steps.stop, training.max_steps), self.learner.schedule
         base = self._model.unet(torch.float32)
-        settings = training.extraction
-        weights, before = (tuned_weights(unet, settings.convolutions) for unet in (tuned, base))
-        factors = extract(weights, before, training.rank, settings)
-        probe = next(iter(batches(self.learner, range(1))))
-        wanted = predict(tuned, self.learner.schedule, probe)
-        del self.learner.unet
+        probe = batches(self.learner, range(1))[0]
+        with torch.no_grad():
+            wanted = predict(self.learner.unet.eval(), schedule, probe)
+            tuned, before = (
+                tuned_weights(unet, training.extraction.convolutions) for unet in (self.learner.unet, base)
+            )
+            factors = extract(tuned, before, training.rank, training.extraction)
         put_adapter(base, factors, training.rank, training.alpha)
-        self.learner.unet = self._adapted[UNET] = base.to(self.learner.state.device)
-        found = predict(base.eval(), self.learner.schedule, probe)
+        # The tuned model and its optimizer go before the base model comes to their device.
+        del self.learner, self._adapted[UNET], tuned
+        gc.collect()
+        self._adapted[UNET] = base.to(device)
+        self._best, self._tunes = {}, False
+        self.learner = self._learn(steps)
+        self.learner.records = records
+        continue_schedule(self.learner.rates, rates)
+        with torch.no_grad():
+            found = predict(base.eval(), schedule, probe)
+        base.train()
         error = float((found - wanted).norm() / wanted.norm())
-        text = json.dumps(report(factors, error), indent=1)
-        (self._folder / LAYERS).write_text(text)
+        self._layers = report(factors, error)
         log.info("adapter taken out of %d layers, output error %.3g", len(factors), error)
-
-    def _manifest(self, files: dict[str, FileEntry]) -> Manifest:
-        config, records = self._config, self.learner.records
-        form = "diffusers" if "diffusers" in config.spec.output.formats else "kohya"
-        adapter = files[FILE_NAMES[form]]
-        tenth = math.ceil(len(records) / 10)
-        return Manifest(
-            namespace=config.namespace,
-            name=config.name,
-            uid=config.uid,
-            attempt=config.attempt,
-            input_hash=config.input_hash,
-            adapter=AdapterStatus(
-                uri=self._bucket.uri(adapter.key),
-                sha256=adapter.sha256,
-                bytes=adapter.bytes,
-                format=form,
-                manifest_key=config.keys.manifest(config.attempt),
-                report_key=config.keys.report(config.attempt),
-            ),
-            concept=config.spec.concept,
-            base_model=config.base_model,
-            resolution=self._training.resolution,
-            files=[*files.values(), *self._gallery.files],
-            previews=self._gallery.previews,
-            steps=len(records),
-            seed=self._training.seed,
-            first_loss=mean_loss(records[:tenth]) or 0.0,
-            final_loss=mean_loss(records[-tenth:]) or 0.0,
-            selection=self._selection() if self._training.validation.every_steps else None,
-            versions={"lora_trainer": __version__, **{name: version(name) for name in LIBRARIES}},
-        )
-
-    def _selection(self) -> Selection:
-        records, validation = self.learner.records, self._training.validation
-        step = best_step(records, validation) or len(records)
-        return Selection(
-            publish=validation.publish,
-            step=step,
-            held_out_loss=records[step - 1].held_out_loss,
-            stopped_early=len(records) < self._training.max_steps,
-        )
-
-    def _tell(self, manifest: Manifest, publish_seconds: float) -> str:
-        """The report as HTML."""
-        records, device = self.learner.records, self.learner.state.device
-        layers, captions = self._folder / LAYERS, self._fetch(self._config.keys.captions_manifest)
-        timing = Timing(self._prepare_seconds, sum(record.seconds for record in records), publish_seconds)
-        facts = Facts(
-            config=self._config,
-            manifest=manifest,
-            records=records,
-            trained_on=self._shown,
-            bases=self._gallery.bases,
-            captions=CaptionsManifest.model_validate_json(captions) if captions else None,
-            timing=timing,
-            device=_name(device),
-            fetch=self._fetch,
-            layers=json.loads(layers.read_text()) if self._extracts else None,
-        )
-        return render(facts)
-
-    def _fetch(self, key: str) -> bytes | None:
-        try:
-            return self._bucket.get(key)
-        except ObjectMissingError:
-            return None
 
     def _save(self) -> None:
         learner = self.learner
@@ -350,16 +281,16 @@ class Session:
             "scaler": learner.scaler.state_dict(),
             "records": [asdict(record) for record in learner.records],
             "gallery": self._gallery.state(),
+            "layers": self._layers,
         }
         weights = {name: parameter.detach() for name, parameter in learner.parameters.items()}
         weights |= {BEST + name: value for name, value in self._best.items()}
+        if learner.average:
+            weights |= {AVERAGE + name: value for name, value in learner.average.values.items()}
         self._checkpoints.save(Checkpoint(learner.step, weights, tensors, state))
 
     def _draw(self, with_base: bool) -> None:
         self._gallery.draw(self._folder, self.learner.step, self._model, self._adapted, with_base)
-
-    def _upload(self, path: Path) -> FileEntry:
-        return self._bucket.put_file(self._config.keys.attempt(self._config.attempt) + path.name, path)
 
     def _report(self, reporter: Reporter) -> None:
         recent = self.learner.records[-SMOOTHING:]
@@ -372,7 +303,3 @@ class Session:
             loss=loss,
             steps_per_second=1 / seconds if seconds else None,
         )
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}"

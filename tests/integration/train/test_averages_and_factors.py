@@ -1,0 +1,141 @@
+"""emaDecay publishes an average; factorSteps trains what was extracted. Both against the definition, both resumed."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from safetensors.torch import load
+
+from integration.train.conftest import AdapterMaker, Job, JobMaker
+from integration.train.reference import Reference, chance
+from integration.train.test_resuming import Lost, checkpoint_steps, lose, stop_after
+from integration.train.test_training import instance_samples
+
+AVERAGED = {
+    "maxSteps": 5,
+    "learningRate": "1e-2",
+    "emaDecay": "0.3",
+    "validation": {"everySteps": 1, "samples": 2},
+    "preview": {"everySteps": 3, "numInferenceSteps": 2},
+    "checkpoint": {"everySteps": 2, "keepLast": 2},
+}
+TUNED = {
+    "method": "DreamBoothExtract",
+    "rank": 6,
+    "alpha": 12,
+    "maxSteps": 6,
+    "checkpoint": {"everySteps": 2, "keepLast": 2},
+}
+FACTORS = {**TUNED, "extraction": {"factorSteps": 3}}
+
+
+def lost_in(job: Job, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, step, lose)
+        with pytest.raises(Lost):
+            job.run()
+
+
+def test_the_average_is_measured_drawn_and_published(
+    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(**AVERAGED)
+    lost_in(job, 5, monkeypatch)
+    assert checkpoint_steps(job) == [2, 4]
+    job.run()
+    reference = Reference(tiny_sdxl, instance_samples(pictures), job.config.spec.training)
+    average = EMAModel(reference.parameters, decay=0.3)
+    for number, record in enumerate(job.records()):
+        assert record["loss"] == pytest.approx(reference.step(number), abs=1e-4)
+        average.step(reference.parameters)
+        average.store(reference.parameters)
+        average.copy_to(reference.parameters)
+        measured = reference.held_out_loss(reference.samples, 2)
+        if number + 1 == 3:
+            np.testing.assert_allclose(preview(job, 3), drawn(tiny_sdxl, reference), atol=2)
+        average.restore(reference.parameters)
+        assert record["held_out_loss"] == pytest.approx(measured, abs=1e-4)
+    published = load(job.attempt_file("adapter.safetensors"))
+    learning = {name: last for name, last in reference.unet.named_parameters() if last.requires_grad}
+    assert len(published) == len(learning)
+    for (name, last), mean in zip(learning.items(), average.shadow_params, strict=True):
+        found = published[f"unet.{name.replace('.default', '')}"]
+        assert (found - mean).norm() < 0.4 * (last - mean).norm()
+
+
+def preview(job: Job, step: int) -> np.ndarray:
+    image = Image.open(BytesIO(job.attempt_file(f"preview-{step:06d}-00.png")))
+    return np.asarray(image, dtype=float)
+
+
+def drawn(folder: Path, reference: Reference) -> np.ndarray:
+    """The reference's model by diffusers' own pipeline, from the noise that previews start from."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, unet=reference.unet)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(
+        "a photo of CUS statue",
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        generator=chance(0, "preview"),
+    ).images[0]
+    return np.asarray(picture, dtype=float)
+
+
+class FactorReference(Reference):
+    """Goes on training an adapter that is there already."""
+
+    def take_up(self, folder: Path, adapter: Path) -> None:
+        pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+        pipeline.load_lora_weights(adapter)
+        self.unet = pipeline.unet
+        self.factors = {name: p for name, p in self.unet.named_parameters() if "lora_" in name}
+        self.parameters = [parameter.requires_grad_() for parameter in self.factors.values()]
+        rate = float(self.training.learning_rate)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=1e-4)
+        self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+
+
+def test_factors_are_trained_on_the_base_model_from_what_was_extracted(
+    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+) -> None:
+    tuned, job = make_job(**{**TUNED, "maxSteps": 3}), make_job(**FACTORS)
+    tuned.run()
+    job.run()
+    losses = [record["loss"] for record in job.records()]
+    assert losses[:3] == [record["loss"] for record in tuned.records()]
+    assert job.attempt_file("layers.json") == tuned.attempt_file("layers.json")
+
+    reference = FactorReference(tiny_sdxl, instance_samples(pictures), job.config.spec.training)
+    reference.take_up(tiny_sdxl, tuned.folder / "work" / "attempt-1" / "adapter.safetensors")
+    before = {name: parameter.detach().clone() for name, parameter in reference.factors.items()}
+    np.testing.assert_allclose(losses[3:], [reference.step(number) for number in (3, 4, 5)], atol=1e-4)
+    published = load(job.attempt_file("adapter.safetensors"))
+    assert len(published) == len(reference.factors)
+    for name, parameter in reference.factors.items():
+        found = published[f"unet.{name.replace('.default_0', '')}"]
+        torch.testing.assert_close(found, parameter.data, rtol=1e-3, atol=1e-5)
+        assert (found - before[name]).abs().max() > 1e-4
+
+
+def test_an_extraction_that_trains_its_factors_is_resumed_exactly(
+    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**FACTORS, "lrScheduler": "linear", "emaDecay": "0.5"}
+    job = make_job(**settings)
+    for step, saved in ((3, [2]), (4, [2, 3]), (6, [3, 4])):  # tuning, at its end, and among the factors
+        lost_in(job, step, monkeypatch)
+        assert checkpoint_steps(job) == saved
+    result = job.run()
+    assert result.training is not None
+    assert result.training.resumed_from_step == 4
+    assert job.attempt_file("adapter.safetensors") == undisturbed(**settings)
+    rates = [record["learning_rate"] for record in job.records()]
+    assert rates == pytest.approx([1e-3 * (6 - step) / 6 for step in range(6)])
