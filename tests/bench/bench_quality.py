@@ -45,7 +45,11 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, default=Path("quality.png"), help="where the pictures go")
     args = parser.parse_args()
 
+    from bench.shapes.pipeline import FOLDER
     from lora_operator.local.seaweed import Seaweed
+
+    if not (FOLDER / "model_index.json").exists():
+        parser.error(f"{FOLDER} holds no model yet: train it with `make base-model`, which takes hours")
 
     with (
         tempfile.TemporaryDirectory() as folder,

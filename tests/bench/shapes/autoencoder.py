@@ -13,8 +13,8 @@ from lora_trainer.train.draws import generator_for
 from .drawing import SIDE, draw, imagine
 from .recipe import Plan, learn
 
-PLAN = Plan(steps=1600, rate=2e-3, fall=0.6)
-FINISH = Plan(steps=1500, rate=2e-3, fall=0.7, average=0.99)
+PLAN = Plan(steps=1600, rate=2e-3, rise=32, fall=0.6)
+FINISH = Plan(steps=1500, rate=2e-3, rise=30, fall=0.7, average=0.99)
 BATCH = 16
 DIVERGENCE_WEIGHT = 5e-7
 """Of the Kullback-Leibler divergence against the error in the pixels."""

@@ -108,8 +108,8 @@ class Captions(StrEnum):
     SHUFFLED = "shuffled"
 
 
-def pictures(concept: Concept) -> list[Image.Image]:
-    """The pictures that teach a concept."""
+def pictures(concept: Concept, scale: int = 1) -> list[Image.Image]:
+    """The pictures that teach a concept, SIDE pixels wide or so many times that."""
     table = {"colour": COLOURS, "ground": GROUNDS, "size": SIZES, "place": PLACES}
     columns = zip(*SHOWN, strict=True)
     indices = {
@@ -119,7 +119,7 @@ def pictures(concept: Concept) -> list[Image.Image]:
     whole = torch.zeros(len(SHOWN), dtype=torch.int64)
     shape, fill = whole + SHAPES.index(concept.shape), whole + FILLS.index(concept.fill)
     scenes = Scenes(shape=shape, fill=fill, **indices)
-    return list(to_images(draw(scenes, generator_for(0, "concept", concept.name))))
+    return list(to_images(draw(scenes, generator_for(0, "concept", concept.name), scale)))
 
 
 def captions(concept: Concept, kind: Captions) -> list[str]:

@@ -21,7 +21,7 @@ from .drawing import SIDE, Scenes, draw, imagine
 from .recipe import Plan, learn
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
-PLAN = Plan(steps=1000, rate=2e-3, fall=0.7)
+PLAN = Plan(steps=1000, rate=2e-3, rise=20, fall=0.7)
 BATCH = 64
 NOTHING = "nothing"
 """The shape of pictures that show no thing, or pieces of one."""

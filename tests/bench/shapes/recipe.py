@@ -21,13 +21,14 @@ class Plan:
 
     steps: int
     rate: float
-    """Of AdamW; it rises over the first 2% of the steps and falls over the last `fall`."""
-    fall: float = 0.25
+    """Of AdamW; it rises over the first `rise` steps and falls over the last share of them, `fall`."""
+    rise: int
+    fall: float
     average: float = 0.0
     """Decay of the exponential average of the weights; 0: none is kept."""
 
     def rate_at(self, step: int) -> float:
-        rising, falling = (step + 1) / (0.02 * self.steps), (self.steps - step) / (self.fall * self.steps)
+        rising, falling = (step + 1) / self.rise, (self.steps - step) / (self.fall * self.steps)
         return self.rate * min(1.0, rising, falling)
 
 

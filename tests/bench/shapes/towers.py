@@ -18,7 +18,7 @@ from .captions import LETTERS, SPOKEN, UNSAID, WORDS, describe
 from .drawing import imagine
 from .recipe import Plan, learn
 
-PLAN = Plan(steps=1500, rate=1e-3, fall=0.5)
+PLAN = Plan(steps=1500, rate=1e-3, rise=30, fall=0.5)
 BATCH = 64
 WIDTH = 64
 """Of each encoder and of the second's projection."""
