@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_api.exits import ExitCode
 from lora_api.job import GradientCheckpointing, Method, Optimizer, QuantizeBase, Training
@@ -35,12 +34,15 @@ STATE_BYTES = {
     Optimizer.ADAFACTOR: 1.0,
 }
 """Per trained element."""
-CONTEXT = {"cuda": int(0.6 * GIB), "cpu": int(0.5 * GIB)}
+CONTEXT = {"cuda": int(0.6 * GIB), "cpu": int(0.43 * GIB)}
 """What the libraries take for themselves."""
 HEADROOM = 0.92
 """Of the free memory, the share that is planned with: the allocator cannot use all of it."""
-
-
+ADVICE = (
+    "set training.gradientCheckpointing to Auto, training.quantizeBase to NF4, lower resolution, batchSize or rank, "
+    "or use a larger GPU"
+)
+ACTIVATIONS, LIBRARIES = "activations", "libraries"
 FOOTPRINTS = "footprints"
 """The folder in the cache for what was measured before."""
 
@@ -89,47 +91,63 @@ def make_plan(training: Training, folder: Path, machine: Machine, dtype: torch.d
     Raises:
         BadConfigurationError: when nothing fits; with the sum, and what to change.
     """
+    plan = None
+    for plan in plans(training, folder, machine, dtype):
+        if plan.fits:
+            return plan
+    raise BadConfigurationError(
+        f"the job does not fit into memory:\n{plan}\n{ADVICE}",
+        Reason.OUT_OF_MEMORY,
+    )
+
+
+def plans(training: Training, folder: Path, machine: Machine, dtype: torch.dtype) -> Iterator[Plan]:
+    """The plans that a job leaves open, the fastest first. Only the configurations in `folder` are read."""
     extract = training.method == Method.DREAMBOOTH_EXTRACT
     choices = {
         GradientCheckpointing.AUTO: (False, True),
         GradientCheckpointing.ALWAYS: (True,),
         GradientCheckpointing.NEVER: (False,),
     }[training.gradient_checkpointing]
-    batch = training.batch_size * (1 + training.prior_preservation.enabled)
     # What is fine-tuned itself is kept in float32, and the rest of the UNet with it.
     per_weight = 4 if extract else WEIGHT_BYTES.get(training.quantize_base, dtype.itemsize)
-    text = _elements(folder, TEXT_ENCODERS) if training.text_encoder.train else 0
+    text = text_elements(folder) if training.text_encoder.train else 0
     for checkpointing in choices:
-        rank = None if extract else training.rank
-        kind, convolutions = training.adapter, training.extraction.convolutions
-        shape = Shape(rank, training.resolution, batch, dtype, checkpointing, kind, convolutions)
-        sizes = footprint(folder, shape, machine.cache)
+        sizes = footprint(folder, shape_of(training, dtype, checkpointing), machine.cache)
         terms = {
             "UNet, frozen": int(sizes.frozen * per_weight),
             **({"text encoders, frozen": text * dtype.itemsize} if text else {}),
             "what learns and its gradients, float32": 8 * sizes.trained,
             f"optimizer states, {training.optimizer}": int(STATE_BYTES[training.optimizer] * sizes.trained),
             **({"moving average, float32": 4 * sizes.trained} if training.ema_decay else {}),
-            "activations": sizes.activations,
-            "libraries": CONTEXT[machine.device],
+            ACTIVATIONS: sizes.activations,
+            LIBRARIES: CONTEXT[machine.device],
         }
-        plan = Plan(terms, checkpointing, machine.free)
-        if plan.fits:
-            return plan
-    raise BadConfigurationError(
-        f"the job does not fit into memory:\n{plan}\nset training.gradientCheckpointing to Auto, "
-        "training.quantizeBase to NF4, lower resolution, batchSize or rank, or use a larger GPU",
-        Reason.OUT_OF_MEMORY,
+        yield Plan(terms, checkpointing, machine.free)
+
+
+def shape_of(training: Training, dtype: torch.dtype, checkpointing: bool) -> Shape:
+    """What a job's footprint depends on."""
+    return Shape(
+        rank=None if training.method == Method.DREAMBOOTH_EXTRACT else training.rank,
+        resolution=training.resolution,
+        batch_size=training.batch_size * (1 + training.prior_preservation.enabled),
+        dtype=dtype,
+        checkpointing=checkpointing,
+        kind=training.adapter,
+        convolutions=training.extraction.convolutions,
     )
 
 
-def _elements(folder: Path, components: Sequence[str]) -> int:
-    """How many weights some components have, from the headers of their files."""
-    count = 0
-    for path in (path for component in components for path in (folder / component).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return count
+def text_elements(folder: Path) -> int:
+    """How many weights the text encoders have."""
+    classes = (CLIPTextModel, CLIPTextModelWithProjection)
+    with torch.device("meta"):
+        encoders = [
+            kind(CLIPTextConfig.from_pretrained(folder, subfolder=name))
+            for kind, name in zip(classes, TEXT_ENCODERS, strict=True)
+        ]
+    return sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
 
 
 def free_memory(device: torch.device) -> int:

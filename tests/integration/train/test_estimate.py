@@ -1,0 +1,103 @@
+"""`lora estimate` beside what the training step's process really took."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+import yaml
+from diffusers import UNet2DConditionModel
+from typer.testing import CliRunner, Result
+
+from conftest import make_spec
+from integration.train.conftest import JobMaker
+from lora_api import API_VERSION, KIND
+from lora_trainer.estimate import SDXL, estimate
+from lora_trainer.train.plan import text_elements
+
+MEASURED = """
+import sys
+from pathlib import Path
+from lora_trainer.__main__ import main
+code = main(["train", "--config", sys.argv[1]])
+print(Path("/proc/self/status").read_text())
+sys.exit(code)
+"""
+"""The training step, and then what Linux says of its process."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def ask(folder: Path, spec: dict[str, Any], *options: str) -> Result:
+    file = folder / "job.yaml"
+    body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "statue"}, "spec": spec}
+    file.write_text(yaml.safe_dump(body))
+    app = typer.Typer()
+    app.command()(estimate)
+    return CliRunner().invoke(app, [str(file), *options])
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"resolution": 256, "batchSize": 4},
+        {"resolution": 192, "batchSize": 4, "textEncoder": {"train": True}, "emaDecay": "0.9"},
+        {"resolution": 192, "batchSize": 4, "method": "DreamBoothExtract"},
+    ],
+    ids=["small", "large-batch", "text-encoders", "whole-unet"],
+)
+def test_it_agrees_with_the_process_within_a_tenth(
+    make_job: JobMaker, tiny_sdxl: Path, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    job = make_job(maxSteps=3, **training)
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED, job.config_file()], capture_output=True, text=True, check=True
+    )
+    measured = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", ran.stdout)[1])  # type: ignore[index]
+    said = ask(tmp_path, job.config.spec.to_wire(), "--model", str(tiny_sdxl), "-o", "json")
+    assert said.exit_code == 0, said.output
+    told = json.loads(said.stdout)
+    assert sum(told["terms"].values()) == told["phases"]["training"]
+    print(f"estimated {told['bytes'] / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert told["bytes"] == pytest.approx(measured, rel=0.1)
+
+
+def test_a_job_that_cannot_fit_is_explained(tiny_sdxl: Path, tmp_path: Path) -> None:
+    said = ask(tmp_path, make_spec(), "--model", str(tiny_sdxl), "--gpu", "0.5GiB")
+    assert said.exit_code == 1
+    for words in ("UNet, frozen", "libraries", "does not fit", "0.5GiB has 0.50 GiB", "quantizeBase to NF4"):
+        assert words in " ".join(said.stdout.split())
+    assert "gradient checkpointing on" in said.stdout
+
+
+def test_the_sizes_that_are_taken_without_a_model_are_sdxls() -> None:
+    """As counted from the published weights' headers."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SDXL, subfolder="unet"))
+    assert sum(weight.numel() for weight in unet.parameters()) == 2_567_463_684
+    assert text_elements(SDXL) == 123_060_480 + 694_659_840
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "abacus"], "write its memory as 24GiB, cpu, or one of: T4"),
+        (["--gpu", "cpu"], "fp16 does not run on a CPU"),
+        (["--model", "/nowhere"], "/nowhere is no model's folder"),
+    ],
+)
+def test_what_cannot_be_estimated_is_said(tmp_path: Path, options: list[str], words: str) -> None:
+    said = ask(tmp_path, make_spec(), *options)
+    assert said.exit_code == 64
+    assert words in said.stderr
