@@ -34,6 +34,7 @@ ORDER = [
     Phase.SUCCEEDED,
 ]
 """What moves comes first, then what waits, then what has ended."""
+AT_WORK = (Phase.TRAINING, Phase.ANNOTATING)
 BAR = 16
 
 
@@ -80,10 +81,10 @@ def _row(job: Object, everywhere: bool, now: datetime) -> Iterable[RenderableTyp
     yield Text(status.phase, STYLES.get(status.phase, ""))
     progress = status.progress
     if progress and progress.total_steps and status.phase != Phase.FAILED:
-        yield ProgressBar(progress.total_steps, progress.step, width=BAR)
+        yield ProgressBar(progress.total_steps, progress.step, BAR, complete_style="cyan", finished_style="green")
         yield progress.display
-        eta = progress.eta_seconds
-        yield "" if eta is None or status.phase.terminal else duration(eta)
+        eta = progress.eta_seconds if status.phase in AT_WORK else None
+        yield "" if eta is None else duration(eta)
         yield progress.loss
     else:
         yield from ("", "", "", "")
@@ -95,7 +96,7 @@ def _row(job: Object, everywhere: bool, now: datetime) -> Iterable[RenderableTyp
 def _message(status: JobStatus) -> str:
     """What a person wants to know of a job beyond its phase: what it waits for, or why it failed."""
     told = status.condition(ConditionType.SUCCEEDED)
-    if told is None or not told.message or status.phase in (Phase.TRAINING, Phase.ANNOTATING):
+    if told is None or not told.message or status.phase in AT_WORK:
         return ""
     return told.message if status.phase == Phase.SUCCEEDED else f"{told.reason}: {told.message}"
 

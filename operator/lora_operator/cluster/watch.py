@@ -172,8 +172,8 @@ class Frame:
             phase = status_of(job).phase
             counts[phase] = counts.get(phase, 0) + 1
         words = ", ".join(f"{count} {phase}" for phase, count in counts.items())
-        hidden = f" · {len(jobs) - room} more below the screen's edge" if len(jobs) > room else ""
-        footer = Text(f"{len(jobs)} jobs: {words}{hidden}" if jobs else "no jobs yet", "dim", end="")
+        hidden = f" ({len(jobs) - room} below the edge)" if len(jobs) > room else ""
+        footer = Text(f"{len(jobs)} jobs{hidden}: {words}" if jobs else "no jobs yet", "dim", end="")
         return Group(show(jobs[:room], self._everywhere, now()), footer)
 
 
