@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 from torch.nn import Conv2d, Linear
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lora_trainer.train.adapter import TARGETS, TEXT_ENCODERS, UNET
-from lora_trainer.train.kohya import kohya_name
+from lora_trainer.train.adapter import TARGETS, TEXT_ENCODERS, UNET, adapter_layers, add_adapter
+from lora_trainer.train.kohya import kohya_name, layer_tensors
 
 # Stability's SDXL UNet (sgm's OpenAIModel with channel_mult [1, 2, 4], num_res_blocks 2, transformer_depth
 # [0, 2, 10]): each block with attention, how many transformer blocks it has, and its width.
@@ -128,3 +130,22 @@ def test_text_encoders(sdxl: dict[str, Any], component: str, prefix: str, depth:
         for index, projection in product(range(depth), ("q_proj", "k_proj", "v_proj", "out_proj"))
     }
     assert shapes(sdxl[component], component, targets(component)) == expected
+
+
+def test_every_module_has_its_two_matrices_and_alpha(sdxl: dict[str, Any]) -> None:
+    rank, alpha = 4, 8
+    expected: dict[str, tuple[int, ...]] = {}
+    found: dict[str, Tensor] = {}
+    for component, model in sdxl.items():
+        for name, (after, before) in shapes(model, component, targets(component)).items():
+            expected[f"{name}.lora_down.weight"] = (rank, before)
+            expected[f"{name}.lora_up.weight"] = (after, rank)
+            expected[f"{name}.alpha"] = ()
+        adapted = deepcopy(model)
+        add_adapter(adapted, component, rank, alpha, seed=None)
+        for name, layer in adapter_layers(adapted):
+            base = kohya_name(component, name, 2)
+            found |= {f"{base}.{suffix}": tensor for suffix, tensor in layer_tensors(layer).items()}
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == expected
+    assert len(expected) == 3 * (560 + 48 + 128)
+    assert {float(tensor) for name, tensor in found.items() if name.endswith(".alpha")} == {alpha}

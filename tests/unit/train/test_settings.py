@@ -23,6 +23,12 @@ def test_the_defaults_are_supported() -> None:
             "training.textEncoder.learningRate",
         ),
         ({"method": "LoRA", "priorPreservation": {"enabled": True}}, "training.priorPreservation.enabled"),
+        ({"extraction": {"factorSteps": 9}}, "training.extraction with method DreamBoothLoRA"),
+        ({"method": "DreamBoothExtract", "adapter": {"useDoRA": True}}, "training.adapter with method"),
+        ({"method": "DreamBoothExtract", "quantizeBase": "NF4"}, "training.quantizeBase with method"),
+        ({"method": "DreamBoothExtract", "textEncoder": {"train": True}}, "training.textEncoder.train"),
+        ({"quantizeBase": "NF4", "adapter": {"useDoRA": True}}, "training.quantizeBase with DoRA"),
+        ({"quantizeBase": "Int8", "adapter": {"type": "LoKr"}}, "training.quantizeBase with DoRA"),
     ],
 )
 def test_what_is_absent_is_refused_by_name(setting: dict[str, Any], name: str) -> None:
