@@ -88,6 +88,8 @@ def ended(succeeded: bool, reason: str, message: str) -> dict[str, Any]:
 
 
 def test_a_job_is_submitted_looked_at_held_and_let_go(lora: Cli, studio: Studio, job_file: Path) -> None:
+    checked = CliRunner().invoke(app, ["validate", str(job_file), "-o", "yaml"])
+    assert yaml.safe_load(checked.stdout)["spec"]["training"]["rank"] == 16
     tried = lora("submit", str(job_file), "--dry-run")
     assert (
         tried.exit_code,

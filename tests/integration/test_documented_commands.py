@@ -20,6 +20,8 @@ from served import free_port, wait_for_page
 VENV = Path(sys.prefix)
 LIFE = "tests/cluster/test_chart_life.py::test_the_life_of_a_release"
 CHART = "tests/integration/chart/test_rendering.py::test_helm_finds_nothing_to_warn_of"
+CLI = "tests/cluster/test_cli.py::"
+ESTIMATE = "tests/integration/train/test_estimate.py::test_the_sizes_that_are_taken_without_a_model_are_sdxls"
 END_TO_END = "tests/cluster/test_end_to_end.py::test_pictures_become_an_adapter"
 ELSEWHERE = {
     r"make test": ".ci/run",
@@ -30,6 +32,14 @@ ELSEWHERE = {
     r"kubectl apply -f (examples/quickstart/)?job\.yaml": END_TO_END,
     r"kubectl (get|wait) .*loratrainingjobs?\b.*": END_TO_END,
     r"kubectl port-forward -n lora-system service/lora-lora-training-operator-demo 8501": CHART,
+    r"lora validate job\.yaml": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
+    r"lora estimate job\.yaml --gpu T4": ESTIMATE,
+    r"lora (submit job\.yaml|list)": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
+    r"lora (suspend|resume) marble-statue": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
+    r"lora watch": CLI + "test_fifty_jobs_are_watched_without_flicker_or_lag",
+    r"lora watch marble-statue": CLI + "test_watching_a_job_ends_as_it_does",
+    r"lora logs marble-statue -f": CLI + "test_the_log_of_the_newest_pod_is_printed",
+    r"lora get marble-statue": CLI + "test_an_adapter_is_fetched_and_verified",
     r"lora demo --home \.demo": "tests/integration/demo/test_pages.py::test_lora_demo_serves_local_runs",
     r"ANTHROPIC_API_KEY=\S+ .venv/bin/lora run job.yaml --images \./photos": (
         "tests/integration/test_local_run.py::test_with_a_key_the_captions_are_the_llms"
@@ -44,7 +54,7 @@ def commands(page: str) -> list[str]:
     return [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines() if line]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/install.md", "docs/demo.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/command.md", "docs/install.md", "docs/demo.md"])
 def test_every_command_is_run_by_a_test(page: str) -> None:
     tutorial = commands("docs/tutorial.md")
     assert commands(page)

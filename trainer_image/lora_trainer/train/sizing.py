@@ -53,35 +53,34 @@ def size(training: Training, folder: Path, machine: Machine, gpu: Gpu | None) ->
         gpu: None for this machine's CPU, whose speed is measured.
     """
     dtype = DTYPES[training.mixed_precision]
+    plan = None
+    for plan in plans(training, folder, machine, dtype):
+        if plan.fits:
+            break
+    assert plan is not None  # every job leaves one
+    kept, libraries = KEPT[machine.device], CONTEXT[machine.device]
+    step = trace_step(folder, shape_of(training, dtype, plan.checkpointing))
     encoding, decoding = trace_pictures(folder, training.resolution, dtype)
     vae = _vae_bytes(folder, dtype)
-    kept, libraries = KEPT[machine.device], CONTEXT[machine.device]
-    sizes = None
-    for plan in plans(training, folder, machine, dtype):
-        step = trace_step(folder, shape_of(training, dtype, plan.checkpointing))
-        resting = plan.total - plan.terms[ACTIVATIONS]
-        terms = {
-            **{name: value for name, value in plan.terms.items() if name not in (ACTIVATIONS, LIBRARIES)},
-            "activations and working memory": int(kept * step.peak),
-            LIBRARIES: libraries,
-        }
-        phases = {
-            "encoding the pictures": libraries + vae + int(kept * encoding.peak),
-            "training": sum(terms.values()),
-            "drawing previews": resting + vae + int(kept * decoding.peak),
-        }
-        operations = step.operations * training.gradient_accumulation_steps
-        rate = 1e12 * _teraflops(gpu, training) * USED[machine.device]
-        sizes = Sizes(
-            Plan(terms, plan.checkpointing, machine.free),
-            phases,
-            operations,
-            training.max_steps * operations / rate,
-        )
-        if sizes.fits:
-            break
-    assert sizes is not None  # every job leaves a plan
-    return sizes
+    resting = plan.total - plan.terms[ACTIVATIONS]
+    terms = {
+        **{name: value for name, value in plan.terms.items() if name not in (ACTIVATIONS, LIBRARIES)},
+        "activations and working memory": int(kept * step.peak),
+        LIBRARIES: libraries,
+    }
+    phases = {
+        "encoding the pictures": libraries + vae + int(kept * encoding.peak),
+        "training": sum(terms.values()),
+        "drawing previews": resting + vae + int(kept * decoding.peak),
+    }
+    operations = step.operations * training.gradient_accumulation_steps
+    rate = 1e12 * _teraflops(gpu, training) * USED[machine.device]
+    return Sizes(
+        Plan(terms, plan.checkpointing, machine.free),
+        phases,
+        operations,
+        training.max_steps * operations / rate,
+    )
 
 
 def _teraflops(gpu: Gpu | None, training: Training) -> float:
