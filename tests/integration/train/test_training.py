@@ -24,6 +24,8 @@ from lora_api.reasons import Reason
 from lora_trainer.__main__ import main as cli
 from lora_trainer.errors import BadConfigurationError, BadDataError
 from lora_trainer.train import encode
+from lora_trainer.train.adapter import TARGETS
+from lora_trainer.train.kohya import kohya_name, read_weight
 
 
 def instance_samples(images: list[bytes]) -> list[tuple[bytes, str]]:
@@ -164,6 +166,40 @@ def test_both_files_give_the_picture_of_the_trained_model(
     trained.text_encoder, trained.text_encoder_2 = reference.encoders
     trained.set_progress_bar_config(disable=True)
     np.testing.assert_allclose(drawn[0], picture(trained), atol=1e-3)
+
+
+def read_from_kohya(folder: Path, adapter: Path) -> StableDiffusionXLPipeline:
+    """The base pipeline with the weights that ComfyUI's rules make of a kohya file."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    tensors, read = load(adapter.read_bytes()), 0
+    for component in ("unet", "text_encoder", "text_encoder_2"):
+        for name, module in getattr(pipeline, component).named_modules():
+            if isinstance(module, torch.nn.Linear) and name.endswith(
+                (*TARGETS["unet"], *TARGETS["text_encoder"])
+            ):
+                base = kohya_name(component, name, pipeline.unet.config.layers_per_block) + "."
+                own = {key.removeprefix(base): t for key, t in tensors.items() if key.startswith(base)}
+                module.weight.data = read_weight(module.weight.data, own)
+                read += len(own)
+    assert read == len(tensors)
+    return pipeline
+
+
+@pytest.mark.parametrize("kind", ["useRSLoRA", "useDoRA"])
+def test_both_files_of_other_kinds_give_the_same_picture(
+    make_job: JobMaker, tiny_sdxl: Path, kind: str
+) -> None:
+    text = {"train": True, "learningRate": "1e-2"}
+    job = make_job(adapter={kind: True}, alpha=8, maxSteps=4, learningRate="1e-2", textEncoder=text)
+    job.run()
+    folder = job.folder / "work" / "attempt-1"
+    drawn = picture(loaded(tiny_sdxl, folder / "adapter.safetensors"))
+    same = picture(read_from_kohya(tiny_sdxl, folder / "adapter-kohya.safetensors"))
+    np.testing.assert_allclose(drawn, same, atol=1e-5)
+    plain = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
+    plain.set_progress_bar_config(disable=True)
+    assert np.abs(drawn - picture(plain)).max() > 1e-2
 
 
 def pictures_of(job: Job) -> list[bytes]:
