@@ -11,6 +11,8 @@ from typing import NoReturn
 OPTIONS = {
     "server.headless": "true",
     "browser.gatherUsageStats": "false",
+    # Only said at the start; without it Streamlit asks the internet for this machine's address.
+    "browser.serverAddress": "localhost",
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "none",
     "client.showErrorLinks": "false",
