@@ -17,6 +17,8 @@ from lora_api.profile import Profile
 from .command import DEFAULT_PROFILE
 from .seaweed import Seaweed, SeaweedError
 
+GRACE_SECONDS = 5.0
+
 
 def demo(
     *,
@@ -59,5 +61,14 @@ def _serve(seaweed: Seaweed, folder: Path, home: Path, port: int) -> int:
         try:
             return page.wait()
         except KeyboardInterrupt:
-            page.terminate()
+            _end(page)
             return 0
+
+
+def _end(page: subprocess.Popen[bytes]) -> None:
+    """A page that is told to end while it starts may not hear it; it has nothing to lose."""
+    page.terminate()
+    try:
+        page.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        page.kill()
