@@ -81,7 +81,9 @@ def _row(job: Object, everywhere: bool, now: datetime) -> Iterable[RenderableTyp
     yield Text(status.phase, STYLES.get(status.phase, ""))
     progress = status.progress
     if progress and progress.total_steps and status.phase != Phase.FAILED:
-        yield ProgressBar(progress.total_steps, progress.step, BAR, complete_style="cyan", finished_style="green")
+        yield ProgressBar(
+            progress.total_steps, progress.step, BAR, complete_style="cyan", finished_style="green"
+        )
         yield progress.display
         eta = progress.eta_seconds if status.phase in AT_WORK else None
         yield "" if eta is None else duration(eta)
