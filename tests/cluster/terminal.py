@@ -27,7 +27,9 @@ class Terminal:
         self._rows = rows
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        given = {**environment, "TERM": "xterm-256color"}
+        # A test's process may have been told of another terminal's size.
+        given = {name: value for name, value in environment.items() if name not in ("LINES", "COLUMNS")}
+        given["TERM"] = "xterm-256color"
         self.process = subprocess.Popen(
             command, stdin=slave, stdout=slave, stderr=slave, env=given, start_new_session=True
         )

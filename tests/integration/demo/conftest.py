@@ -25,8 +25,9 @@ TIMEOUT_MS = 150_000
 """Of a machine with better things to do."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """For a module alone: Playwright's event loop runs in this thread, and keeps asyncio from others' tests."""
     if CHROMIUM is None:
         pytest.skip("no chromium or google-chrome on this machine: apt-get install chromium")
     expect.set_options(timeout=TIMEOUT_MS)
