@@ -132,8 +132,12 @@ class Cache:
         await self.children.mend(api.list_pages(JOBS))
         await self.pods.mend(api.list_pages(PODS))
 
-    async def mend_one(self, api: Api, namespace: str, name: str) -> Resource | None:
-        """The same for one job; None when it is gone."""
+    async def mend_one(self, api: Api, namespace: str, name: str, children: bool) -> Resource | None:
+        """The same for one job; None when it is gone.
+
+        Args:
+            children: its Jobs and pods too. Finding them takes the API server as long as there are others of ours.
+        """
         try:
             body = await api.read(RESOURCES, namespace, name)
         except ApiException as error:
@@ -143,9 +147,10 @@ class Cache:
             return None
         self.resources.put(body)
         resource = Resource.of(body)
-        labels = {names.JOB_UID: resource.uid}
-        await self.children.mend(api.list_pages(JOBS, namespace, labels), resource.uid)
-        await self.pods.mend(api.list_pages(PODS, namespace, labels), resource.uid)
+        if children:
+            labels = {names.JOB_UID: resource.uid}
+            await self.children.mend(api.list_pages(JOBS, namespace, labels), resource.uid)
+            await self.pods.mend(api.list_pages(PODS, namespace, labels), resource.uid)
         return resource
 
 

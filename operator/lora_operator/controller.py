@@ -13,13 +13,13 @@ import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
 from pydantic import ValidationError
 
-from lora_api.status import Progress
+from lora_api.status import Phase, Progress
 from lora_api.steps import PROGRESS_PORT
 
 from . import metrics
 from .apply import Cluster, RefusedError
 from .cache import Cache
-from .decide import Decision, decide
+from .decide import Decision, StartAnnotation, StartTraining, decide
 from .observe import Resource, StepPod, observe_hint, read_snapshot, unexplained
 from .settings import ProfilesFile
 from .snapshot import Snapshot
@@ -77,18 +77,21 @@ class Controller:
         key = (resource.namespace, resource.name)
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
-        untouched = snapshot.status.start_time is None and key not in self._doubted
-        ends = decision.status.phase.terminal and not snapshot.status.phase.terminal
+        children = key in self._doubted
+        untouched = snapshot.status.start_time is None and not children
         self._doubted.add(key)
-        if (decision.actions or ends or snapshot.leftovers) and not untouched:
+        while _is_weighty(snapshot, decision) and not untouched:
             # watches lag behind, each for itself: a Job made or deleted by mistake is a GPU pod too many or too
             # few, why a Job failed is known by its pod, and a pod may be known before its Job is
-            found = await self.cache.mend_one(self.cluster.api, resource.namespace, resource.name)
+            children = children or _depends_on_children(snapshot, decision)
+            found = await self.cache.mend_one(self.cluster.api, *key, children)
             if found is None:
                 return None
             resource = found
             snapshot = await self._observe(resource)
             decision = decide(snapshot, datetime.now(UTC))
+            if children or not _depends_on_children(snapshot, decision):
+                break
         try:
             written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
         except RefusedError as error:
@@ -158,3 +161,20 @@ class Controller:
                 await asyncio.sleep(RELIST_SECONDS)
             self.relisted.clear()
             await self.resync_at_last()
+
+
+def _is_weighty(snapshot: Snapshot, decision: Decision) -> bool:
+    """Whether a decision made on an old view could do harm."""
+    ends = decision.status.phase.terminal and not snapshot.status.phase.terminal
+    return bool(decision.actions or ends or snapshot.leftovers)
+
+
+def _depends_on_children(snapshot: Snapshot, decision: Decision) -> bool:
+    """Whether a Job or a pod that no watch has told of yet could make it wrong.
+
+    None can where a step starts for the first time, nor where the last words of one say that all is well.
+    """
+    status = snapshot.status
+    first = {StartAnnotation: status.captions is None, StartTraining: status.training is None}
+    starts_first = all(first.get(type(action), False) for action in decision.actions)
+    return bool(snapshot.leftovers) or not starts_first or decision.status.phase == Phase.FAILED
