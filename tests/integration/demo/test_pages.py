@@ -178,6 +178,7 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     uid = yaml.safe_load((demo.home / "runs/default/reviewed/status.yaml").read_text())["metadata"]["uid"]
     keys = JobKeys("default", "reviewed", uid)
 
+    page.wait_for_timeout(10_000)  # so long the page remembers what the store held
     open_page(page, demo, "Captions")
     page.get_by_role("combobox", name="Job").click()
     page.get_by_role("option").filter(has_text="default/reviewed").click()
