@@ -59,6 +59,10 @@ class JobKeys:
         """What an attempt did, as one HTML file."""
         return f"{self.attempt(number)}report.html"
 
+    def preview_sheet(self, number: int) -> str:
+        """All previews of an attempt on one picture."""
+        return f"{self.attempt(number)}previews.png"
+
     def manifest(self, number: int) -> str:
         """Written last: the commit mark of a publication."""
         return f"{self.attempt(number)}manifest.json"

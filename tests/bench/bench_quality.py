@@ -141,7 +141,7 @@ class Bench:
     def _draw(self, path: Path) -> None:
         """A line of pictures for each concept: those that taught it, then every row's first of three prompts."""
         from bench.shapes import concepts
-        from bench.shapes.grid import write_grid
+        from lora_trainer.train.sheet import lay_out
 
         lines = []
         for index, concept in enumerate(self.concepts):
@@ -152,7 +152,7 @@ class Bench:
                     of_prompts = concepts.to_images(pictures[index][:: len(pictures[index]) // 10][[0, 3, 7]])
                     cells |= {f"{row} {number + 1}": picture for number, picture in enumerate(of_prompts)}
             lines.append((concept.name, cells))
-        write_grid(path, lines)
+        lay_out(lines, cell=128).save(path)
 
 
 if __name__ == "__main__":

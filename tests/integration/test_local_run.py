@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
@@ -39,9 +40,9 @@ def test_pictures_become_an_adapter_that_verifies(undisturbed: tuple[Path, str])
     assert len(adapter) == status["adapter"]["bytes"]
     for word in ("Annotating", "Training", "Succeeded", status["adapter"]["sha256"], "Loss", "over 6 steps"):
         assert word in said
-    previews = [line.split()[1] for line in said.splitlines() if line.startswith("Preview")]
-    assert len(previews) == 2
-    assert all(Path(preview).stat().st_size > 0 for preview in previews)
+    [sheet] = [line.split()[1] for line in said.splitlines() if line.startswith("Previews")]
+    with Image.open(sheet) as drawn:
+        assert drawn.size == (2 * 262 + 6, 2 * 298 + 6)  # two prompts, each by the base model and the adapter
 
 
 def test_no_credential_is_left_behind(undisturbed: tuple[Path, str]) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lora_api.job import InvalidResourceError, JobSpec
+from lora_api.keys import JobKeys
 from lora_api.manifest import Manifest
 from lora_api.profile import Profile
 from lora_api.status import JobStatus, Phase
@@ -182,6 +183,8 @@ def _conclude(status: JobStatus, local: LocalRun, client: Minio, bucket: str) ->
 
 def _print_result(manifest: Manifest, folder: Path) -> None:
     root = manifest.adapter.manifest_key.rsplit("/", 1)[0] + "/"
+    keys = JobKeys(manifest.namespace, manifest.name, manifest.uid)
+    sheet, files = keys.preview_sheet(manifest.attempt), [entry.key for entry in manifest.files]
     lines = [
         ("Stored at", manifest.adapter.uri),
         ("Adapter", str(folder / manifest.adapter.uri.rsplit("/", 1)[1])),
@@ -193,7 +196,7 @@ def _print_result(manifest: Manifest, folder: Path) -> None:
             if manifest.adapter.report_key
             else []
         ),
-        *(("Preview", str(folder / preview.key.removeprefix(root))) for preview in manifest.previews),
+        *([("Previews", str(folder / sheet.removeprefix(root)))] if sheet in files else []),
     ]
     for name, value in lines:
         console.print(f"{name:<12} {value}", highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -28,6 +29,7 @@ from .metadata import describe
 from .publish import commit
 from .records import best_step, mean_loss
 from .report import Facts, Shown, Timing, render
+from .sheet import lay_out
 
 METRICS, LAYERS = "metrics.jsonl", "layers.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -69,10 +71,14 @@ class Results:
             (self.folder / LAYERS).write_text(json.dumps(self.layers, indent=1))
             names.append(LAYERS)
         manifest = self._manifest({name: self._upload(self.folder / name) for name in names})
-        path = self.folder / Path(self.config.keys.report(self.config.attempt)).name
-        path.write_text(self._tell(manifest))
-        reported = self._upload(path)
-        manifest = manifest.model_copy(update={"files": [*manifest.files, reported]})
+        keys, attempt = self.config.keys, self.config.attempt
+        sheet, page = (
+            self.folder / Path(key).name for key in (keys.preview_sheet(attempt), keys.report(attempt))
+        )
+        self._lay_out().save(sheet)
+        page.write_text(self._tell(manifest))
+        told = [self._upload(sheet), self._upload(page)]
+        manifest = manifest.model_copy(update={"files": [*manifest.files, *told]})
         commit(self.bucket, self.config, manifest)
         return manifest
 
@@ -127,6 +133,19 @@ class Results:
             held_out_loss=records[step - 1].held_out_loss,
             stopped_early=len(records) < training.max_steps,
         )
+
+    def _lay_out(self) -> Image.Image:
+        """The previews, a line for each prompt: the base model's picture, then the adapter's, step by step."""
+        lines = []
+        for prompt in self.gallery.prompts:
+            base, previews = self.gallery.bases.get(prompt), self.gallery.previews
+            keys = {"base model": base} if base else {}
+            keys |= {f"step {preview.step}": preview.key for preview in previews if preview.prompt == prompt}
+            lines.append((prompt, {label: self._open(key) for label, key in keys.items()}))
+        return lay_out(lines, cell=256)
+
+    def _open(self, key: str) -> Image.Image:
+        return Image.open(io.BytesIO(self.bucket.get(key)))
 
     def _tell(self, manifest: Manifest) -> str:
         """The report as HTML."""
