@@ -34,7 +34,9 @@ class Shelf(Generic[Item]):
         self._known: dict[Name, tuple[int, Hashable]] = {}
         """Of each object the version that was seen, and its owner."""
         self._gone: dict[Name, int] = {}
-        """When those were deleted that a list may still name."""
+        """As of when those do not exist that were deleted since all were listed."""
+        self._listed = 0
+        """When all were listed: what is older and not known was gone by then, however late its events come."""
 
     def __iter__(self) -> Iterator[Item]:
         for items in list(self._items.values()):
@@ -45,8 +47,11 @@ class Shelf(Generic[Item]):
 
     def put(self, body: Object) -> bool:
         """Take in an object; False when nothing newer than this is known already."""
+        return self._take(body, self._listed)
+
+    def _take(self, body: Object, listed: int) -> bool:
         name, version = _identify(body)
-        if version <= max(self._known.get(name, (0,))[0], self._gone.get(name, 0)):
+        if version <= max(self._known.get(name, (listed,))[0], self._gone.get(name, 0)):
             return False
         self._remove(name)
         try:
@@ -78,20 +83,21 @@ class Shelf(Generic[Item]):
             owner: whose objects were listed; None when all were.
         """
         listed: set[Name] = set()
-        version = 0
-        async for page, taken in pages:
-            version = taken
+        versions: set[int] = set()
+        async for page, version in pages:
+            versions.add(version)
             for body in page:
                 listed.add(_identify(body)[0])
-                self.put(body)
+                self._take(body, 0 if owner is None else self._listed)
+        oldest = min(versions, default=0)
         known = list(self._known) if owner is None else list(self._items.get(owner, ()))
         for name in known:
-            if name not in listed and self._known[name][0] <= version:
+            if name not in listed and self._known[name][0] <= oldest:
+                self._gone[name] = oldest
                 self._remove(name)
-
-    def forget_gone(self) -> None:
-        """Lists that are asked for from now on no longer name what was deleted before."""
-        self._gone.clear()
+        if owner is None:
+            self._listed = oldest
+            self._gone = {name: version for name, version in self._gone.items() if version > oldest}
 
     def _remove(self, name: Name) -> None:
         if name in self._known:
@@ -126,32 +132,31 @@ class Cache:
 
     async def mend(self, api: Api) -> None:
         """Be as the API server says. Pods come last, so that one whose Job has just gone is not missed."""
-        for shelf in (self.resources, self.children, self.pods):
-            shelf.forget_gone()
         await self.resources.mend(api.list_pages(RESOURCES))
         await self.children.mend(api.list_pages(JOBS))
         await self.pods.mend(api.list_pages(PODS))
 
-    async def mend_one(self, api: Api, namespace: str, name: str, children: bool) -> Resource | None:
+    async def mend_one(self, api: Api, resource: Resource, children: bool) -> Resource | None:
         """The same for one job; None when it is gone.
+
+        It comes after its children: one that went because its owner did is never missed while that seems to be there.
 
         Args:
             children: its Jobs and pods too. Finding them takes the API server as long as there are others of ours.
         """
+        if children:
+            labels = {names.JOB_UID: resource.uid}
+            await self.children.mend(api.list_pages(JOBS, resource.namespace, labels), resource.uid)
+            await self.pods.mend(api.list_pages(PODS, resource.namespace, labels), resource.uid)
         try:
-            body = await api.read(RESOURCES, namespace, name)
+            body = await api.read(RESOURCES, resource.namespace, resource.name)
         except ApiException as error:
             if error.status != NOT_FOUND:
                 raise
-            self.resources.lose((namespace, name))
+            self.resources.lose((resource.namespace, resource.name))
             return None
         self.resources.put(body)
-        resource = Resource.of(body)
-        if children:
-            labels = {names.JOB_UID: resource.uid}
-            await self.children.mend(api.list_pages(JOBS, namespace, labels), resource.uid)
-            await self.pods.mend(api.list_pages(PODS, namespace, labels), resource.uid)
-        return resource
+        return Resource.of(body)
 
 
 def _identify(body: Object) -> tuple[Name, int]:

@@ -84,8 +84,11 @@ class Controller:
             # watches lag behind, each for itself: a Job made or deleted by mistake is a GPU pod too many or too
             # few, why a Job failed is known by its pod, and a pod may be known before its Job is
             children = children or _depends_on_children(snapshot, decision)
-            found = await self.cache.mend_one(self.cluster.api, *key, children)
+            found = await self.cache.mend_one(self.cluster.api, resource, children)
             if found is None:
+                return None
+            if found.uid != resource.uid:
+                self.queue.add(key)  # another one of this name, whose children were not looked for
                 return None
             resource = found
             snapshot = await self._observe(resource)

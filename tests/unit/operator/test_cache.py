@@ -74,6 +74,29 @@ def test_what_turned_out_to_be_gone_does_not_come_back_with_an_old_event() -> No
     assert found.put(thing("a", 7)), "another one of this name"
 
 
+def test_what_a_list_does_not_know_does_not_come_back_with_an_event_from_before_it() -> None:
+    found = shelf(thing("a", 5), thing("b", 6, owner="v"))
+    mend(found, 9, [], owner="u")
+    assert not found.put(thing("a", 8)), "gone by a list of its owner's"
+    mend(found, 12, [thing("c", 3)])
+    assert list(found) == ["c@3"], "what a list names is there, however old"
+    for name, version in (("a", 8), ("b", 7), ("never-seen", 11)):
+        assert not found.put(thing(name, version))
+    assert found.put(thing("b", 13)), "another one of this name"
+
+
+def test_lists_of_several_namespaces_are_as_old_as_the_oldest() -> None:
+    found = shelf(thing("a", 5), thing("made-between", 10))
+
+    async def listed() -> AsyncIterator[Page]:
+        yield [thing("a", 5)], 9
+        yield [], 12
+
+    asyncio.run(found.mend(listed()))
+    assert sorted(found) == ["a@5", "made-between@10"]
+    assert found.put(thing("told-late", 11))
+
+
 def test_anyone_may_borrow_our_labels() -> None:
     cache = Cache()
     stranger = thing("stranger", 1)
