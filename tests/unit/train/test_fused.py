@@ -20,9 +20,9 @@ def network() -> torch.nn.Module:
 
 @pytest.mark.parametrize("shape", [(24,), (5, 24), (2, 3, 24)])
 def test_values_and_gradients_are_pefts(shape: tuple[int, ...]) -> None:
-    plain, fused = network(), network()
+    plain, fused = network().double(), network().double()
     fuse(fused)
-    inputs = torch.randn(shape if len(shape) > 1 else (1, *shape))
+    inputs = torch.randn(shape if len(shape) > 1 else (1, *shape), dtype=torch.float64)
     outcomes = []
     for model in (plain, fused):
         x = inputs.clone().requires_grad_()
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_pefts(shape: tuple[int, ...]) -> None:
         assert len(gradients) == 4
         outcomes.append([y, x.grad, *gradients])
     for wanted, found in zip(*outcomes, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_an_adapter_that_is_switched_off_is_off() -> None:

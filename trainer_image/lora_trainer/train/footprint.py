@@ -19,13 +19,14 @@ from lora_api.job import Adapter
 
 from .adapter import UNET, add_adapter, trainable
 from .extract import make_trainable
+from .fused import fuse
 from .lean import make_lean
 
 CHECKPOINTED = ("BasicTransformerBlock", "ResnetBlock2D")
 """What diffusers' gradient checkpointing recomputes one at a time."""
 TOKENS = 77
 PLAIN = Adapter()
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def footprint(folder: Path, shape: Shape, cache: Path) -> Footprint:
     return found
 
 
-def _measure(folder: Path, shape: Shape) -> Footprint:
+def empty_unet(folder: Path, shape: Shape) -> UNet2DConditionModel:
+    """A pipeline's UNet as it trains, without weights."""
     config = UNet2DConditionModel.load_config(folder, subfolder="unet")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
@@ -83,8 +85,31 @@ def _measure(folder: Path, shape: Shape) -> Footprint:
             make_trainable(unet, shape.convolutions)
         else:
             add_adapter(unet, UNET, shape.rank, shape.rank, seed=None, kind=shape.kind)
+            fuse(unet)
     make_lean(unet)
-    unet.train()
+    return unet.train()
+
+
+def predict_nothing(unet: UNet2DConditionModel, shape: Shape) -> Tensor:
+    """The forward pass of a batch of tensors without data."""
+    side, batch, dtype = shape.resolution // 8, shape.batch_size, shape.dtype
+    text, ids = unet.config.cross_attention_dim, unet.config.addition_time_embed_dim
+    pooled = unet.config.projection_class_embeddings_input_dim - 6 * ids
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found: Tensor = unet(
+            torch.empty(batch, unet.config.in_channels, side, side, dtype=dtype),
+            torch.zeros(batch, dtype=torch.long),
+            torch.empty(batch, TOKENS, text, dtype=dtype),
+            added_cond_kwargs={
+                "text_embeds": torch.empty(batch, pooled, dtype=dtype),
+                "time_ids": torch.empty(batch, 6),
+            },
+        ).sample
+    return found
+
+
+def _measure(folder: Path, shape: Shape) -> Footprint:
+    unet = empty_unet(folder, shape)
     trained = sum(p.numel() for p in trainable({UNET: unet}).values())
     frozen = sum(p.numel() for p in unet.parameters()) - trained
     with FakeTensorMode():
@@ -107,7 +132,6 @@ def _make_fake(unet: UNet2DConditionModel, dtype: torch.dtype) -> None:
 
 def _trace(unet: UNet2DConditionModel, shape: Shape) -> tuple[int, int]:
     """Bytes that a forward pass keeps: in all, and in the one checkpointed block that keeps most."""
-    side, batch, dtype = shape.resolution // 8, shape.batch_size, shape.dtype
     own = {parameter.untyped_storage()._cdata for parameter in unet.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
     total = largest = 0
@@ -133,19 +157,8 @@ def _trace(unet: UNet2DConditionModel, shape: Shape) -> tuple[int, int]:
     for module in unet.modules():
         if type(module).__name__ in CHECKPOINTED:
             hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    text, ids = unet.config.cross_attention_dim, unet.config.addition_time_embed_dim
-    pooled = unet.config.projection_class_embeddings_input_dim - 6 * ids
-    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-        unet(
-            torch.empty(batch, unet.config.in_channels, side, side, dtype=dtype),
-            torch.zeros(batch, dtype=torch.long),
-            torch.empty(batch, TOKENS, text, dtype=dtype),
-            added_cond_kwargs={
-                "text_embeds": torch.empty(batch, pooled, dtype=dtype),
-                "time_ids": torch.empty(batch, 6),
-            },
-        )
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        predict_nothing(unet, shape)
     for hook in hooks:
         hook.remove()
     return total, largest

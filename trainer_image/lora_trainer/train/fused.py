@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Identity, Module
 from torch.nn.functional import linear
 
 from .adapter import ADAPTER
@@ -21,8 +21,18 @@ def fuse(module: Module) -> None:
     off, another one active, drawing in 16 bits) keep peft's own.
     """
     for layer in module.modules():
-        if type(layer) is Linear and not layer.lora_variant:
+        if type(layer) is Linear and is_plain(layer):
             layer.forward = _Fused(layer)
+
+
+def is_plain(layer: Any) -> bool:
+    """Whether a peft layer computes W x + scaling B A x and nothing else."""
+    return not layer.lora_variant and isinstance(layer.lora_dropout[ADAPTER], Identity)
+
+
+def is_active(layer: Any) -> bool:
+    """Whether the adapter that is trained, and it alone, is at work."""
+    return not layer.disable_adapters and layer.active_adapters == [ADAPTER] and not layer.merged
 
 
 class _Fused:
@@ -33,7 +43,7 @@ class _Fused:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = self._layer
         mixed = x.dtype != layer.lora_A[ADAPTER].weight.dtype and not torch.is_autocast_enabled(x.device.type)
-        if mixed or layer.disable_adapters or layer.active_adapters != [ADAPTER] or layer.merged:
+        if mixed or not is_active(layer):
             result: Tensor = self._plain(x, *args, **kwargs)
             return result
         result = layer.base_layer(x, *args, **kwargs)

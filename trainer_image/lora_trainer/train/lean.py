@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Conv2d, Module
 from torch.nn.functional import conv2d, gelu, silu
 from torch.nn.grad import conv2d_input
+
+from .blocks import Block, is_usual
 
 
 def make_lean(module: Module) -> None:
@@ -41,6 +44,8 @@ def _lean(layer: Any) -> Callable[..., Tensor] | None:
         return _GatedUnit(layer)
     if type(layer) is ResnetBlock2D and _is_plain(layer):
         return _ResidualBlock(layer)
+    if type(layer) is BasicTransformerBlock and is_usual(layer):
+        return Block(layer)
     return None
 
 

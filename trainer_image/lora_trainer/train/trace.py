@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Module
@@ -20,11 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .adapter import UNET, add_adapter
-from .extract import make_trainable
-from .footprint import TOKENS, Shape
-from .fused import fuse
-from .lean import make_lean
+from .footprint import Shape, empty_unet, predict_nothing
 
 
 @dataclass(frozen=True)
@@ -39,36 +35,13 @@ class Trace:
 
 def trace_step(folder: Path, shape: Shape) -> Trace:
     """The forward and the backward pass of a batch; only `unet/config.json` is read."""
-    config = UNet2DConditionModel.load_config(folder, subfolder="unet")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-        if shape.rank is None:
-            make_trainable(unet, shape.convolutions)
-        else:
-            add_adapter(unet, UNET, shape.rank, shape.rank, seed=None, kind=shape.kind)
-            fuse(unet)
-    make_lean(unet)
-    unet.train()
+    unet = empty_unet(folder, shape)
     if shape.checkpointing:
         unet.enable_gradient_checkpointing()
-    side, batch, dtype = shape.resolution // 8, shape.batch_size, shape.dtype
-    text, ids = unet.config.cross_attention_dim, unet.config.addition_time_embed_dim
-    pooled = unet.config.projection_class_embeddings_input_dim - 6 * ids
     with FakeTensorMode():
-        watcher = _Watcher(_fake(unet, dtype))
-        autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        watcher = _Watcher(_fake(unet, shape.dtype))
         with watcher:
-            with autocast:
-                found = unet(
-                    torch.empty(batch, unet.config.in_channels, side, side, dtype=dtype),
-                    torch.zeros(batch, dtype=torch.long),
-                    torch.empty(batch, TOKENS, text, dtype=dtype),
-                    added_cond_kwargs={
-                        "text_embeds": torch.empty(batch, pooled, dtype=dtype),
-                        "time_ids": torch.empty(batch, 6),
-                    },
-                ).sample
-            found.float().square().mean().backward()
+            predict_nothing(unet, shape).float().square().mean().backward()
     return Trace(watcher.peak, watcher.operations)
 
 
