@@ -66,7 +66,10 @@ async def connect() -> client.ApiClient:
         loader.load_incluster_config()
     except config.ConfigException:
         await loader.load_kube_config()
-    return client.ApiClient()
+    configuration = client.Configuration.get_default_copy()
+    # as kopf's own session: the environment's proxies are not for the API server, and are looked up for every call
+    configuration.client_session_kwargs = {"trust_env": False}
+    return client.ApiClient(configuration)
 
 
 class Api:

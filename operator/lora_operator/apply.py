@@ -15,7 +15,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from lora_api import API_VERSION, GROUP, KIND
 from lora_api.reasons import Reason
-from lora_api.status import JobStatus
+from lora_api.status import JobStatus, Phase
 
 from . import metrics, names
 from .api import BAD_REQUEST, CONFLICT, EVENTS, FORBIDDEN, INVALID, JOBS, RESOURCES, Api, Object
@@ -37,6 +37,20 @@ class RefusedError(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
+        self.written: Object | None = None
+        """The resource as it is where its status was written before: it speaks of the child that is not there."""
+
+
+def tells_first(snapshot: Snapshot, decision: Decision) -> bool:
+    """Whether the status is written before anything is done.
+
+    An end is: why it ended may be seen in nothing else than what is then stopped. So is the news that the training
+    starts: that the write is refused where the resource has moved on is cheaper than to look before. But not where
+    the same start was refused already: it would be written and taken back with every attempt.
+    """
+    fresh = snapshot.status.training is None and snapshot.status.phase != Phase.QUEUED
+    trains = bool(decision.actions) and all(isinstance(action, StartTraining) for action in decision.actions)
+    return decision.status.phase.terminal or (fresh and trains)
 
 
 @dataclass
@@ -47,9 +61,7 @@ class Cluster:
     images: Images
 
     async def apply_decision(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
-        """Carry out a decision: children first, then the status once, then what is told of it.
-
-        An end is written before what still runs is stopped: why it ended may be seen in nothing else.
+        """Carry out a decision: children first, then the status once, then what is told of it; or as `tells_first` says.
 
         Args:
             version: the resourceVersion that was decided upon; the status write is refused when the
@@ -62,9 +74,13 @@ class Cluster:
             RefusedError: when a child is not let in, or its name belongs to somebody else.
             ApiException: from the API server; nothing is lost, decide again.
         """
-        if decision.status.phase.terminal:
+        if tells_first(snapshot, decision):
             written = await self._tell(snapshot, decision, version)
-            await self._act(snapshot, decision)
+            try:
+                await self._act(snapshot, decision)
+            except RefusedError as error:
+                error.written = written
+                raise
         else:
             await self._act(snapshot, decision)
             written = await self._tell(snapshot, decision, version)
@@ -129,11 +145,6 @@ class Cluster:
         metadata = {"resourceVersion": version, "uid": snapshot.uid}
         body = {"metadata": metadata, "status": changes}
         return await self.api.patch_status(RESOURCES, snapshot.namespace, snapshot.name, body)
-
-    async def events_of(self, namespace: str, uid: str) -> list[Object]:
-        """The Events about one Job or pod."""
-        pages = self.api.list_pages(EVENTS, namespace, fields=f"regarding.uid={uid}")
-        return [event async for page, _ in pages for event in page]
 
     async def _announce(self, snapshot: Snapshot, announcement: Announcement) -> None:
         """Post an Event. One that is lost is no harm: the condition says the same."""

@@ -46,14 +46,14 @@ class Shelf(Generic[Item]):
         return list(self._items.get(owner, {}).values())
 
     def put(self, body: Object) -> bool:
-        """Take in an object; False when nothing newer than this is known already."""
+        """Take in an object; False when it says nothing that is not known already."""
         return self._take(body, self._listed)
 
     def _take(self, body: Object, listed: int) -> bool:
         name, version = _identify(body)
         if version <= max(self._known.get(name, (listed,))[0], self._gone.get(name, 0)):
             return False
-        self._remove(name)
+        before = self._remove(name)
         try:
             owner, item = self._owner(body), self._observe(body)
         except (KeyError, ValueError) as error:
@@ -61,7 +61,7 @@ class Shelf(Generic[Item]):
             return False
         self._items.setdefault(owner, {})[name] = item
         self._known[name] = version, owner
-        return True
+        return item != before
 
     def drop(self, body: Object) -> None:
         """An object was deleted."""
@@ -99,12 +99,14 @@ class Shelf(Generic[Item]):
             self._listed = oldest
             self._gone = {name: version for name, version in self._gone.items() if version > oldest}
 
-    def _remove(self, name: Name) -> None:
-        if name in self._known:
-            _, owner = self._known.pop(name)
-            del self._items[owner][name]
-            if not self._items[owner]:
-                del self._items[owner]
+    def _remove(self, name: Name) -> Item | None:
+        if name not in self._known:
+            return None
+        _, owner = self._known.pop(name)
+        item = self._items[owner].pop(name)
+        if not self._items[owner]:
+            del self._items[owner]
+        return item
 
 
 class Cache:

@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import IntEnum
 from time import monotonic
 
 import aiohttp
@@ -17,8 +18,9 @@ from lora_api.status import Phase, Progress
 from lora_api.steps import PROGRESS_PORT
 
 from . import metrics
-from .apply import Cluster, RefusedError
+from .apply import Cluster, RefusedError, tells_first
 from .cache import Cache
+from .complaints import Complaints
 from .decide import Decision, StartAnnotation, StartTraining, decide
 from .observe import Resource, StepPod, observe_hint, read_snapshot, unexplained
 from .settings import ProfilesFile
@@ -49,6 +51,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         self.queue = WorkQueue(self.reconcile)
+        self._complaints = Complaints(self.cluster.api)
         self._progress: dict[str, Progress] = {}
         self._doubted: set[Key] = set()
         """Jobs for which something may have been done already that their status does not tell of."""
@@ -77,14 +80,11 @@ class Controller:
         key = (resource.namespace, resource.name)
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
-        children = key in self._doubted
-        untouched = snapshot.status.start_time is None and not children
+        doubted, looked = key in self._doubted, Look.NONE
         self._doubted.add(key)
-        while _is_weighty(snapshot, decision) and not untouched:
-            # watches lag behind, each for itself: a Job made or deleted by mistake is a GPU pod too many or too
-            # few, why a Job failed is known by its pod, and a pod may be known before its Job is
-            children = children or _depends_on_children(snapshot, decision)
-            found = await self.cache.mend_one(self.cluster.api, resource, children)
+        while (needed := look_before(snapshot, decision, doubted)) > looked:
+            looked = needed
+            found = await self.cache.mend_one(self.cluster.api, resource, children=needed == Look.CHILDREN)
             if found is None:
                 return None
             if found.uid != resource.uid:
@@ -93,16 +93,21 @@ class Controller:
             resource = found
             snapshot = await self._observe(resource)
             decision = decide(snapshot, datetime.now(UTC))
-            if children or not _depends_on_children(snapshot, decision):
-                break
+        version = resource.resource_version
         try:
-            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
+            written = await self.cluster.apply_decision(snapshot, decision, version)
         except RefusedError as error:
+            told = snapshot
+            if error.written is not None:
+                told = replace(snapshot, status=decision.status)
+                version = error.written["metadata"]["resourceVersion"]
             decision = decide(replace(snapshot, refusal=error.refusal), datetime.now(UTC))
-            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
-        if written is not None and self.cache.resources.put(written):
-            # the watch brings this later, and until then every other write would be refused as a conflict
-            self.queue.add(key)
+            written = await self.cluster.apply_decision(told, decision, version) or error.written
+        # the watch brings this later, and until then every other write would be refused as a conflict
+        if written is not None and self.cache.resources.put(written) and decision.status.phase.terminal:
+            self.queue.add(
+                key
+            )  # what has ended may have to be removed; all else would be decided again as it was
         self._doubted.discard(key)
         return decision
 
@@ -114,7 +119,7 @@ class Controller:
             self.profiles.current(),
         )
         silent = "" if resource.ended else unexplained(snapshot, datetime.now(UTC))
-        hint = observe_hint(await self.cluster.events_of(resource.namespace, silent)) if silent else None
+        hint = observe_hint(await self._complaints.about(resource.namespace, silent)) if silent else None
         return replace(snapshot, hint=hint, progress=self._progress.get(resource.uid))
 
     async def poll_forever(self) -> None:
@@ -143,9 +148,12 @@ class Controller:
         await self.cache.mend(self.cluster.api)
         metrics.LAST_RESYNC.set_to_current_time()
         for resource in self.cache.unsettled():
-            key = (resource.namespace, resource.name)
-            self._doubted.add(key)
-            self.queue.add(key)
+            self.queue.add((resource.namespace, resource.name))
+
+    async def take_over(self) -> None:
+        """See what there is before anything is decided; a process before this one may have left anything half done."""
+        await self.resync_at_last()
+        self._doubted.update((resource.namespace, resource.name) for resource in self.cache.unsettled())
 
     async def resync_at_last(self) -> None:
         """The same, as often as it takes."""
@@ -164,6 +172,34 @@ class Controller:
                 await asyncio.sleep(RELIST_SECONDS)
             self.relisted.clear()
             await self.resync_at_last()
+
+
+class Look(IntEnum):
+    """What is read before a decision is carried out."""
+
+    NONE = 0
+    RESOURCE = 1
+    CHILDREN = 2
+    """The resource's Jobs and pods, and then the resource."""
+
+
+def look_before(snapshot: Snapshot, decision: Decision, doubted: bool) -> Look:
+    """How closely to look: watches lag behind, each for itself.
+
+    A Job made or deleted by mistake is a GPU pod too many or too few, why a Job failed is known by its pod, and a
+    pod may be known before its Job is. An old view of the resource is found out by the status write where that comes
+    first; nobody else can have done anything for one that has no status yet.
+
+    Args:
+        doubted: something may have been done already that the status does not tell of.
+    """
+    if not _is_weighty(snapshot, decision):
+        return Look.NONE
+    if doubted or _depends_on_children(snapshot, decision):
+        return Look.CHILDREN
+    if snapshot.status.start_time is None or tells_first(snapshot, decision):
+        return Look.NONE
+    return Look.RESOURCE
 
 
 def _is_weighty(snapshot: Snapshot, decision: Decision) -> bool:

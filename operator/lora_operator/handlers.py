@@ -18,6 +18,7 @@ from .api import JOBS, PAGE_SIZE, PODS, RESOURCES, Api, Object
 from .apply import Cluster
 from .cache import Shelf
 from .controller import Controller
+from .memoryless import NoDiffs, NoProgress
 from .settings import ProfilesFile, Settings
 
 TOKEN_LIFE = timedelta(minutes=10)
@@ -48,7 +49,7 @@ class Wiring:
             NotServedError: when our kind of resource is not installed.
         """
         self._preparing = True
-        await self._controller.resync_at_last()
+        await self._controller.take_over()
         self._preparing = False
 
     async def _start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -59,6 +60,8 @@ class Wiring:
         settings.watching.connect_timeout = 30
         settings.watching.chunk_size = PAGE_SIZE
         settings.queueing.idle_timeout = 0.1
+        settings.persistence.diffbase_storage = NoDiffs()
+        settings.persistence.progress_storage = NoProgress()
         self._controller.queue.start()
         self._tasks = [
             asyncio.create_task(self._controller.poll_forever()),

@@ -191,6 +191,9 @@ def unexplained(snapshot: Snapshot, now: datetime) -> str:
 
 PATIENCE_SECONDS = 2.0
 MISSING = ("FailedMount", "FailedAttachVolume")
+REFUSED = "FailedCreate"
+COMPLAINTS = (*MISSING, REFUSED)
+"""Reasons of Events that say why a step does not start."""
 
 
 def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
@@ -204,7 +207,7 @@ def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
             return Hint(Reason.SECRET_NOT_FOUND, f"{message} (it may still be on its way)")
         if reason in MISSING:
             return Hint(Reason.CONFIGURATION_INVALID, message)
-        if reason == "FailedCreate":
+        if reason == REFUSED:
             return Hint(why_refused(message), message)
     return None
 
