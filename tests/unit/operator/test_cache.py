@@ -43,6 +43,14 @@ def test_the_newer_of_two_stays_whichever_comes_first() -> None:
     assert (found.of("u"), found.of("v")) == ([], ["a@6"])
 
 
+def test_what_says_nothing_new_is_no_news_and_makes_the_old_older() -> None:
+    found = Shelf(lambda body: body["said"], lambda body: body["owner"])
+    assert found.put(thing("a", 1) | {"said": "x"})
+    assert not found.put(thing("a", 5) | {"said": "x"})
+    assert not found.put(thing("a", 4) | {"said": "y"})
+    assert found.put(thing("a", 6) | {"said": "y"})
+
+
 def test_what_a_watch_missed_a_list_brings() -> None:
     found = shelf(thing("a", 1), thing("b", 2))
     mend(found, 9, [thing("a", 7)], [thing("c", 8)])

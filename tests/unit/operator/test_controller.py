@@ -12,8 +12,8 @@ import pytest
 import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
-from builders import UID, wire_spec
-from lora_operator.api import CONFLICT, JOBS, NOT_FOUND, RESOURCES, Kind, Object, Page
+from builders import UID, annotated, wire_spec
+from lora_operator.api import CONFLICT, FORBIDDEN, JOBS, NOT_FOUND, RESOURCES, Kind, Object, Page
 from lora_operator.apply import Cluster
 from lora_operator.controller import Controller
 from lora_operator.settings import Images, ProfilesFile
@@ -40,6 +40,8 @@ class World:
         self.deleted_before = call
         self.anew = anew
         self.lost = list(lost)
+        self.quota = False
+        """Whether a quota keeps Jobs out."""
         self.version = 1
         self.calls: list[str] = []
         self.created: Counter[str] = Counter()
@@ -87,6 +89,8 @@ class World:
         name = body["metadata"]["name"]
         if (kind.plural, name) in self.objects:
             raise ApiException(status=CONFLICT)
+        if kind == JOBS and self.quota:
+            raise ApiException(status=FORBIDDEN, reason="exceeded quota: jobs")
         if kind == JOBS:
             self.created[name] += 1
             ours = {"uid": "j", "creationTimestamp": "2026-03-01T12:00:01Z"}
@@ -101,9 +105,22 @@ class World:
         body = self.objects[kind.plural, name]
         if changes["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
             raise ApiException(status=CONFLICT)
-        body = self._keep(kind, body | {"status": changes["status"]})
+        body = self._keep(kind, body | {"status": merged(body.get("status") or {}, changes["status"])})
         self._answer()
         return body
+
+
+def merged(before: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return patch
+    after = dict(before) if isinstance(before, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            after.pop(name, None)
+        else:
+            after[name] = merged(after.get(name), value)
+    return after
 
 
 def controller(world: World, folder: Path) -> Controller:
@@ -144,3 +161,64 @@ def test_an_answer_that_is_lost_costs_a_look_and_no_second_job(tmp_path: Path) -
     asyncio.run(work(controller(world, tmp_path), 3))
     assert list(world.created.values()) == [1]
     assert world.objects["loratrainingjobs", KEY[1]]["status"]["phase"] == "Annotating"
+
+
+def captioned() -> World:
+    """One whose annotation is over."""
+    world = World()
+    world.resource = world._keep(RESOURCES, {**world.resource, "status": annotated().to_wire()})
+    return world
+
+
+def status(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = world.objects["loratrainingjobs", KEY[1]]["status"]
+    return found
+
+
+def test_a_training_is_told_of_before_it_starts_and_needs_no_look(tmp_path: Path) -> None:
+    world = captioned()
+    asyncio.run(work(controller(world, tmp_path), 1))
+    assert world.calls == ["patch loratrainingjobs", "create jobs"]
+    assert status(world)["training"]["jobName"] in world.created
+
+
+def test_no_training_starts_on_an_old_view_of_its_resource(tmp_path: Path) -> None:
+    world = captioned()
+    on = controller(world, tmp_path)
+    world._keep(RESOURCES, {**world.resource, "spec": wire_spec(runPolicy={"suspend": True})})
+    asyncio.run(work(on, 1))
+    assert world.calls == ["patch loratrainingjobs"]
+    assert not world.created
+
+
+def test_a_training_that_a_quota_keeps_out_is_told_of_no_longer_and_not_again(tmp_path: Path) -> None:
+    world = captioned()
+    world.quota = True
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 1))
+    assert world.calls.count("create jobs") == 1
+    assert (status(world)["phase"], status(world).get("training")) == ("Queued", None)
+    told = [c["reason"] for c in status(world)["conditions"] if c["type"] == "Succeeded"]
+    assert told == ["QuotaExceeded"]
+    world.calls.clear()
+    asyncio.run(work(on, 1))
+    assert world.calls == ["read loratrainingjobs", "create jobs"]
+    world.quota = False
+    asyncio.run(work(on, 1))
+    assert list(world.created) == [status(world)["training"]["jobName"]]
+
+
+def test_who_takes_over_doubts_all_and_who_lists_again_nothing(tmp_path: Path) -> None:
+    world = captioned()
+    on = controller(world, tmp_path)
+    asyncio.run(on.take_over())
+    world.calls.clear()
+    asyncio.run(work(on, 1))
+    looked = ["list jobs", "list pods", "read loratrainingjobs"]
+    assert world.calls == [*looked, "patch loratrainingjobs", "create jobs"]
+    world = captioned()
+    on = controller(world, tmp_path)
+    asyncio.run(on.resync())
+    world.calls.clear()
+    asyncio.run(work(on, 1))
+    assert world.calls == ["patch loratrainingjobs", "create jobs"]
