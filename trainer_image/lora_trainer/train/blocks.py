@@ -7,6 +7,7 @@ make again what is cheap: the normalised input and the gate.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,7 +33,12 @@ class Block:
     def __init__(self, block: Any) -> None:
         self._block = block
         self._plain = block.forward
-        self._layers = [*_projections(block.attn1), *_projections(block.attn2)]
+        self._adapted = [*_projections(block.attn1), *_projections(block.attn2)]
+
+    @cached_property
+    def _parts(self) -> tuple[_Part, _Part]:
+        """Taken apart at the first step: until then the layers' weights may be replaced."""
+        return _Part(self._block.norm1, self._block.attn1), _Part(self._block.norm2, self._block.attn2)
 
     def __call__(
         self,
@@ -43,20 +49,19 @@ class Block:
         *rest: Any,
         **named: Any,
     ) -> Tensor:
-        x, text, block = hidden_states, encoder_hidden_states, self._block
+        x, text = hidden_states, encoder_hidden_states
         masked = attention_mask is not None or encoder_attention_mask is not None
         if masked or text is None or text.requires_grad or not self._is_uniform(x):
             plain: Tensor = self._plain(x, attention_mask, text, encoder_attention_mask, *rest, **named)
             return plain
-        x = _attention(x, None, block.norm1, block.attn1)
-        x = _attention(x, text, block.norm2, block.attn2)
-        found: Tensor = _FeedForward.apply(x, block.norm3, block.ff.net)  # type: ignore[no-untyped-call]
+        for part, source in zip(self._parts, (None, text), strict=True):
+            x = _Attention.apply(x, source, part, *part.factors)  # type: ignore[no-untyped-call]
+        found: Tensor = _FeedForward.apply(x, self._block.norm3, self._block.ff.net)  # type: ignore[no-untyped-call]
         return found
 
     def _is_uniform(self, x: Tensor) -> bool:
-        adapter: Tensor = self._layers[0].lora_A[ADAPTER].weight
-        uniform = x.dtype == adapter.dtype and not torch.is_autocast_enabled("cpu")
-        return uniform and x.device.type == "cpu" and all(map(is_active, self._layers))
+        uniform = x.dtype == self._parts[0].factors[0].dtype and not torch.is_autocast_enabled("cpu")
+        return uniform and x.device.type == "cpu" and all(map(is_active, self._adapted))
 
 
 def is_usual(block: Any) -> bool:
@@ -85,6 +90,7 @@ def _is_usual_attention(part: Any) -> bool:
         and part.scale == (part.inner_dim // part.heads) ** -0.5
         and part.to_out[1].p == 0
         and all(type(layer) is Linear and is_plain(layer) for layer in _projections(part))
+        and not any(layer.base_layer.weight.requires_grad for layer in _projections(part))
     )
 
 
@@ -92,61 +98,89 @@ def _projections(part: Any) -> tuple[Any, Any, Any, Any]:
     return part.to_q, part.to_k, part.to_v, part.to_out[0]
 
 
-def _attention(x: Tensor, text: Tensor | None, norm: LayerNorm, part: Any) -> Tensor:
-    factors = [
-        factor[ADAPTER].weight for layer in _projections(part) for factor in (layer.lora_A, layer.lora_B)
-    ]
-    found: Tensor = _Attention.apply(x, text, norm, part, *factors)  # type: ignore[no-untyped-call]
-    return found
+class _Layer:
+    """A frozen projection with its adapter, on matrices of (rows, width).
+
+    Narrow matrices lie on their side, (rank, rows): products in a quarter of the time.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._weight, self._bias = layer.base_layer.weight, layer.base_layer.bias
+        self.down, self.up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        self._scaling = layer.scaling[ADAPTER]
+
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """What the layer makes of rows, and what `down` does."""
+        low = self.down.mm(rows.t())
+        return linear(rows, self._weight, self._bias).addmm_(low.t(), self.up.t(), alpha=self._scaling), low
+
+    def learn(self, gradient: Tensor, rows: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of `down` and `up`, and, but for the scaling, that of `low`."""
+        narrow, nothing = self.up.t().mm(gradient.t()), low.new_empty(())
+        of_down = torch.addmm(nothing, narrow, rows, beta=0, alpha=self._scaling)
+        return of_down, torch.addmm(nothing, low, gradient, beta=0, alpha=self._scaling).t(), narrow
+
+    def descend(self, gradient: Tensor, narrow: Tensor, total: Tensor | None = None) -> Tensor:
+        """The gradient of the rows, added to the total."""
+        total = gradient.mm(self._weight) if total is None else total.addmm_(gradient, self._weight)
+        return total.addmm_(narrow.t(), self.down, alpha=self._scaling)
+
+
+class _Part:
+    """An attention's layers, and the norm before it."""
+
+    def __init__(self, norm: LayerNorm, part: Any) -> None:
+        self.norm, self.heads = norm, part.heads
+        self.layers = [_Layer(layer) for layer in _projections(part)]
+        self.factors = [factor for layer in self.layers for factor in (layer.down, layer.up)]
 
 
 class _Attention(Function):
     """x + output(attention from normalise(x) to itself, or to a text)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, text: Tensor | None, norm: LayerNorm, part: Any, *factors: Tensor
-    ) -> Tensor:
-        ctx.norm, ctx.part, ctx.shape = norm, part, x.shape
+    def forward(ctx: Any, x: Tensor, text: Tensor | None, part: _Part, *factors: Tensor) -> Tensor:
+        """factors are those of the part, for autograd to know what learns."""
+        ctx.part, ctx.shape = part, x.shape
         rows = x.reshape(-1, x.shape[-1])
-        inner, mean, deviation = _normalise(rows, norm)
+        inner, mean, deviation = _normalise(rows, part.norm)
         source = inner if text is None else text.reshape(-1, text.shape[-1])
-        to_query, to_key, to_value, to_output = _projections(part)
-        query, low_query = _project(inner, to_query, *factors[0:2])
-        key, low_key = _project(source, to_key, *factors[2:4])
-        value, low_value = _project(source, to_value, *factors[4:6])
+        to_query, to_key, to_value, to_output = part.layers
+        query, low_query = to_query.project(inner)
+        key, low_key = to_key.project(source)
+        value, low_value = to_value.project(source)
         heads = [_split(each, x.shape[0], part.heads) for each in (query, key, value)]
         mixed, sums = _attend(*heads)
-        found, low_output = _project(_join(mixed), to_output, *factors[6:8])
+        found, low_output = to_output.project(_join(mixed))
         low = low_query, low_key, low_value, low_output
-        ctx.save_for_backward(rows, mean, deviation, text, *heads, mixed, sums, *low, *factors)
+        ctx.save_for_backward(rows, mean, deviation, text, *heads, mixed, sums, *low)
         return found.add_(rows).view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, mean, deviation, text, *rest = ctx.saved_tensors
-        heads, mixed, sums, low, factors = rest[:3], rest[3], rest[4], rest[5:9], rest[9:]
-        to_query, to_key, to_value, to_output = _projections(ctx.part)
+        rows, mean, deviation, text, *heads, mixed, sums, low_query, low_key, low_value, low_output = (
+            ctx.saved_tensors
+        )
+        part = ctx.part
+        to_query, to_key, to_value, to_output = part.layers
         gradient = gradient.reshape(rows.shape)
-        inner = _normalise(rows, ctx.norm)[0]
+        inner = _normalise(rows, part.norm)[0]
         source = inner if text is None else text.reshape(-1, text.shape[-1])
 
-        of_output, narrow = _learn(gradient, _join(mixed), low[3], to_output, factors[7])
-        of_mixed = _descend(gradient, narrow, to_output, factors[6])
-        of_heads = _attend_back(
-            _split(of_mixed, ctx.shape[0], ctx.part.heads), *heads, mixed, sums, 0.0, False
-        )
-        of_query, of_key, of_value = map(_join, of_heads)
-        learnt_query, narrow = _learn(of_query, inner, low[0], to_query, factors[1])
-        of_inner = _descend(of_query, narrow, to_query, factors[0])
-        learnt_key, narrow = _learn(of_key, source, low[1], to_key, factors[3])
+        *of_output, narrow = to_output.learn(gradient, _join(mixed), low_output)
+        of_mixed = _split(to_output.descend(gradient, narrow), ctx.shape[0], part.heads)
+        of_heads = _attend_back(of_mixed, *heads, mixed, sums, 0.0, False)
+        query, key, value = map(_join, of_heads)
+        *of_query, narrow = to_query.learn(query, inner, low_query)
+        of_inner = to_query.descend(query, narrow)
+        *of_key, narrow = to_key.learn(key, source, low_key)
         if text is None:
-            _descend(of_key, narrow, to_key, factors[2], of_inner)
-        learnt_value, narrow = _learn(of_value, source, low[2], to_value, factors[5])
+            to_key.descend(key, narrow, of_inner)
+        *of_value, narrow = to_value.learn(value, source, low_value)
         if text is None:
-            _descend(of_value, narrow, to_value, factors[4], of_inner)
-        found = _denormalise(of_inner, rows, mean, deviation, ctx.norm).add_(gradient).view(ctx.shape)
-        return (found, None, None, None, *learnt_query, *learnt_key, *learnt_value, *of_output)
+            to_value.descend(value, narrow, of_inner)
+        found = _denormalise(of_inner, rows, mean, deviation, part.norm).add_(gradient).view(ctx.shape)
+        return (found, None, None, *of_query, *of_key, *of_value, *of_output)
 
 
 class _FeedForward(Function):
@@ -196,31 +230,3 @@ def _split(rows: Tensor, batch: int, heads: int) -> Tensor:
 def _join(heads: Tensor) -> Tensor:
     """The other way round."""
     return heads.transpose(1, 2).reshape(-1, heads.shape[1] * heads.shape[3])
-
-
-def _project(rows: Tensor, layer: Any, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """What a layer with its adapter makes of rows, and what `down` does: (rank, rows).
-
-    Narrow matrices lie on their side everywhere here: products of a quarter of the time.
-    """
-    base = layer.base_layer
-    low = down.mm(rows.t())
-    return linear(rows, base.weight, base.bias).addmm_(low.t(), up.t(), alpha=layer.scaling[ADAPTER]), low
-
-
-def _learn(
-    gradient: Tensor, rows: Tensor, low: Tensor, layer: Any, up: Tensor
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """The gradients of an adapter's `down` and `up`, and that of `low`."""
-    scaling = layer.scaling[ADAPTER]
-    narrow = up.t().mm(gradient.t()).mul_(scaling)
-    return (narrow.mm(rows), low.mm(gradient).mul_(scaling).t()), narrow
-
-
-def _descend(
-    gradient: Tensor, narrow: Tensor, layer: Any, down: Tensor, total: Tensor | None = None
-) -> Tensor:
-    """The gradient of a layer's input, added to the total."""
-    weight = layer.base_layer.weight
-    total = gradient.mm(weight) if total is None else total.addmm_(gradient, weight)
-    return total.addmm_(narrow.t(), down)

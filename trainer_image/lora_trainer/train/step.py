@@ -20,6 +20,7 @@ from ..errors import InterruptedStepError, StepError
 from ..progress import Reporter
 from ..runtime import explain, load_config, run_step
 from ..store import Store
+from .allocator import keep_freed_memory
 from .interruption import Interruption
 from .launch import join_workers, leave_exit_code
 from .publish import find_published
@@ -77,6 +78,7 @@ def work(config: TrainStep, reporter: Reporter) -> StepResult:
 
 def _work(config: TrainStep, reporter: Reporter, interruption: Interruption) -> StepResult:
     begun = time.monotonic()
+    keep_freed_memory()
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     refuse_unsupported(config.spec.training)
