@@ -109,8 +109,9 @@ class Api:
                 if not query["continue"]:
                     break
 
-    async def create(self, kind: Kind, namespace: str, body: Object) -> None:
-        await self._call("POST", kind.path(namespace), body=body)
+    async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
+        """Create an object; what came of it, with all that the API server added."""
+        return await self._call("POST", kind.path(namespace), body=body)
 
     async def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> None:
         await self._call("PUT", kind.path(namespace, name), body=body)

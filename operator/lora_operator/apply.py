@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from lora_api import API_VERSION, GROUP, KIND
 from lora_api.reasons import Reason
-from lora_api.status import JobStatus, Phase
+from lora_api.status import JobStatus
 
 from . import metrics, names
 from .api import BAD_REQUEST, CONFLICT, EVENTS, FORBIDDEN, INVALID, JOBS, RESOURCES, Api, Object
@@ -37,20 +37,6 @@ class RefusedError(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
         self.refusal = refusal
-        self.written: Object | None = None
-        """The resource as it is where its status was written before: it speaks of the child that is not there."""
-
-
-def tells_first(snapshot: Snapshot, decision: Decision) -> bool:
-    """Whether the status is written before anything is done.
-
-    An end is: why it ended may be seen in nothing else than what is then stopped. So is the news that the training
-    starts: that the write is refused where the resource has moved on is cheaper than to look before. But not where
-    the same start was refused already: it would be written and taken back with every attempt.
-    """
-    fresh = snapshot.status.training is None and snapshot.status.phase != Phase.QUEUED
-    trains = bool(decision.actions) and all(isinstance(action, StartTraining) for action in decision.actions)
-    return decision.status.phase.terminal or (fresh and trains)
 
 
 @dataclass
@@ -59,9 +45,13 @@ class Cluster:
 
     api: Api
     images: Images
+    made: Callable[[Object], object] = lambda body: None
+    """Told of every Job as it is once it was made; the watch brings it later."""
 
     async def apply_decision(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
-        """Carry out a decision: children first, then the status once, then what is told of it; or as `tells_first` says.
+        """Carry out a decision: children first, then the status once, then what is told of it.
+
+        An end is written before what still runs is stopped: why it ended may be seen in nothing else.
 
         Args:
             version: the resourceVersion that was decided upon; the status write is refused when the
@@ -74,13 +64,9 @@ class Cluster:
             RefusedError: when a child is not let in, or its name belongs to somebody else.
             ApiException: from the API server; nothing is lost, decide again.
         """
-        if tells_first(snapshot, decision):
+        if decision.status.phase.terminal:
             written = await self._tell(snapshot, decision, version)
-            try:
-                await self._act(snapshot, decision)
-            except RefusedError as error:
-                error.written = written
-                raise
+            await self._act(snapshot, decision)
         else:
             await self._act(snapshot, decision)
             written = await self._tell(snapshot, decision, version)
@@ -109,7 +95,7 @@ class Cluster:
         name = body["metadata"]["name"]
         metrics.API_WRITES.labels("job", "create").inc()
         try:
-            await self.api.create(JOBS, snapshot.namespace, body)
+            self.made(await self.api.create(JOBS, snapshot.namespace, body))
         except ApiException as error:
             if error.status in REFUSED:
                 refusal = Refusal(why_refused(error.reason), error.reason, final=error.status == INVALID)
@@ -124,6 +110,7 @@ class Cluster:
                     "under another name"
                 )
                 raise RefusedError(Refusal(Reason.NAME_CONFLICT, message, final=True)) from None
+            self.made(existing)
 
     async def _delete_job(self, namespace: str, name: str, uid: str) -> None:
         """In the foreground, so that the Job is seen until its pods are gone."""

@@ -18,10 +18,10 @@ from lora_api.status import Phase, Progress
 from lora_api.steps import PROGRESS_PORT
 
 from . import metrics
-from .apply import Cluster, RefusedError, tells_first
+from .apply import Cluster, RefusedError
 from .cache import Cache
 from .complaints import Complaints
-from .decide import Decision, StartAnnotation, StartTraining, decide
+from .decide import Decision, StartAnnotation, StartTraining, StopStep, decide
 from .observe import Resource, StepPod, observe_hint, read_snapshot, unexplained
 from .settings import ProfilesFile
 from .snapshot import Snapshot
@@ -38,6 +38,7 @@ POLL_CONCURRENCY = 32
 RESYNC_SECONDS = 300.0
 RELIST_SECONDS = 2.0
 RECONCILE_SECONDS = 60.0
+SETTLE_SECONDS = 1.0
 
 
 @dataclass
@@ -55,6 +56,9 @@ class Controller:
         self._progress: dict[str, Progress] = {}
         self._doubted: set[Key] = set()
         """Jobs for which something may have been done already that their status does not tell of."""
+        self._odd_since: dict[Key, float] = {}
+        """Since when a job's children seem not to be as they should, on the monotonic clock."""
+        self.cluster.made = self.cache.children.put
         self.relisted = asyncio.Event()
         """Set when a watch began anew: what was deleted meanwhile it does not tell."""
         self.ticked = monotonic()
@@ -81,6 +85,8 @@ class Controller:
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
         doubted, looked = key in self._doubted, Look.NONE
+        if not doubted and not self._settled(key, snapshot, decision):
+            return None
         self._doubted.add(key)
         while (needed := look_before(snapshot, decision, doubted)) > looked:
             looked = needed
@@ -93,23 +99,34 @@ class Controller:
             resource = found
             snapshot = await self._observe(resource)
             decision = decide(snapshot, datetime.now(UTC))
-        version = resource.resource_version
         try:
-            written = await self.cluster.apply_decision(snapshot, decision, version)
+            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
         except RefusedError as error:
-            told = snapshot
-            if error.written is not None:
-                told = replace(snapshot, status=decision.status)
-                version = error.written["metadata"]["resourceVersion"]
             decision = decide(replace(snapshot, refusal=error.refusal), datetime.now(UTC))
-            written = await self.cluster.apply_decision(told, decision, version) or error.written
+            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
         # the watch brings this later, and until then every other write would be refused as a conflict
         if written is not None and self.cache.resources.put(written) and decision.status.phase.terminal:
-            self.queue.add(
-                key
-            )  # what has ended may have to be removed; all else would be decided again as it was
+            # what has ended may have to be removed in time; all else would be decided again as it was
+            self.queue.add(key)
         self._doubted.discard(key)
         return decision
+
+    def _settled(self, key: Key, snapshot: Snapshot, decision: Decision) -> bool:
+        """Whether a decision that children unknown here could make wrong has stood for a moment.
+
+        A Job is told of by one watch and its pod by another: what does not fit together mostly does when both have
+        caught up, and looking takes the API server as long as there are others of ours.
+        """
+        stops = bool(decision.actions) and all(isinstance(action, StopStep) for action in decision.actions)
+        if stops or look_before(snapshot, decision, doubted=False) < Look.CHILDREN:
+            self._odd_since.pop(key, None)
+            return True
+        left = self._odd_since.setdefault(key, monotonic()) + SETTLE_SECONDS - monotonic()
+        if left > 0:
+            self.queue.add_after(key, left)
+            return False
+        del self._odd_since[key]
+        return True
 
     async def _observe(self, resource: Resource) -> Snapshot:
         snapshot = read_snapshot(
@@ -188,7 +205,7 @@ def look_before(snapshot: Snapshot, decision: Decision, doubted: bool) -> Look:
 
     A Job made or deleted by mistake is a GPU pod too many or too few, why a Job failed is known by its pod, and a
     pod may be known before its Job is. An old view of the resource is found out by the status write where that comes
-    first; nobody else can have done anything for one that has no status yet.
+    first, at an end; nobody else can have done anything for one that has no status yet.
 
     Args:
         doubted: something may have been done already that the status does not tell of.
@@ -197,7 +214,7 @@ def look_before(snapshot: Snapshot, decision: Decision, doubted: bool) -> Look:
         return Look.NONE
     if doubted or _depends_on_children(snapshot, decision):
         return Look.CHILDREN
-    if snapshot.status.start_time is None or tells_first(snapshot, decision):
+    if snapshot.status.start_time is None or decision.status.phase.terminal:
         return Look.NONE
     return Look.RESOURCE
 

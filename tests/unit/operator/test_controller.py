@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
 from builders import UID, annotated, wire_spec
+from lora_operator import controller as controller_module
 from lora_operator.api import CONFLICT, FORBIDDEN, JOBS, NOT_FOUND, RESOURCES, Kind, Object, Page
 from lora_operator.apply import Cluster
 from lora_operator.controller import Controller
@@ -84,7 +86,7 @@ class World:
         self._called("list", kind)
         yield [body for (plural, _), body in self.objects.items() if plural == kind.plural], self.version
 
-    async def create(self, kind: Kind, namespace: str, body: Object) -> None:
+    async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
         self._called("create", kind)
         name = body["metadata"]["name"]
         if (kind.plural, name) in self.objects:
@@ -93,10 +95,11 @@ class World:
             raise ApiException(status=FORBIDDEN, reason="exceeded quota: jobs")
         if kind == JOBS:
             self.created[name] += 1
-            ours = {"uid": "j", "creationTimestamp": "2026-03-01T12:00:01Z"}
+            ours = {"uid": "j", "creationTimestamp": datetime.now(UTC).isoformat()}
             body = {**body, "metadata": {**body["metadata"], **ours}, "status": {}}
-        self._keep(kind, body)
+        kept = self._keep(kind, body)
         self._answer()
+        return kept
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Object) -> Object:
         self._called("patch", kind)
@@ -175,37 +178,64 @@ def status(world: World) -> dict[str, Any]:
     return found
 
 
-def test_a_training_is_told_of_before_it_starts_and_needs_no_look(tmp_path: Path) -> None:
+def test_a_training_starts_after_one_look_at_its_resource(tmp_path: Path) -> None:
     world = captioned()
     asyncio.run(work(controller(world, tmp_path), 1))
-    assert world.calls == ["patch loratrainingjobs", "create jobs"]
+    assert world.calls == ["read loratrainingjobs", "create jobs", "patch loratrainingjobs"]
     assert status(world)["training"]["jobName"] in world.created
 
 
 def test_no_training_starts_on_an_old_view_of_its_resource(tmp_path: Path) -> None:
     world = captioned()
     on = controller(world, tmp_path)
-    world._keep(RESOURCES, {**world.resource, "spec": wire_spec(runPolicy={"suspend": True})})
+    suspended = wire_spec(annotation={"mode": "Template"}, runPolicy={"suspend": True})
+    world._keep(RESOURCES, {**world.resource, "spec": suspended})
     asyncio.run(work(on, 1))
-    assert world.calls == ["patch loratrainingjobs"]
+    assert status(world)["phase"] == "Suspended"
     assert not world.created
 
 
-def test_a_training_that_a_quota_keeps_out_is_told_of_no_longer_and_not_again(tmp_path: Path) -> None:
+def test_a_training_that_a_quota_keeps_out_is_no_attempt(tmp_path: Path) -> None:
     world = captioned()
     world.quota = True
     on = controller(world, tmp_path)
-    asyncio.run(work(on, 1))
-    assert world.calls.count("create jobs") == 1
+    asyncio.run(work(on, 3))
+    assert world.calls.count("create jobs") == 3
+    assert world.calls.count("patch loratrainingjobs") == 1
     assert (status(world)["phase"], status(world).get("training")) == ("Queued", None)
     told = [c["reason"] for c in status(world)["conditions"] if c["type"] == "Succeeded"]
     assert told == ["QuotaExceeded"]
-    world.calls.clear()
-    asyncio.run(work(on, 1))
-    assert world.calls == ["read loratrainingjobs", "create jobs"]
     world.quota = False
     asyncio.run(work(on, 1))
     assert list(world.created) == [status(world)["training"]["jobName"]]
+
+
+def test_what_was_made_is_known_before_a_watch_tells_of_it(tmp_path: Path) -> None:
+    world = captioned()
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 1))
+    world.calls.clear()
+    asyncio.run(work(on, 1))
+    assert world.calls == []
+
+
+def test_watches_are_given_a_moment_to_agree_before_anybody_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = captioned()
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 1))
+    name = status(world)["training"]["jobName"]
+    del world.objects["jobs", name]
+    on.cache.children.lose((KEY[0], name))
+    world.calls.clear()
+    asyncio.run(work(on, 2))
+    assert world.calls == [], "it may come back with the next event"
+    later = controller_module.monotonic() + controller_module.SETTLE_SECONDS
+    monkeypatch.setattr(controller_module, "monotonic", lambda: later)
+    asyncio.run(work(on, 1))
+    assert world.calls[:4] == ["list jobs", "list pods", "read loratrainingjobs", "create jobs"]
+    assert world.created[name] == 2
 
 
 def test_who_takes_over_doubts_all_and_who_lists_again_nothing(tmp_path: Path) -> None:
@@ -215,10 +245,10 @@ def test_who_takes_over_doubts_all_and_who_lists_again_nothing(tmp_path: Path) -
     world.calls.clear()
     asyncio.run(work(on, 1))
     looked = ["list jobs", "list pods", "read loratrainingjobs"]
-    assert world.calls == [*looked, "patch loratrainingjobs", "create jobs"]
+    assert world.calls == [*looked, "create jobs", "patch loratrainingjobs"]
     world = captioned()
     on = controller(world, tmp_path)
     asyncio.run(on.resync())
     world.calls.clear()
     asyncio.run(work(on, 1))
-    assert world.calls == ["patch loratrainingjobs", "create jobs"]
+    assert world.calls[:2] == ["read loratrainingjobs", "create jobs"]
