@@ -1,9 +1,11 @@
-"""The base model's UNet, trained on drawings encoded once and on an endless stream of captions for them."""
+"""The base model's UNet, trained on drawings and captions that are encoded once."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -15,16 +17,20 @@ from lora_trainer.train.base_model import TextTower
 from lora_trainer.train.draws import generator_for
 from lora_trainer.train.objective import Batch, sample_losses
 
+from .autoencoder import CHANNELS
 from .captions import describe
-from .drawing import SIDE, Scenes, draw, imagine
+from .drawing import SIDE, draw, imagine
 from .recipe import Plan, learn
 from .towers import WIDTH, embed
 
-PLAN = Plan(steps=5600, rate=1e-3, rise=110, fall=0.5, average=0.998)
-BATCH = 32
-DRAWINGS = 20_480
-ALL_UNTIL = 1750
-"""From this step on most of what is small or has a pattern is left out: outlines are learnt last, from plain things."""
+PLAN = Plan(steps=5000, rate=1.5e-3, rise=200, fall=0.0, average=0.999)
+AGAIN = Plan(steps=3500, rate=1.5e-3, rise=100, fall=0.8, average=0.998)
+PATTERNED = {"denoiser": 0.25, "denoiser again": 0.7}
+"""How many of the things with a pattern are kept: outlines are learnt from plain things, and patterns then."""
+BATCH = 64
+DRAWINGS = 32_768
+CAPTIONS = 3
+"""Of each drawing."""
 SNR_GAMMA = 0.0
 UNTOLD = 0.1
 """Share of samples without any text, as SDXL is told for guidance: zeros."""
@@ -34,19 +40,22 @@ TIMESTEPS = 1000
 
 def build() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=SIDE // 4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(48, 96, 128),
+        sample_size=SIDE // 8,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128),
         layers_per_block=1,
-        transformer_layers_per_block=(1, 1, 1),
-        attention_head_dim=(2, 3, 4),
+        transformer_layers_per_block=1,
+        attention_head_dim=(2, 4),
         cross_attention_dim=2 * WIDTH,
         addition_embed_type="text_time",
         addition_time_embed_dim=TIME_ID_WIDTH,
         projection_class_embeddings_input_dim=6 * TIME_ID_WIDTH + WIDTH,
         norm_num_groups=16,
         use_linear_projection=True,
+        resnet_time_scale_shift="scale_shift",
     )
 
 
@@ -65,25 +74,31 @@ def sampler() -> EulerDiscreteScheduler:
 
 @dataclass(frozen=True)
 class Drawings:
-    """What the UNet sees."""
+    """What the UNet sees and is told in one part of its training, computed once: few of the things are small."""
 
-    scenes: Scenes
     latents: Tensor
-    """(n, 4, SIDE / 4, SIDE / 4)."""
-    plainer: Tensor
-    """The indices of what is left from ALL_UNTIL on."""
+    """(DRAWINGS, CHANNELS, SIDE / 8, SIDE / 8)."""
+    text: Tensor
+    """float16, (DRAWINGS, CAPTIONS, 77, both towers' widths)."""
+    pooled: Tensor
+    """(DRAWINGS, CAPTIONS, WIDTH)."""
 
     @classmethod
     @torch.no_grad()
-    def encoded(cls, vae: AutoencoderKL) -> Self:
-        scenes = imagine(DRAWINGS, generator_for(0, "drawings"))
-        latents = []
-        for part in torch.arange(DRAWINGS).split(BATCH):
-            chance = generator_for(0, "drawings", int(part[0]))
-            latents.append(vae.encode(draw(scenes.part(part), chance)).latent_dist.sample(chance))
-        share = torch.where(scenes.fill > 0, 0.5, 1.0) * torch.where(scenes.size == 0, 0.25, 1.0)
-        kept = torch.rand(DRAWINGS, generator=generator_for(0, "plainer")) < share
-        return cls(scenes, torch.cat(latents), kept.nonzero().squeeze(1))
+    def encoded(cls, part: str, vae: AutoencoderKL, towers: tuple[TextTower, TextTower]) -> Self:
+        scenes = imagine(3 * DRAWINGS, generator_for(0, part))
+        share = torch.where(scenes.fill > 0, PATTERNED[part], 1.0) * torch.where(scenes.size == 0, 0.1, 1.0)
+        kept = torch.rand(len(scenes), generator=generator_for(0, part, "kept")) < share
+        scenes = scenes.part(kept.nonzero().squeeze(1)[:DRAWINGS])
+        latents, text, pooled = [], [], []
+        for index in torch.arange(DRAWINGS).split(BATCH):
+            shown, chance = scenes.part(index), generator_for(0, part, int(index[0]))
+            latents.append(vae.encode(draw(shown, chance)).latent_dist.sample(chance))
+            words = random.Random(int(index[0]))
+            told = [embed(towers, [text for text, _, _ in describe(shown, words)]) for _ in range(CAPTIONS)]
+            text.append(torch.stack([tokens for tokens, _ in told], dim=1).half())
+            pooled.append(torch.stack([vector for _, vector in told], dim=1))
+        return cls(torch.cat(latents), torch.cat(text), torch.cat(pooled))
 
 
 def train(folder: Path, vae: AutoencoderKL, towers: tuple[TextTower, TextTower]) -> UNet2DConditionModel:
@@ -92,35 +107,35 @@ def train(folder: Path, vae: AutoencoderKL, towers: tuple[TextTower, TextTower])
     schedule = DDPMScheduler.from_config(sampler().config)
     for tower in towers:
         tower.encoder.eval()
-    drawings = Drawings.encoded(vae)
+    for part, plan in (("denoiser", PLAN), ("denoiser again", AGAIN)):
+        drawings = cache(
+            partial(Drawings.encoded, part, vae, towers)
+        )  # only where there is something to learn
 
-    def loss_at(step: int) -> Tensor:
-        return sample_losses(unet, schedule, batch_at(step, drawings, towers), SNR_GAMMA).mean()
+        def loss_at(step: int, part: str = part, drawings: Callable[[], Drawings] = drawings) -> Tensor:
+            return sample_losses(unet, schedule, batch_at(part, step, drawings()), SNR_GAMMA).mean()
 
-    learn("denoiser", unet, loss_at, PLAN, folder)
+        learn(part, unet, loss_at, plan, folder)
     return unet
 
 
-@torch.no_grad()
-def batch_at(step: int, drawings: Drawings, towers: tuple[TextTower, TextTower]) -> Batch:
+def batch_at(part: str, step: int, drawings: Drawings) -> Batch:
     """The samples of a step."""
-    chance = generator_for(0, "denoiser", step)
-    choice = drawings.plainer if step >= ALL_UNTIL else torch.arange(DRAWINGS)
-    chosen = choice[torch.randint(len(choice), (BATCH,), generator=chance)]
-    captions = describe(drawings.scenes.part(chosen), random.Random(step))
-    text, pooled = embed(towers, [caption for caption, _, _ in captions])
+    chance = generator_for(0, part, step)
+    chosen = torch.randint(DRAWINGS, (BATCH,), generator=chance)
+    words = torch.randint(CAPTIONS, (BATCH,), generator=chance)
     told = torch.rand(BATCH, generator=chance) >= UNTOLD
     # Whatever a picture's size was before it was scaled down, it looks alike.
     original = SIDE * 2 ** (6 * torch.rand(BATCH, 1, generator=chance)).expand(-1, 2)
-    # Spread evenly, they make the loss less noisy.
-    timesteps = (torch.arange(BATCH) + torch.rand(BATCH, generator=chance)) * (TIMESTEPS / BATCH)
+    # Spread evenly, they make the loss less noisy; outlines are decided where there is more noise than picture.
+    spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=chance)) / BATCH
     rest = torch.tensor([[0.0, 0.0, SIDE, SIDE]]).expand(BATCH, -1)
     return Batch(
         latents=drawings.latents[chosen],
         noise=torch.randn(BATCH, *drawings.latents.shape[1:], generator=chance),
-        timesteps=timesteps.long(),
-        text=text * told[:, None, None],
-        pooled=pooled * told[:, None],
+        timesteps=(TIMESTEPS * spread**0.75).long(),
+        text=drawings.text[chosen, words].float() * told[:, None, None],
+        pooled=drawings.pooled[chosen, words] * told[:, None],
         time_ids=torch.cat([original, rest], dim=1),
         weights=torch.ones(BATCH),
     )

@@ -46,7 +46,7 @@ def paint(
     prompts: Sequence[str],
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 4.0,
+    guidance: float = 3.0,
 ) -> Tensor:
     """A picture for each prompt: (n, 3, SIDE, SIDE), from -1 to 1. A prompt's picture is a function of its place."""
     pipeline.set_progress_bar_config(disable=True)

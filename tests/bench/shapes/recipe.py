@@ -28,7 +28,8 @@ class Plan:
     """Decay of the exponential average of the weights; 0: none is kept."""
 
     def rate_at(self, step: int) -> float:
-        rising, falling = (step + 1) / self.rise, (self.steps - step) / (self.fall * self.steps)
+        rising = (step + 1) / self.rise
+        falling = (self.steps - step) / (self.fall * self.steps) if self.fall else 1.0
         return self.rate * min(1.0, rising, falling)
 
 
