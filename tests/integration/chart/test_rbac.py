@@ -42,7 +42,7 @@ def calls(source: str) -> Iterator[Permission]:
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
-        if node.func.attr in VERBS and last_name(node.func.value) == "api":
+        if node.func.attr in VERBS and last_name(node.func.value).lstrip("_") == "api":
             kind = KINDS.get(last_name(node.args[0]))
             assert kind, f"line {node.lineno}: of which kind is {ast.unparse(node)}?"
             part = "/status" if node.func.attr == "patch_status" else ""
