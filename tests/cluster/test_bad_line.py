@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubelet import FakeKubelet, well
+from kubelet import FakeKubelet, Stuck, well
 from proxy import NONE, BadLine
 from studio import PATIENCE_SECONDS, OperatorProcess, Studio, until
 from wire import Wire
@@ -173,6 +173,23 @@ def test_a_pod_that_is_seen_before_its_job_costs_no_writes(
     studio.wait_for("Succeeded")
     time.sleep(0.5)  # the last write is an Event, after the phase can be seen
     assert writes() <= 10, operator.ask("/metrics")[1]
+
+
+def test_pods_that_take_their_time_to_start_cost_no_writes(
+    studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    seen: dict[StepName, float] = {}
+
+    def slow(step: StepName, number: int) -> Any:
+        waited = time.monotonic() - seen.setdefault(step, time.monotonic())
+        return Stuck() if waited < 5 else well(step, number)
+
+    kubelet.script = slow
+    studio.create()
+    studio.wait_for("Succeeded")
+    time.sleep(0.5)
+    assert len(kubelet.runs) == 2
+    assert operator.metric("lora_operator_api_writes_total") <= 9
 
 
 def test_a_while_without_the_api_server(
