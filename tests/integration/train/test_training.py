@@ -237,6 +237,7 @@ def test_publication_is_whole_and_found_again(make_job: JobMaker) -> None:
         "adapter-kohya.safetensors",
         "metrics.jsonl",
         "report.html",
+        "previews.png",
         *(f"preview-{step}-{index}.png" for step in ("000002", "000004") for index in ("00", "01")),
         *(f"preview-000004-{index}-base.png" for index in ("00", "01")),
     }
