@@ -209,6 +209,7 @@ class Preview(Model):
     every_steps: Annotated[Int, Field(ge=0, le=1000000)] = 0
     """Draw during training too, every so many steps; 0: only at the end."""
     num_inference_steps: Annotated[Int, Field(ge=1, le=200)] = 25
+    guidance_scale: Annotated[Decimal, Real(ge="1", le="30")] = Decimal("5.0")
 
 
 class Validation(Model):

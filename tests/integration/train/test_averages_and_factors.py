@@ -23,7 +23,7 @@ AVERAGED = {
     "learningRate": "1e-2",
     "emaDecay": "0.3",
     "validation": {"everySteps": 1, "samples": 2},
-    "preview": {"everySteps": 3, "numInferenceSteps": 2},
+    "preview": {"everySteps": 3, "numInferenceSteps": 2, "guidanceScale": "2.5"},
     "checkpoint": {"everySteps": 2, "keepLast": 2},
 }
 TUNED = {
@@ -84,6 +84,7 @@ def drawn(folder: Path, reference: Reference) -> np.ndarray:
         height=64,
         width=64,
         num_inference_steps=2,
+        guidance_scale=2.5,
         generator=chance(0, "preview"),
     ).images[0]
     return np.asarray(picture, dtype=float)

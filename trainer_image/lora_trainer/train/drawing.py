@@ -34,7 +34,13 @@ class Painter:
 
     @torch.no_grad()
     def draw(
-        self, text: TextEmbedding, *, resolution: int, inference_steps: int, chance: Generator
+        self,
+        text: TextEmbedding,
+        *,
+        resolution: int,
+        inference_steps: int,
+        guidance: float = 5.0,
+        chance: Generator,
     ) -> Image.Image:
         """A picture, `resolution` pixels square."""
         sequence = text.sequence[None].to(self._unet.device, self._unet.dtype)
@@ -49,6 +55,7 @@ class Painter:
                 height=resolution,
                 width=resolution,
                 num_inference_steps=inference_steps,
+                guidance_scale=guidance,
                 generator=chance,
                 output_type="latent",
             ).images

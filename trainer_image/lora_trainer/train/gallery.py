@@ -61,6 +61,7 @@ class Gallery:
                 self._embed(prompt),
                 resolution=self._training.resolution,
                 inference_steps=self._training.preview.num_inference_steps,
+                guidance=float(self._training.preview.guidance_scale),
                 chance=generator_for(self._training.seed, "preview"),
             )
 
