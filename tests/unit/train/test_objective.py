@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from diffusers import DDPMScheduler
+from pathlib import Path
 
-from lora_trainer.train.objective import min_snr_weights
-from lora_trainer.train.tiny import sdxl_scheduler
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from lora_trainer.train.objective import Batch, min_snr_weights, sample_losses
+from lora_trainer.train.tiny import sdxl_scheduler, write_tiny_sdxl
 
 ALPHAS = DDPMScheduler.from_config(sdxl_scheduler().config).alphas_cumprod
 GAMMA = 5.0
@@ -27,3 +30,22 @@ def test_min_snr_weighs_the_error_in_the_picture_alike_in_both_forms() -> None:
 
 def test_gamma_nought_weighs_all_alike() -> None:
     assert min_snr_weights(ALPHAS, 0.0, velocity=False).eq(1).all()
+
+
+def test_a_step_does_not_look_through_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_sdxl(tmp_path)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet", torch_dtype=torch.bfloat16)
+    schedule = DDPMScheduler.from_config(sdxl_scheduler().config)
+    batch = Batch(
+        latents=torch.zeros(1, 4, 8, 8),
+        noise=torch.ones(1, 4, 8, 8),
+        timesteps=torch.tensor([500]),
+        text=torch.zeros(1, 77, 64),
+        pooled=torch.zeros(1, 32),
+        time_ids=torch.zeros(1, 6),
+        weights=torch.ones(1),
+    )
+    monkeypatch.setattr(UNet2DConditionModel, "dtype", property(lambda _: pytest.fail("looks through all")))
+    losses = sample_losses(unet, schedule, batch, snr_gamma=5.0)
+    assert losses.dtype == torch.float32
+    assert losses.isfinite().all()
