@@ -17,11 +17,14 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import Conv2d, Module
+from torch.nn import Conv2d, GroupNorm, Module
 from torch.nn.functional import conv2d, gelu, silu
 from torch.nn.grad import conv2d_input
 
 from .blocks import Block, is_usual
+
+_normalise = torch.ops.aten.native_group_norm
+_normalise_back = torch.ops.aten.native_group_norm_backward
 
 
 def make_lean(module: Module) -> None:
@@ -94,13 +97,42 @@ class _ResidualBlock:
 
     def __call__(self, x: Tensor, temb: Tensor) -> Tensor:
         block = self._block
-        hidden = block.conv1(again(lambda h: silu(block.norm1(h)), x))
+        hidden = block.conv1(_activate(x, block.norm1))
         hidden = hidden + block.time_emb_proj(silu(temb))[:, :, None, None]
-        hidden = block.conv2(again(lambda h: silu(block.norm2(h)), hidden))
+        hidden = block.conv2(_activate(hidden, block.norm2))
         if block.conv_shortcut is not None:
             x = block.conv_shortcut(x)
         result: Tensor = x + hidden
         return result
+
+
+def _activate(x: Tensor, norm: GroupNorm) -> Tensor:
+    """silu(norm(x)), of which x is kept, and the norm's statistics where no autocast changes kinds of numbers."""
+    if x.dtype != norm.weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return again(lambda each: silu(norm(each)), x)
+    found: Tensor = _Activation.apply(x.contiguous(), norm)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Activation(Function):
+    """silu(norm(x)) of a frozen norm, with the backward pass by hand: no graph is made within a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: GroupNorm) -> Tensor:
+        count, channels = x.shape[:2]
+        ctx.norm = norm
+        ctx.sizes = (count, channels, x.numel() // (count * channels), norm.num_groups)
+        found, mean, deviation = _normalise(x, norm.weight, norm.bias, *ctx.sizes, norm.eps)
+        ctx.save_for_backward(x, mean, deviation)
+        return silu(found, inplace=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x, mean, deviation), norm, sizes = ctx.saved_tensors, ctx.norm, ctx.sizes
+        normal = _normalise(x, norm.weight, norm.bias, *sizes, norm.eps)[0]
+        gradient = torch.ops.aten.silu_backward(gradient.contiguous(), normal)
+        only_x = (True, False, False)
+        return _normalise_back(gradient, x, mean, deviation, norm.weight, *sizes, only_x)[0], None
 
 
 class _FrozenConvolution(Function):
