@@ -195,6 +195,8 @@ class PriorPreservation(Model):
     weight: Annotated[Decimal, Real(ge="0", le="100")] = Decimal("1.0")
     class_prompt: Annotated[str, Field(max_length=500)] = ""
     """Empty: 'a photo of CLASS'."""
+    guidance_scale: Annotated[Decimal, Real(ge="1", le="30")] = Decimal("5.0")
+    """Of the pictures that the base model draws."""
 
 
 class Checkpoint(Model):

@@ -115,6 +115,12 @@ def test_prior_preservation_trains_on_class_pictures_that_are_kept(
     assert [(item.key, item.etag) for item in again] == [(item.key, item.etag) for item in drawn]
     assert (again[0], again[2]) == (drawn[0], drawn[2])  # their times too
 
+    # With another guidance they are other pictures.
+    make_job(maxSteps=1, priorPreservation=prior | {"guidanceScale": "1.5"}, seed=seed).run()
+    guided = [item for item in job.store.output.list(folder, 1000) if item.key not in before]
+    assert len(guided) == 6
+    assert len({item.etag for item in guided}) == 6
+
 
 def picture(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
     drawn = pipeline(

@@ -1,7 +1,7 @@
 """Pictures of the class that the base model draws, for prior preservation (DreamBooth, arXiv:2208.12242, 3.2).
 
-The store keeps them: a picture depends on the base model, the prompt, the size and the seed, and on its number,
-so that jobs of one namespace share them and a job that wants more draws only what is missing.
+The store keeps them: a picture depends on the base model, the prompt, the size, the guidance and the seed, and on its
+number, so that jobs of one namespace share them and a job that wants more draws only what is missing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def provide_class_pictures(
     bucket: Bucket, namespace: str, prompt: str, training: Training, encoders: Encoders
 ) -> list[Picture]:
     """`numClassImages` pictures of the class, from the store or drawn now and stored."""
+    guidance = float(training.prior_preservation.guidance_scale)
     what = {
         "model": encoders.model.identity,
         "prompt": prompt,
@@ -38,6 +39,7 @@ def provide_class_pictures(
         "seed": training.seed,
         "precision": str(encoders.dtype),
         "inferenceSteps": INFERENCE_STEPS,
+        "guidance": guidance,
     }
     prefix = class_images(namespace, sha256_hex(canonical_json(what)))
     painter: Painter | None = None
@@ -56,6 +58,7 @@ def provide_class_pictures(
                 text,
                 resolution=training.resolution,
                 inference_steps=INFERENCE_STEPS,
+                guidance=guidance,
                 chance=generator_for(training.seed, CLASS, "picture", index),
             )
             out = io.BytesIO()

@@ -39,7 +39,7 @@ class Painter:
         *,
         resolution: int,
         inference_steps: int,
-        guidance: float = 5.0,
+        guidance: float,
         chance: Generator,
     ) -> Image.Image:
         """A picture, `resolution` pixels square."""
