@@ -27,15 +27,13 @@ def main() -> None:
     args = parser.parse_args()
 
     import torch
-    from diffusers import StableDiffusionXLPipeline
 
     from bench.shapes import judge, pipeline
 
     if not args.score:
         judge.save(judge.train(args.work))
         pipeline.build(args.work).to(torch.float16).save_pretrained(pipeline.FOLDER)
-    model = StableDiffusionXLPipeline.from_pretrained(pipeline.FOLDER, torch_dtype=torch.float32)
-    scores, _ = pipeline.measure(model)
+    scores, _ = pipeline.measure(pipeline.load())
     line = "RESULT " + " ".join(f"{name}={score:.3f}" for name, score in scores.items())
     card = Path(pipeline.__file__).with_name("card.md").read_text()
     (pipeline.FOLDER / "README.md").write_text(f"{card}\n```\n{line}\n```\n")

@@ -46,7 +46,7 @@ def train(folder: Path) -> AutoencoderKL:
 
     def loss_at(step: int, part: str = "autoencoder") -> Tensor:
         chance = generator_for(0, part, step)
-        pictures = draw(imagine(BATCH, chance, everything=True), chance)
+        pictures = draw(imagine(BATCH, chance, new_shapes=True, new_pairs=True), chance)
         posterior = vae.encode(pictures).latent_dist
         error = vae.decode(posterior.sample(chance)).sample - pictures
         return error.abs().mean() + error.square().mean() + DIVERGENCE_WEIGHT * posterior.kl().mean()
@@ -63,7 +63,7 @@ def finish(vae: AutoencoderKL, folder: Path) -> AutoencoderKL:
 
     def loss_at(step: int) -> Tensor:
         chance = generator_for(0, "decoder", step)
-        pictures = draw(imagine(BATCH, chance, everything=True), chance)
+        pictures = draw(imagine(BATCH, chance, new_shapes=True, new_pairs=True), chance)
         with torch.no_grad():
             latents = vae.encode(pictures).latent_dist.sample(chance)
         error = vae.decode(latents).sample - pictures

@@ -78,19 +78,20 @@ class Scenes:
         return type(self)(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
-def imagine(count: int, chance: Generator, everything: bool = False) -> Scenes:
+def imagine(count: int, chance: Generator, new_shapes: bool = False, new_pairs: bool = False) -> Scenes:
     """Scenes drawn at random; half of the things are plain.
 
     Args:
-        everything: also what the base model never sees.
+        new_shapes: also those of NEW_SHAPES.
+        new_pairs: also those of NEW_PAIRS.
     """
 
     def pick(choices: int) -> Tensor:
         return torch.randint(choices, (count,), generator=chance)
 
-    shape, fill = pick(len(SHAPES) if everything else len(SHAPES) - len(NEW_SHAPES)), pick(len(FILLS))
+    shape, fill = pick(len(SHAPES) if new_shapes else len(SHAPES) - len(NEW_SHAPES)), pick(len(FILLS))
     fill[torch.rand(count, generator=chance) < 0.4] = 0
-    if not everything:
+    if not new_pairs:
         for name, pattern in NEW_PAIRS:
             fill[(shape == SHAPES.index(name)) & (fill == FILLS.index(pattern))] = 0
     colour = pick(len(COLOURS))
@@ -127,10 +128,12 @@ def draw(scenes: Scenes, chance: Generator, scale: int = 1) -> Tensor:
 
     def soft(distance: Tensor) -> Tensor:
         """The covered share of each pixel, from the distance to the edge (inside negative)."""
-        return (0.5 - scale * distance * radius[:, None, None]).clamp(0, 1)[:, None]
+        return (0.5 - scale * distance).clamp(0, 1)[:, None]
 
-    inside = soft(_choose(_DISTANCES, scenes.shape, u, v))
-    second = soft(_choose(_PATTERNS, scenes.fill, u, v))
+    width = radius[:, None, None]
+    inside = soft(_choose(_OUTLINES, scenes.shape, u, v) * width)
+    across, down = axis[None, None, :].expand_as(u), axis[None, :, None].expand_as(u)
+    second = soft(_choose(_PATTERNS, scenes.fill, across, down, u * width))
     light = torch.isin(scenes.colour, torch.tensor(LIGHT))
     other = torch.where(light, 0.06, 0.97)[:, None, None, None]
     colour = (RGB[scenes.colour] + spread(0.04, 3))[:, :, None, None]
@@ -141,15 +144,16 @@ def draw(scenes: Scenes, chance: Generator, scale: int = 1) -> Tensor:
     return (inside * thing + (1 - inside) * ground).clamp(0, 1) * 2 - 1
 
 
-Field = Callable[[Tensor, Tensor], Tensor]
-"""Signed distance in radii at points (u, v), v down: below zero inside."""
+Field = Callable[..., Tensor]
+"""Signed distance to an edge, below zero inside. Of an outline: in radii, at points (u, v) from the thing's middle, v
+down. Of a pattern: in pixels, at the picture's (x, y), y down, and so far to the right of the thing's middle."""
 
 
-def _choose(fields: list[Field], index: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    found = torch.empty_like(u)
+def _choose(fields: list[Field], index: Tensor, *points: Tensor) -> Tensor:
+    found = torch.empty_like(points[0])
     for number, field in enumerate(fields):
         chosen = index == number
-        found[chosen] = field(u[chosen], v[chosen])
+        found[chosen] = field(*(point[chosen] for point in points))
     return found
 
 
@@ -208,31 +212,34 @@ def _arrow(u: Tensor, v: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(shaft, u - 0.1), head)
 
 
-_DISTANCES: list[Field] = [
+_OUTLINES: list[Field] = [
     _circle, _square, _triangle, _star, _cross, _ring, _heart, _diamond, _crescent, _arrow,
 ]  # fmt: skip
 
 
-def _plain(u: Tensor, v: Tensor) -> Tensor:
-    return torch.ones_like(u)
+CELL = 8.0
+"""Of a pattern, in pixels. Patterns lie still behind the outline, so that one learnt from one shape fits another."""
 
 
-def _striped(u: Tensor, v: Tensor) -> Tensor:
-    return ((u + v) / math.sqrt(2) / 0.6 % 1 - 0.5).abs() * 0.6 - 0.15
+def _plain(x: Tensor, y: Tensor, right: Tensor) -> Tensor:
+    return torch.ones_like(x)
 
 
-def _dotted(u: Tensor, v: Tensor) -> Tensor:
-    return torch.hypot((u + 0.3) % 0.6 - 0.3, (v + 0.3) % 0.6 - 0.3) - 0.18
+def _striped(x: Tensor, y: Tensor, right: Tensor) -> Tensor:
+    return (x % CELL - CELL / 2).abs() - CELL / 4
 
 
-def _checked(u: Tensor, v: Tensor) -> Tensor:
-    cell = 0.45
-    x, y = (u / cell / 2 % 1 - 0.5).abs() - 0.25, (v / cell / 2 % 1 - 0.5).abs() - 0.25
-    return torch.sign(x * y) * torch.minimum(x.abs(), y.abs()) * 2 * cell
+def _dotted(x: Tensor, y: Tensor, right: Tensor) -> Tensor:
+    return torch.hypot(x % CELL - CELL / 2, y % CELL - CELL / 2) - 0.32 * CELL
 
 
-def _halved(u: Tensor, v: Tensor) -> Tensor:
-    return -u
+def _checked(x: Tensor, y: Tensor, right: Tensor) -> Tensor:
+    a, b = _striped(x, y, right), _striped(y, x, right)
+    return torch.sign(a * b) * torch.minimum(a.abs(), b.abs())
+
+
+def _halved(x: Tensor, y: Tensor, right: Tensor) -> Tensor:
+    return -right
 
 
 _PATTERNS: list[Field] = [_plain, _striped, _dotted, _checked, _halved]

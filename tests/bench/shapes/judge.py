@@ -95,7 +95,7 @@ def train(folder: Path) -> Judge:
 def samples(step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Drawings of all that there is, a little blurred and noisy, some of them broken."""
     chance = generator_for(0, "judge", step)
-    scenes = imagine(BATCH, chance, everything=True)
+    scenes = imagine(BATCH, chance, new_shapes=True, new_pairs=True)
     pictures = draw(scenes, chance)
     soft = interpolate(avg_pool2d(pictures, 2), scale_factor=2, mode="bilinear")
     pictures = torch.lerp(pictures, soft, torch.rand(BATCH, 1, 1, 1, generator=chance))

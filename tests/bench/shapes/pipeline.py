@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lora_trainer.train.draws import generator_for
 
-from . import autoencoder, denoiser, towers
+from . import autoencoder, denoiser, judge, towers
 from .captions import article
 from .drawing import COLOURS, GROUNDS, SHAPES, SIDE, Scenes, imagine
-from .judge import judge, load, to_batch
 
 FOLDER = Path(__file__).parents[3] / "examples" / "shapes-sdxl"
 """Where the trained model lies."""
@@ -41,6 +40,11 @@ def build(work: Path) -> StableDiffusionXLPipeline:
     )
 
 
+def load() -> StableDiffusionXLPipeline:
+    """The trained model, whose weights are kept in half precision, as a CPU takes it."""
+    return StableDiffusionXLPipeline.from_pretrained(FOLDER, dtype=torch.float32)
+
+
 def paint(
     pipeline: StableDiffusionXLPipeline,
     prompts: Sequence[str],
@@ -58,7 +62,7 @@ def paint(
         width=SIDE,
         generator=[generator_for(seed, "paint", index) for index in range(len(prompts))],
     ).images
-    return to_batch(pictures)
+    return judge.to_batch(pictures)
 
 
 def plain_prompt(scenes: Scenes, index: int) -> str:
@@ -79,7 +83,7 @@ def measure(pipeline: StableDiffusionXLPipeline, count: int = 200) -> tuple[dict
     scenes = imagine(count, generator_for(0, "measure"))
     prompts = [plain_prompt(scenes, index) for index in range(count)]
     pictures = torch.cat([paint(pipeline, prompts[at : at + 50], seed=at) for at in range(0, count, 50)])
-    found = judge(load(), pictures)
+    found = judge.judge(judge.load(), pictures)
     right = {name: found[name] == getattr(scenes, name) for name in ("shape", "colour", "ground")}
     right["all"] = torch.stack(list(right.values())).all(dim=0)
     return {name: float(hits.float().mean()) for name, hits in right.items()}, pictures

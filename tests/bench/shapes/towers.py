@@ -85,7 +85,9 @@ def train(folder: Path) -> tuple[TextTower, TextTower]:
     reader = Reader(towers)
 
     def loss_at(step: int) -> Tensor:
-        captions = describe(imagine(BATCH, generator_for(0, "towers", step)), random.Random(step))
+        captions = describe(
+            imagine(BATCH, generator_for(0, "towers", step), new_pairs=True), random.Random(step)
+        )
         wanted = targets([(said, unknown) for _, said, unknown in captions])
         loss = torch.zeros(())
         for heads, output in zip(

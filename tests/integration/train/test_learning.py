@@ -1,0 +1,44 @@
+"""That training teaches what its pictures show: one concept, the real step, a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.shapes import concepts, judge, pipeline
+from bench.shapes.scores import score
+from bench.shapes.trials import Workbench
+from lora_operator.local.seaweed import Seaweed
+
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_an_adapter_draws_its_concept_where_it_is_told_to(seaweed: Seaweed, tmp_path: Path) -> None:
+    concept = concepts.CONCEPTS[0]
+    model = judge.load()
+    painter = pipeline.load()
+    base, _ = score(painter, concept, model, samples=1)
+    trained = Workbench.open(tmp_path / "work", seaweed, pipeline.FOLDER).train(
+        concept, concepts.pictures(concept), concepts.captions(concept, concepts.Captions.GOOD)
+    )
+    painter.load_lora_weights(trained.adapter)
+    adapted, _ = score(painter, concept, model)
+    assert base.concept <= 0.1
+    assert adapted.concept >= 0.7, (base, adapted)
+    assert adapted.prompt >= 0.8 * base.prompt, (base, adapted)
