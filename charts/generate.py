@@ -1,7 +1,7 @@
 """What the chart has from elsewhere: `make chart`.
 
 values.schema.json comes from values_schema.py and the profile models, the README's table from the comments in
-values.yaml, the CRD from crds/ and the quickstart's pictures from examples/.
+values.yaml, the CRD from crds/ and the quickstart's pictures and captions from examples/.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def generated() -> dict[Path, bytes]:
     """Every generated file with what it should hold."""
     values = (CHART / "values.yaml").read_text()
     readme = (CHART / "README.md").read_text()
-    pictures = (ROOT / "examples" / "quickstart" / "images").glob("*.jpg")
+    quickstart = (ROOT / "examples" / "quickstart" / "images").iterdir()
     return {
         CHART / "values.schema.json": (json.dumps(build_schema(), indent=2) + "\n").encode(),
         CHART / "README.md": (readme.partition(MARK)[0] + MARK + values_table(values)).encode(),
         CHART / "files/loratrainingjobs.yaml": (ROOT / "crds" / "loratrainingjobs.yaml").read_bytes(),
-        **{CHART / "files" / "quickstart" / path.name: path.read_bytes() for path in sorted(pictures)},
+        **{CHART / "files" / "quickstart" / path.name: path.read_bytes() for path in sorted(quickstart)},
     }
 
 

@@ -33,7 +33,7 @@ def command(
     home: Path, model: Path, *settings: str, job: Path = QUICKSTART / "job.yaml", endpoint: str = ""
 ) -> list[str]:
     arguments = [str(job), "--profiles", str(QUICKSTART / "profiles.yaml")]
-    arguments += ["--images", str(QUICKSTART / "images"), "--put", f"{model}:models/tiny-sdxl"]
+    arguments += ["--images", str(QUICKSTART / "images"), "--put", f"{model}:models/shapes-sdxl"]
     arguments += ["--home", str(home), *(["--endpoint", endpoint] if endpoint else [])]
     for setting in [*SMALL, *settings]:
         arguments += ["--set", setting]

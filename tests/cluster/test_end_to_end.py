@@ -1,6 +1,6 @@
 """The quickstart on a whole cluster: pods that run, pictures that become an adapter.
 
-Needs `LORA_TEST_KUBECONFIG` and, in that cluster, an operator whose default profile has the model `tiny-sdxl` and the
+Needs `LORA_TEST_KUBECONFIG` and, in that cluster, an operator whose default profile has the model `shapes-sdxl` and the
 quickstart's pictures in its store; `LORA_TEST_STORE_KEYS` holds that store's `accessKey:secretKey`. docs/testing.md
 says how to set such a cluster up.
 """
@@ -80,14 +80,14 @@ def test_pictures_become_an_adapter(cluster: Studio) -> None:
     wait_finished(cluster, "quickstart", 600)
     status = cluster.status("quickstart")
     assert cluster.condition("Succeeded", "quickstart") == ("True", "Trained"), cluster.message("quickstart")
-    assert status["progress"]["display"] == "60/60"
+    assert status["progress"]["display"] == "300/300"
     assert status["adapter"]["bytes"] > 0
     pods = cluster.pods()
     assert sorted(pod.metadata.labels["lora-training.io/step"] for pod in pods) == ["annotate", "train"]
     assert all(pod.status.phase == "Succeeded" for pod in pods)
     shown = kubectl(cluster, "get", PLURAL)
     assert "Succeeded" in shown
-    assert "60/60" in shown
+    assert "300/300" in shown
 
 
 def test_bad_jobs_end_with_their_reason(cluster: Studio) -> None:

@@ -42,7 +42,10 @@ def test_pictures_become_an_adapter_that_verifies(undisturbed: tuple[Path, str])
         assert word in said
     [sheet] = [line.split()[1] for line in said.splitlines() if line.startswith("Previews")]
     with Image.open(sheet) as drawn:
-        assert drawn.size == (2 * 262 + 6, 2 * 298 + 6)  # two prompts, each by the base model and the adapter
+        assert drawn.size == (
+            2 * 262 + 6,
+            3 * 298 + 6,
+        )  # three prompts, each by the base model and the adapter
 
 
 def test_no_credential_is_left_behind(undisturbed: tuple[Path, str]) -> None:
@@ -117,6 +120,7 @@ def test_with_a_key_the_captions_are_the_llms(
         tmp_path,
         tiny_model,
         "annotation.mode=LLM",
+        "annotation.existingCaptions=Overwrite",
         ANTHROPIC_API_KEY="a-test-key",
         ANTHROPIC_BASE_URL=httpserver.url_for("").rstrip("/"),
     )
@@ -135,6 +139,7 @@ def test_a_wrong_key_ends_with_its_name(tiny_model: Path, tmp_path: Path, httpse
         tmp_path,
         tiny_model,
         "annotation.mode=LLM",
+        "annotation.existingCaptions=Overwrite",
         ANTHROPIC_API_KEY="wrong",
         ANTHROPIC_BASE_URL=httpserver.url_for("").rstrip("/"),
     )

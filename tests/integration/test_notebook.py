@@ -22,8 +22,8 @@ def test_the_notebook_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    steps = next(cell for cell in notebook.cells if "STEPS = 60" in cell.source)
-    steps.source = steps.source.replace("STEPS = 60", "STEPS = 4")
+    steps = next(cell for cell in notebook.cells if "STEPS = 300" in cell.source)
+    steps.source = steps.source.replace("STEPS = 300", "STEPS = 4")
     client = NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises with the cell's output where one fails
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))

@@ -1,22 +1,21 @@
-"""Put the quickstart's pictures and a small base model into the trial store. Run in the train image."""
+"""Put the quickstart's pictures with their captions and a small base model into the trial store. Run in the train image."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lora_api.steps import StoreAccess
 from lora_trainer.store import Store
-from lora_trainer.train.tiny import write_tiny_sdxl
 
 
-def main(endpoint: str, credentials: str, pictures: str) -> None:
+def main(endpoint: str, credentials: str, pictures: str, model: str) -> None:
     """
     Args:
         endpoint: host:port of the store, which speaks no TLS.
         credentials: a folder with the files accessKey and secretKey.
-        pictures: a folder of images.
+        pictures: a folder of images and their captions.
+        model: a folder with a small SDXL pipeline.
     """
     access = StoreAccess(
         endpoint=endpoint,
@@ -26,12 +25,10 @@ def main(endpoint: str, credentials: str, pictures: str) -> None:
         output_bucket="loras",
     )
     bucket = Store(access).input
-    for picture in sorted(Path(pictures).glob("*.jpg")):
-        print(bucket.put_file(f"quickstart/rocket/{picture.name}", picture).key)
-    with TemporaryDirectory() as folder:
-        write_tiny_sdxl(Path(folder))
-        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            print(bucket.put_file(f"models/tiny-sdxl/{file.relative_to(folder).as_posix()}", file).key)
+    for file in sorted([*Path(pictures).glob("*.jpg"), *Path(pictures).glob("*.jsonl")]):
+        print(bucket.put_file(f"quickstart/ring/{file.name}", file).key)
+    for file in sorted(path for path in Path(model).rglob("*") if path.is_file()):
+        print(bucket.put_file(f"models/shapes-sdxl/{file.relative_to(model).as_posix()}", file).key)
 
 
 if __name__ == "__main__":

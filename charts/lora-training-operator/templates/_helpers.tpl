@@ -100,9 +100,9 @@ capabilities: {drop: [ALL]}
 {{- $profiles := deepCopy .Values.profiles }}
 {{- if .Values.trialStore.enabled }}
 {{- $store := dict "endpoint" (include "lora.trialEndpoint" .) "secure" false "secretName" "lora-store" }}
-{{- $model := dict "source" "store" "key" "models/tiny-sdxl/" }}
+{{- $model := dict "source" "store" "key" "models/shapes-sdxl/" }}
 {{- $trial := default dict (get $profiles .Values.trialStore.profile) }}
-{{- $models := set (default dict $trial.models) "tiny-sdxl" $model }}
+{{- $models := set (default dict $trial.models) "shapes-sdxl" $model }}
 {{- $_ := set $profiles .Values.trialStore.profile (merge (dict "store" $store "models" $models) (omit $trial "store" "models")) }}
 {{- end }}
 {{- toYaml (dict "profiles" $profiles) }}

@@ -6,9 +6,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
+import yaml
 from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
@@ -22,22 +23,12 @@ from lora_operator.local.seaweed import Seaweed
 from lora_trainer.progress import Reporter
 from lora_trainer.store import Store
 from lora_trainer.train.step import work
+from quickstart import QUICKSTART
 
 from .concepts import TOKEN, Concept
-from .drawing import SIDE
 
 MODEL_KEY = "models/shapes-sdxl/"
-SETTINGS = {
-    "resolution": SIDE,
-    "rank": 8,
-    "alpha": 8,
-    "maxSteps": 150,
-    "batchSize": 4,
-    "learningRate": "2e-3",
-    "optimizer": "AdamW",
-    "mixedPrecision": "fp32",
-    "snrGamma": "0",
-    "gradientCheckpointing": "Never",
+SETTINGS = yaml.safe_load((QUICKSTART / "job.yaml").read_text())["spec"]["training"] | {
     "checkpoint": {"everySteps": 1000000},
     "preview": {"numInferenceSteps": 1},
 }
@@ -54,34 +45,30 @@ class Trained:
 
 @dataclass(frozen=True)
 class Workbench:
-    """A store with the base model in it."""
+    """A store with the base model in it, and a folder for what training needs."""
 
     folder: Path
-    seaweed: Seaweed
-    model: Path
+    access: StoreAccess
 
-    def __post_init__(self) -> None:
-        secrets = self.folder / "secrets"
-        secrets.mkdir(parents=True, exist_ok=True)
-        (secrets / "accessKey").write_text(self.seaweed.credentials.access_key)
-        (secrets / "secretKey").write_text(self.seaweed.credentials.secret_key)
-        for path in self.model.rglob("*"):
-            if path.is_file():
-                self.store.input.put_file(f"{MODEL_KEY}{path.relative_to(self.model)}", path)
-
-    @property
-    def access(self) -> StoreAccess:
-        return StoreAccess(
-            endpoint=self.seaweed.endpoint,
+    @classmethod
+    def open(cls, folder: Path, seaweed: Seaweed, model: Path) -> Self:
+        """Put the base model into a store."""
+        secrets = folder / "secrets"
+        secrets.mkdir(parents=True)
+        (secrets / "accessKey").write_text(seaweed.credentials.access_key)
+        (secrets / "secretKey").write_text(seaweed.credentials.secret_key)
+        access = StoreAccess(
+            endpoint=seaweed.endpoint,
             secure=False,
-            credentials_dir=str(self.folder / "secrets"),
+            credentials_dir=str(secrets),
             input_bucket="datasets",
             output_bucket="loras",
         )
-
-    @property
-    def store(self) -> Store:
-        return Store(self.access)
+        bucket = Store(access).input
+        for path in model.rglob("*"):
+            if path.is_file():
+                bucket.put_file(f"{MODEL_KEY}{path.relative_to(model)}", path)
+        return cls(folder, access)
 
     def train(
         self, concept: Concept, pictures: Sequence[Image.Image], captions: Sequence[str], **settings: Any
@@ -93,7 +80,7 @@ class Workbench:
         """
         uid = str(uuid4())
         keys = JobKeys("bench", "concept", uid)
-        bucket = self.store.output
+        bucket = Store(self.access).output
         lines = []
         for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
             out = io.BytesIO()

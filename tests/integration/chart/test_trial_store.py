@@ -23,6 +23,7 @@ from lora_api.profile import Profiles
 from lora_operator.local.seaweed import _free_ports
 
 QUICKSTART = yaml.safe_load((CHART.parents[1] / "examples" / "quickstart" / "job.yaml").read_text())
+MODEL = CHART.parents[1] / "examples" / "shapes-sdxl"
 ENDPOINT = "lora-trial-store.lora-system.svc:8333"
 
 
@@ -39,7 +40,7 @@ def test_jobs_find_the_store_by_the_default_profile(trial: list[dict[str, Any]])
     (found,) = named(trial, "ConfigMap", "lora-profiles")
     profile = Profiles.model_validate(yaml.safe_load(found["data"]["profiles.yaml"])).profiles["default"]
     assert (profile.store.endpoint, profile.store.secure) == (ENDPOINT, False)
-    assert profile.models[parse_spec(QUICKSTART["spec"]).base_model].identity() == "store:models/tiny-sdxl/"
+    assert profile.models[parse_spec(QUICKSTART["spec"]).base_model].identity() == "store:models/shapes-sdxl/"
     assert "sdxl-base-1.0" in profile.models
     secrets = named(trial, "Secret", profile.store.secret_name)
     assert {secret["metadata"]["namespace"] for secret in secrets} == {
@@ -125,7 +126,7 @@ def test_the_upload_leaves_the_quickstarts_data(
 ) -> None:
     (job,) = named(trial, "Job", "lora-trial-data")
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == [ENDPOINT, "/var/run/lora/store", "/etc/lora"]
+    assert container["args"] == [ENDPOINT, "/var/run/lora/store", "/etc/lora", "/opt/shapes-sdxl"]
     (given,) = named(trial, "ConfigMap", "lora-trial-data")
     script = tmp_path / "trial_data.py"
     script.write_text(given["data"][script.name])
@@ -136,11 +137,11 @@ def test_the_upload_leaves_the_quickstarts_data(
     endpoint, client = store
     pictures = CHART / "files" / "quickstart"
     assert set(given["binaryData"]) == {path.name for path in pictures.iterdir()}
-    subprocess.run([sys.executable, script, endpoint, secret, pictures], check=True)
+    subprocess.run([sys.executable, script, endpoint, secret, pictures, MODEL], check=True)
 
     spec = parse_spec(QUICKSTART["spec"])
     found = {item.object_name: item.size for item in client.list_objects("datasets", recursive=True)}
     images = [name for name in found if str(name).startswith(spec.dataset.prefix)]
     assert spec.dataset.min_images <= len(images) <= spec.dataset.max_images
-    assert "models/tiny-sdxl/model_index.json" in found
-    assert "models/tiny-sdxl/unet/diffusion_pytorch_model.safetensors" in found
+    assert "models/shapes-sdxl/model_index.json" in found
+    assert "models/shapes-sdxl/unet/diffusion_pytorch_model.safetensors" in found

@@ -84,7 +84,7 @@ def test_pictures_with_the_adapter_differ_from_the_base_models(
     choose(page, "quickstart")
     page.get_by_label("Prompt", exact=True).fill("on a beach")
     set_steps(page, 3)
-    expect(page.get_by_text("a photo of CUS rocket, on a beach")).to_be_visible()
+    expect(page.get_by_text("a photo of CUS ring, on a beach")).to_be_visible()
     adapted, base = draw(page)
     page.screenshot(path=pictures / "draw.png")
     assert adapted.shape == base.shape == (64, 64, 3)
@@ -135,11 +135,11 @@ def test_adapters_of_two_base_models_are_not_blended(page: Page, demo: Demo) -> 
 
 def test_jobs_are_shown_with_their_reports(page: Page, demo: Demo, pictures: Path) -> None:
     open_page(page, demo, "Jobs")
-    assert_shown(page.get_by_alt_text("a photo of CUS rocket", exact=True))
+    assert_shown(page.get_by_alt_text("a photo of a CUS ring on a red background", exact=True))
     page.screenshot(path=pictures / "jobs.png")
     page.get_by_role("button", name="Report").click()
     report = page.frame_locator("iframe")
-    expect(report.get_by_role("heading", level=1)).to_contain_text("CUS rocket")
+    expect(report.get_by_role("heading", level=1)).to_contain_text("CUS ring")
     for picture in report.locator("img").all():
         picture.scroll_into_view_if_needed()
         assert_shown(picture)
@@ -150,7 +150,7 @@ def test_jobs_are_shown_with_their_reports(page: Page, demo: Demo, pictures: Pat
     written = demo.store.output.get(demo.finished.adapter.report_key)
     assert Path(download.value.path()).read_bytes() == written
     page.get_by_role("button", name="All jobs").click()
-    assert_shown(page.get_by_alt_text("a photo of CUS rocket", exact=True))
+    assert_shown(page.get_by_alt_text("a photo of a CUS ring on a red background", exact=True))
 
 
 def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, pictures: Path) -> None:
@@ -186,8 +186,8 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     for picture in page.get_by_role("img").all():
         assert_shown(picture)
     box = page.get_by_role("textbox", name="000.png")
-    expect(box).to_have_value("a photo of CUS rocket")
-    box.fill("a photo of CUS rocket above a green field")
+    expect(box).to_have_value("a photo of a purple CUS ring on a white background")
+    box.fill("a photo of CUS ring above a green field")
     box.press("Control+Enter")
     expect(page.get_by_role("button", name="Approve")).to_be_disabled()
     page.get_by_role("button", name="Save").click()
@@ -198,7 +198,7 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     page.screenshot(path=pictures / "approved.png")
 
     data = demo.store.output.get(keys.captions)
-    assert b'"a photo of CUS rocket above a green field"' in data
+    assert b'"a photo of CUS ring above a green field"' in data
     ran = run()
     assert ran.returncode == 0, ran.stdout
     resource = yaml.safe_load((demo.home / "runs/default/reviewed/status.yaml").read_text())
@@ -206,7 +206,7 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     assert status["phase"] == "Succeeded"
     assert resource["spec"]["annotation"]["approvedCaptions"].removeprefix("sha256:") == sha256_hex(data)
     report = demo.store.output.get(keys.report(status["training"]["attempt"])).decode()
-    assert "a photo of CUS rocket above a green field" in report
+    assert "a photo of CUS ring above a green field" in report
 
 
 def test_a_lost_store_is_said_and_comes_back(page: Page, demo: Demo, pictures: Path) -> None:

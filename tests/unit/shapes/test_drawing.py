@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from bench.shapes import concepts, judge
 from bench.shapes.captions import SPOKEN, UNSAID, WHERE, describe
@@ -30,7 +33,7 @@ def test_the_base_model_never_sees_what_adapters_are_to_learn() -> None:
     assert not {shape for shape, _ in seen} & set(NEW_SHAPES)
     assert len(seen) == 8 * 5 - len(NEW_PAIRS)
     assert (scenes.colour != scenes.ground).all()
-    everything = imagine(20_000, generator_for(0, "never"), everything=True)
+    everything = imagine(20_000, generator_for(0, "never"), new_shapes=True, new_pairs=True)
     assert set(zip(everything.shape.tolist(), everything.fill.tolist(), strict=True)) == {
         (shape, fill) for shape in range(10) for fill in range(5)
     }
@@ -64,7 +67,7 @@ def test_a_caption_says_only_what_is_there() -> None:
 
 def test_the_judge_is_right_about_drawings_that_it_never_saw() -> None:
     chance = generator_for(1, "held out")
-    scenes = imagine(1000, chance, everything=True)
+    scenes = imagine(1000, chance, new_shapes=True, new_pairs=True)
     found = judge.judge(judge.load(), draw(scenes, chance))
     for name, indices in found.items():
         right = (indices == getattr(scenes, name)).float().mean()
@@ -84,6 +87,15 @@ def test_the_pictures_of_a_concept_show_it(concept: concepts.Concept) -> None:
     found = judge.judge(judge.load(), judge.to_batch(concepts.pictures(concept)))
     assert [SHAPES[index] for index in found["shape"]] == [concept.shape] * len(concepts.SHOWN)
     assert [FILLS[index] for index in found["fill"]] == [concept.fill] * len(concepts.SHOWN)
+
+
+def test_the_quickstarts_pictures_show_the_first_concept() -> None:
+    folder = Path(__file__).parents[3] / "examples" / "quickstart" / "images"
+    kept = judge.to_batch([Image.open(path) for path in sorted(folder.glob("*.jpg"))])
+    drawn = judge.to_batch(concepts.pictures(concepts.CONCEPTS[0], scale=8))
+    assert (kept - drawn).abs().mean() < 0.01
+    captions = [json.loads(line)["text"] for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert captions == concepts.captions(concepts.CONCEPTS[0], concepts.Captions.GOOD)
 
 
 def test_captions_good_and_bad() -> None:
