@@ -27,7 +27,7 @@ def test_both_children_are_printed_as_yaml(capsys: pytest.CaptureFixture[str]) -
     assert [job["kind"] for job in (annotate, train)] == ["Job", "Job"]
     assert train["spec"]["template"]["spec"]["containers"][0]["image"] == "train:1"
     text = train["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
-    assert step_adapter.validate_json(text).spec.training.max_steps == 60
+    assert step_adapter.validate_json(text).spec.training.max_steps == 300
 
 
 def test_a_job_that_would_not_be_accepted_is_told_so(
