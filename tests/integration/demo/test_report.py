@@ -38,7 +38,7 @@ def test_the_report_opens_from_disk_without_a_network(
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
     page.goto(file.as_uri())
-    # two prompts with and without the adapter, and six photographs
+    # three prompts with and without the adapter, and six photographs
     assert page.locator("img").count() == 2 * 3 + 6
     assert page.locator("svg path").count() > 0
     assert_whole(page)
