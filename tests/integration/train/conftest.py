@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -120,7 +121,7 @@ JobMaker = Callable[..., Job]
 @pytest.fixture
 def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes], tmp_path: Path) -> JobMaker:
     """Make a job of its own in the store; `training` replaces small, quick settings."""
-    counter = iter(range(100))
+    counter = itertools.count()
 
     def make(lines: list[dict[str, Any]] | None = None, model: Path = tiny_sdxl, **training: Any) -> Job:
         store = running_store.store
