@@ -1,7 +1,8 @@
 """The operator beside the same children made by hand, on a real API server with the real Job controller.
 
-Nodes are fake: a kubelet in a process of its own gives every pod its end at once, so that what is seen is the
-control side alone. For each size N:
+Nodes are fake: a kubelet in a process of its own ends every pod when its time is over, as short a time as a real
+one's (`Pods.SHORT`). With `--at-once` it ends them as soon as they are there, so that two cores have nothing to do
+but the control side's work; the last line then tells of that. For each size N:
 
 - N LoraTrainingJobs, from the first create to the last Finished, and to their first child Jobs;
 - the same children as plain Jobs, made by a script that waits for the first of a pair to end before it creates
@@ -10,7 +11,7 @@ control side alone. For each size N:
 Then a trickle of jobs on an idle operator, and the memory and the API calls of one that has thousands of jobs,
 nearly all ended. Figures of one run can be compared with one another; the load of the machine is told with them.
 
-    PYTHONPATH=tests:tests/cluster python tests/bench/bench_operator.py [--sizes 100,500,2000] [--quick]
+    PYTHONPATH=tests:tests/cluster python tests/bench/bench_operator.py [--sizes 100,500,2000] [--at-once] [--quick]
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psutil
-from kubelet import End, FakeKubelet, well
+from kubelet import FakeKubelet, well
 from kubernetes import client, config
 from plane import ControlPlane, grant, install_crd, missing
 from proxy import NONE, BadLine
@@ -56,18 +58,31 @@ AT_ONCE = 32
 MEGABYTE = 2**20
 
 
-class EndlessTraining(FakeKubelet):
-    """Trainings run on and on."""
+class Pods(Enum):
+    """How long pods run: seconds of an annotation, and of a training."""
 
-    def fate(self, pod: Object, step: StepName, number: int) -> End | None:
-        found = well(step, number) if step == StepName.ANNOTATE else None
-        return found if isinstance(found, End) else None
+    AT_ONCE = (0.0, 0.0)
+    SHORT = (10.0, 60.0)
+    """About the quickstart's, which trains 300 steps of 64 pixels on a CPU; those of real models run for minutes."""
+    ENDLESS = (0.0, math.inf)
 
 
-def tend(kubeconfig: Path, namespace: str, endless: bool) -> None:
+class TimedKubelet(FakeKubelet):
+    """Ends a pod well when its time is over."""
+
+    tick = 0.1  # thousands of pods may run
+
+    def __init__(self, api: client.ApiClient, namespace: str, pods: Pods) -> None:
+        steps = (StepName.ANNOTATE, StepName.TRAIN)
+        ends = {
+            step: replace(well(step, 1), seconds=time) for step, time in zip(steps, pods.value, strict=True)
+        }
+        super().__init__(api, namespace, lambda step, number: ends[step])
+
+
+def tend(kubeconfig: Path, namespace: str, pods: Pods) -> None:
     """The kubelet's process."""
-    api = config.new_client_from_config(str(kubeconfig))
-    asyncio.run((EndlessTraining if endless else FakeKubelet)(api, namespace).run())
+    asyncio.run(TimedKubelet(config.new_client_from_config(str(kubeconfig)), namespace, pods).run())
 
 
 @dataclass
@@ -80,12 +95,12 @@ class Bench:
     progress: Progress
 
     @asynccontextmanager
-    async def namespace(self, endless: bool = False) -> AsyncIterator[str]:
+    async def namespace(self, pods: Pods = Pods.AT_ONCE) -> AsyncIterator[str]:
         """One with a kubelet; it is taken away again."""
         name = f"test-{uuid4().hex[:8]}"
         await self.wire.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         kubelet = multiprocessing.get_context("spawn").Process(
-            target=tend, args=(self.plane.kubeconfig, name, endless), daemon=True
+            target=tend, args=(self.plane.kubeconfig, name, pods), daemon=True
         )
         kubelet.start()
         await asyncio.sleep(2.0)
@@ -171,9 +186,9 @@ class Course:
     """Of the operator at the end, in MiB."""
 
 
-async def by_operator(bench: Bench, count: int) -> Course:
+async def by_operator(bench: Bench, count: int, pods: Pods) -> Course:
     course, names = Course(), [f"job-{number:05d}" for number in range(count)]
-    async with bench.namespace() as namespace, bench.running(bench.operator) as process:
+    async with bench.namespace(pods) as namespace, bench.running(bench.operator) as process:
         bar = bench.progress.add_task(f"{count} jobs by the operator", total=count)
         async with watched_firsts(bench, namespace, course) as began:
             ending = asyncio.create_task(count_ended(bench, resources(namespace), "Finished", count, bar))
@@ -187,9 +202,9 @@ async def by_operator(bench: Bench, count: int) -> Course:
     return course
 
 
-async def by_hand(bench: Bench, count: int) -> Course:
+async def by_hand(bench: Bench, count: int, pods: Pods) -> Course:
     course, names = Course(), [f"job-{number:05d}" for number in range(count)]
-    async with bench.namespace() as namespace:
+    async with bench.namespace(pods) as namespace:
         bar = bench.progress.add_task(f"{count} pairs of plain Jobs", total=count)
         async with watched_firsts(bench, namespace, course) as began:
             ending = asyncio.create_task(chain(bench, namespace, count, bar))
@@ -286,7 +301,7 @@ class Idle:
 
 async def idle(bench: Bench, ended: int, at_work: int, seconds: float, folder: Path) -> Idle:
     """An operator that starts with many jobs that have ended and some whose training runs, and is then left alone."""
-    async with bench.namespace(endless=True) as namespace:
+    async with bench.namespace(Pods.ENDLESS) as namespace:
         bar = bench.progress.add_task(f"{ended} ended jobs", total=ended)
         status = ended_status()
 
@@ -373,7 +388,7 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def show(operated: dict[int, Course], plain: dict[int, Course]) -> None:
+def show(operated: dict[int, Course], plain: dict[int, Course], pods: Pods) -> None:
     table = Table(
         "jobs", "", "first Job p50 s", "p95 s", "all ended s", "jobs/s", "ratio", "writes/job", "RSS MiB"
     )
@@ -392,6 +407,7 @@ def show(operated: dict[int, Course], plain: dict[int, Course]) -> None:
                 f"{course.rss:.0f}" if ours else "",
             )
     console.print(table)
+    console.print("pods run for {} and {} s".format(*pods.value))
     console.print(
         f"time to the end grows as N^{growth(operated):.2f} by the operator, N^{growth(plain):.2f} by hand"
     )
@@ -401,18 +417,19 @@ async def measure(plane: ControlPlane, operator: OperatorProcess, options: argpa
     api = config.new_client_from_config(str(plane.kubeconfig))
     operated: dict[int, Course] = {}
     plain: dict[int, Course] = {}
+    pods = Pods.AT_ONCE if options.at_once else Pods.SHORT
     with Progress(console=console) as progress:
         async with Wire.of(api) as wire:
             bench = Bench(plane, operator, wire, progress)
             for count in options.sizes:
-                plain[count] = await by_hand(bench, count)
-                operated[count] = await by_operator(bench, count)
+                plain[count] = await by_hand(bench, count, pods)
+                operated[count] = await by_operator(bench, count, pods)
                 progress.print(
                     f"{count}: {operated[count].all_ended:.1f} s by the operator, {plain[count].all_ended:.1f} s by hand"
                 )
             latencies = await trickle(bench, options.trickle)
             rest = await idle(bench, options.ended, options.at_work, options.idle_seconds, plane.folder)
-    show(operated, plain)
+    show(operated, plain, pods)
     console.print(
         f"trickle: p50 {statistics.median(latencies):.1f} ms, p95 {percentile(latencies, 0.95):.1f} ms "
         f"from create to the first Job, of {len(latencies)}"
@@ -438,6 +455,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", type=lambda t: [int(n) for n in t.split(",")], default=[100, 500, 2000])
+    parser.add_argument("--at-once", action="store_true", help="pods take no time")
     parser.add_argument("--quick", action="store_true", help="a few minutes, for a first look")
     options = parser.parse_args()
     options.trickle, options.ended, options.at_work, options.idle_seconds = 60, 4800, 200, 60.0

@@ -47,9 +47,9 @@ EXTRACT = {
     "method": "DreamBoothExtract",
     "rank": 8,
     "alpha": 8,
-    "learningRate": "1e-3",
+    "maxSteps": 400,
     "textEncoder": {"train": False},
-    "extraction": {"convolutions": True},
+    "extraction": {"convolutions": True, "factorSteps": 100},
 }
 METHODS: dict[str, tuple[Captions, dict[str, Any]]] = {
     "DreamBoothLoRA": (Captions.GOOD, {}),

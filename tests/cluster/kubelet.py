@@ -19,7 +19,6 @@ from lora_api.steps import StepName, StepResult, encode_result
 from lora_operator import names
 
 ENDED = ("Succeeded", "Failed")
-TICK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,9 @@ def well(step: StepName, _: int) -> End:
 class FakeKubelet:
     """Watches the pods of our steps in one namespace and tends them until its `with` block ends."""
 
+    tick = 0.02
+    """Seconds between two looks at all pods."""
+
     def __init__(self, api: client.ApiClient, namespace: str, script: Script = well) -> None:
         self.wire = Wire.of(api)
         self.namespace = namespace
@@ -99,7 +101,7 @@ class FakeKubelet:
                 for uid, pod in list(self._pods.items()):
                     if uid not in self._busy and (work := self._due(pod)) is not None:
                         self._spawn(uid, work)
-                await asyncio.sleep(TICK_SECONDS)
+                await asyncio.sleep(self.tick)
             following.cancel()
             await asyncio.gather(following, *self._tasks, return_exceptions=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,10 +23,13 @@ from .drawing import SIDE, draw, imagine
 from .recipe import Plan, learn
 from .towers import WIDTH, embed
 
-PART = "denoiser"
-PLAN = Plan(steps=5500, rate=1.5e-3, rise=200, fall=0.6, average=0.999)
-PATTERNED = 0.25
-"""How many of the things with a pattern are kept: patterns are learnt soon, outlines slowly and from plain things."""
+PLANS = {
+    "denoiser": Plan(steps=5500, rate=1.5e-3, rise=200, fall=0.6, average=0.999),
+    "denoiser again": Plan(steps=2500, rate=1e-3, rise=100, fall=0.8, average=0.998),
+}
+PATTERNED = {"denoiser": 0.25, "denoiser again": 0.7}
+"""How many of the things with a pattern are kept: outlines are learnt slowly and from plain things, then that any of
+them may have any pattern."""
 BATCH = 64
 DRAWINGS = 32_768
 CAPTIONS = 3
@@ -84,14 +88,14 @@ class Drawings:
 
     @classmethod
     @torch.no_grad()
-    def encoded(cls, vae: AutoencoderKL, towers: tuple[TextTower, TextTower]) -> Self:
-        scenes = imagine(3 * DRAWINGS, generator_for(0, PART))
-        share = torch.where(scenes.fill > 0, PATTERNED, 1.0) * torch.where(scenes.size == 0, 0.1, 1.0)
-        kept = torch.rand(len(scenes), generator=generator_for(0, PART, "kept")) < share
+    def encoded(cls, part: str, vae: AutoencoderKL, towers: tuple[TextTower, TextTower]) -> Self:
+        scenes = imagine(3 * DRAWINGS, generator_for(0, part))
+        share = torch.where(scenes.fill > 0, PATTERNED[part], 1.0) * torch.where(scenes.size == 0, 0.1, 1.0)
+        kept = torch.rand(len(scenes), generator=generator_for(0, part, "kept")) < share
         scenes = scenes.part(kept.nonzero().squeeze(1)[:DRAWINGS])
         latents, text, pooled = [], [], []
         for index in torch.arange(DRAWINGS).split(BATCH):
-            shown, chance = scenes.part(index), generator_for(0, PART, int(index[0]))
+            shown, chance = scenes.part(index), generator_for(0, part, int(index[0]))
             latents.append(vae.encode(draw(shown, chance)).latent_dist.sample(chance))
             words = random.Random(int(index[0]))
             told = [embed(towers, [text for text, _, _ in describe(shown, words)]) for _ in range(CAPTIONS)]
@@ -106,18 +110,21 @@ def train(folder: Path, vae: AutoencoderKL, towers: tuple[TextTower, TextTower])
     schedule = DDPMScheduler.from_config(sampler().config)
     for tower in towers:
         tower.encoder.eval()
-    drawings = cache(partial(Drawings.encoded, vae, towers))  # only where there is something to learn
+    for part, plan in PLANS.items():
+        drawings = cache(
+            partial(Drawings.encoded, part, vae, towers)
+        )  # only where there is something to learn
 
-    def loss_at(step: int) -> Tensor:
-        return sample_losses(unet, schedule, batch_at(step, drawings()), SNR_GAMMA).mean()
+        def loss_at(step: int, part: str = part, drawings: Callable[[], Drawings] = drawings) -> Tensor:
+            return sample_losses(unet, schedule, batch_at(part, step, drawings()), SNR_GAMMA).mean()
 
-    learn(PART, unet, loss_at, PLAN, folder)
+        learn(part, unet, loss_at, plan, folder)
     return unet
 
 
-def batch_at(step: int, drawings: Drawings) -> Batch:
+def batch_at(part: str, step: int, drawings: Drawings) -> Batch:
     """The samples of a step."""
-    chance = generator_for(0, PART, step)
+    chance = generator_for(0, part, step)
     chosen = torch.randint(DRAWINGS, (BATCH,), generator=chance)
     words = torch.randint(CAPTIONS, (BATCH,), generator=chance)
     told = torch.rand(BATCH, generator=chance) >= UNTOLD

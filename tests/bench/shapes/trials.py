@@ -40,7 +40,7 @@ class Trained:
 
     adapter: Path
     learned: dict[str, Tensor]
-    """What the training step itself changed, by name: with DreamBoothExtract the UNet's layers."""
+    """What was trained itself, by name: with DreamBoothExtract the UNet's layers, before anything is taken out."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class Workbench:
             work(config, reporter)
         finally:
             reporter.close()
-        step = config.spec.training.max_steps
+        training = config.spec.training
+        step = training.max_steps - training.extraction.factor_steps
         weights = load(bucket.get(keys.checkpoint(step) + "weights.safetensors"))
         return Trained(folder / "attempt-1" / "adapter.safetensors", weights)
