@@ -49,7 +49,7 @@ EXTRACT = {
     "alpha": 8,
     "maxSteps": 400,
     "textEncoder": {"train": False},
-    "extraction": {"convolutions": True, "factorSteps": 100},
+    "extraction": {"convolutions": True, "factorSteps": 200},
 }
 METHODS: dict[str, tuple[Captions, dict[str, Any]]] = {
     "DreamBoothLoRA": (Captions.GOOD, {}),
@@ -182,7 +182,7 @@ def line(name: str, scores: Scores) -> str:
 
 
 def draw(rows: Rows, path: Path) -> None:
-    """A line of pictures for each concept: three that taught it, then every row's of three prompts."""
+    """A line of pictures for each concept: three that taught it, then every row's of two prompts."""
     lines = []
     for index in rows[BASE]:
         shown = concepts.pictures(CONCEPTS[index])[:3]
@@ -190,10 +190,10 @@ def draw(rows: Rows, path: Path) -> None:
         for row, found in rows.items():
             if not row.startswith("captions"):
                 each = len(found[index][1]) // len(concepts.PROMPTS)
-                of_prompts = found[index][1][::each][:9:4]
+                of_prompts = found[index][1][::each][5::4]
                 cells |= {f"{row} {number + 1}": picture for number, picture in enumerate(of_prompts)}
         lines.append((CONCEPTS[index].name, cells))
-    lay_out(lines, cell=128).save(path)
+    lay_out(lines, cell=160).save(path)
 
 
 if __name__ == "__main__":

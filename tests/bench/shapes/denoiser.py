@@ -114,12 +114,18 @@ def train(folder: Path, vae: AutoencoderKL, towers: tuple[TextTower, TextTower])
         drawings = cache(
             partial(Drawings.encoded, part, vae, towers)
         )  # only where there is something to learn
-
-        def loss_at(step: int, part: str = part, drawings: Callable[[], Drawings] = drawings) -> Tensor:
-            return sample_losses(unet, schedule, batch_at(part, step, drawings()), SNR_GAMMA).mean()
-
-        learn(part, unet, loss_at, plan, folder)
+        learn(part, unet, partial(_loss_at, unet, schedule, part, drawings), plan, folder)
     return unet
+
+
+def _loss_at(
+    unet: UNet2DConditionModel,
+    schedule: DDPMScheduler,
+    part: str,
+    drawings: Callable[[], Drawings],
+    step: int,
+) -> Tensor:
+    return sample_losses(unet, schedule, batch_at(part, step, drawings()), SNR_GAMMA).mean()
 
 
 def batch_at(part: str, step: int, drawings: Drawings) -> Batch:
