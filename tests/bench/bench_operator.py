@@ -107,11 +107,11 @@ class Bench:
         try:
             yield name
         finally:
+            await self.wire.call("DELETE", f"/api/v1/namespaces/{name}")
+            await self._until_gone(name)  # the kubelet ends pods that run
             kubelet.terminate()
             kubelet.join()
             kubelet.close()
-            await self.wire.call("DELETE", f"/api/v1/namespaces/{name}")
-            await self._until_gone(name)
 
     async def _until_gone(self, name: str) -> None:
         """What is still being deleted would slow down what is measured next."""
@@ -324,7 +324,7 @@ async def idle(bench: Bench, ended: int, at_work: int, seconds: float, folder: P
                 line.write_kubeconfig(folder / "counted.kubeconfig"), bench.operator.folder
             )
             async with bench.running(counted) as process:
-                await asyncio.sleep(15)
+                await settled(line)
                 line.calls.clear()
                 line.watches = 0
                 cpu = sum(process.cpu_times()[:2])
@@ -335,6 +335,14 @@ async def idle(bench: Bench, ended: int, at_work: int, seconds: float, folder: P
                 used = sum(process.cpu_times()[:2]) - cpu
                 calls = sum(line.calls.values()) - line.watches
                 return Idle(rss, peak, calls, line.watches, seconds, used)
+
+
+async def settled(line: BadLine) -> None:
+    """Until an operator that has just started has listed all there is."""
+    before = -1
+    while (calls := sum(line.calls.values())) != before:
+        before = calls
+        await asyncio.sleep(10)
 
 
 async def waited(progress: Progress, what: str, seconds: float) -> None:
