@@ -157,6 +157,9 @@ def main() -> None:
             for row, scores, pictures in outcome:
                 rows[row][trial.concept] = scores, pictures
                 print(line(f"{CONCEPTS[trial.concept].name}: {row}", scores), flush=True)
+    if not args.quick:
+        good = rows["DreamBoothLoRA"]
+        rows[f"captions: {Captions.GOOD}"] = {index: good[index] for index in range(2)}
     order = [BASE, *METHODS, FULL, *sorted(rows.keys() - {BASE, *METHODS, FULL})]
     means = {row: Scores.mean([scores for scores, _ in rows[row].values()]) for row in order}
     print(f"\n{'means':44}concept  prompt   class  diversity")
@@ -184,7 +187,7 @@ def line(name: str, scores: Scores) -> str:
 def draw(rows: Rows, path: Path) -> None:
     """A line of pictures for each concept: three that taught it, then every row's of two prompts."""
     lines = []
-    for index in rows[BASE]:
+    for index in sorted(rows[BASE]):
         shown = concepts.pictures(CONCEPTS[index])[:3]
         cells = {f"taught {number + 1}": picture for number, picture in enumerate(shown)}
         for row, found in rows.items():
