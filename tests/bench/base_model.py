@@ -2,7 +2,7 @@
 
 Usage: python tests/bench/base_model.py [--work .demo/shapes] [--score]
 
-It takes hours (denoiser.PLAN says how far). The last line is the share of 200 random prompts that it draws right.
+It takes hours (denoiser.PLANS says how far). The last line is the share of 200 random prompts that it draws right.
 """
 
 from __future__ import annotations

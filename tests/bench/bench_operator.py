@@ -1,8 +1,8 @@
 """The operator beside the same children made by hand, on a real API server with the real Job controller.
 
-Nodes are fake: a kubelet in a process of its own ends every pod when its time is over, as short a time as a real
-one's (`Pods.SHORT`). With `--at-once` it ends them as soon as they are there, so that two cores have nothing to do
-but the control side's work; the last line then tells of that. For each size N:
+Nodes are fake: a kubelet in a process of its own ends every pod when its time is over, about the shortest that a real
+pod takes (`Pods.SHORT`). With `--at-once` it ends them as soon as they are there: then the control side's work is all
+that takes time, and the last line tells of that. For each size N:
 
 - N LoraTrainingJobs, from the first create to the last Finished, and to their first child Jobs;
 - the same children as plain Jobs, made by a script that waits for the first of a pair to end before it creates

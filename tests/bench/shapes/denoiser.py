@@ -111,9 +111,8 @@ def train(folder: Path, vae: AutoencoderKL, towers: tuple[TextTower, TextTower])
     for tower in towers:
         tower.encoder.eval()
     for part, plan in PLANS.items():
-        drawings = cache(
-            partial(Drawings.encoded, part, vae, towers)
-        )  # only where there is something to learn
+        # encoded only where there is something to learn
+        drawings = cache(partial(Drawings.encoded, part, vae, towers))
         learn(part, unet, partial(_loss_at, unet, schedule, part, drawings), plan, folder)
     return unet
 
