@@ -19,368 +19,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from enum import Enum
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
-import psutil
-from kubelet import FakeKubelet, well
 from kubernetes import client, config
 from plane import ControlPlane, grant, install_crd, missing
-from proxy import NONE, BadLine
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 from studio import OperatorProcess, install_operator
-from wire import Object, Wire
+from wire import Wire
 
-from builders import HASH, PROFILE, snapshot, wire_spec
-from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
-from lora_api.status import JobStatus
-from lora_api.steps import StepName
-from lora_operator.decide import StartAnnotation, StartTraining
-from lora_operator.manifests import CLUSTER, build_job, build_step
-from lora_operator.settings import Images
+from bench.load.bursts import Course, by_hand, by_operator, trickle
+from bench.load.rest import idle
+from bench.load.world import Bench, Pods
 
 console = Console()
-AT_ONCE = 32
-MEGABYTE = 2**20
-
-
-class Pods(Enum):
-    """How long pods run: seconds of an annotation, and of a training."""
-
-    AT_ONCE = (0.0, 0.0)
-    SHORT = (10.0, 60.0)
-    """About the quickstart's, which trains 300 steps of 64 pixels on a CPU; those of real models run for minutes."""
-    ENDLESS = (0.0, math.inf)
-
-
-class TimedKubelet(FakeKubelet):
-    """Ends a pod well when its time is over."""
-
-    tick = 0.1  # thousands of pods may run
-
-    def __init__(self, api: client.ApiClient, namespace: str, pods: Pods) -> None:
-        steps = (StepName.ANNOTATE, StepName.TRAIN)
-        ends = {
-            step: replace(well(step, 1), seconds=time) for step, time in zip(steps, pods.value, strict=True)
-        }
-        super().__init__(api, namespace, lambda step, number: ends[step])
-
-
-def tend(kubeconfig: Path, namespace: str, pods: Pods) -> None:
-    """The kubelet's process."""
-    asyncio.run(TimedKubelet(config.new_client_from_config(str(kubeconfig)), namespace, pods).run())
-
-
-@dataclass
-class Bench:
-    """What all measurements share."""
-
-    plane: ControlPlane
-    operator: OperatorProcess
-    wire: Wire
-    progress: Progress
-
-    @asynccontextmanager
-    async def namespace(self, pods: Pods = Pods.AT_ONCE) -> AsyncIterator[str]:
-        """One with a kubelet; it is taken away again."""
-        name = f"test-{uuid4().hex[:8]}"
-        await self.wire.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
-        kubelet = multiprocessing.get_context("spawn").Process(
-            target=tend, args=(self.plane.kubeconfig, name, pods), daemon=True
-        )
-        kubelet.start()
-        await asyncio.sleep(2.0)
-        try:
-            yield name
-        finally:
-            await self.wire.call("DELETE", f"/api/v1/namespaces/{name}")
-            await self._until_gone(name)  # the kubelet ends pods that run
-            kubelet.terminate()
-            kubelet.join()
-            kubelet.close()
-
-    async def _until_gone(self, name: str) -> None:
-        """What is still being deleted would slow down what is measured next."""
-        while True:
-            found = await self.wire.call("GET", "/api/v1/namespaces", fieldSelector=f"metadata.name={name}")
-            if not found["items"]:
-                return
-            await asyncio.sleep(0.5)
-
-    @asynccontextmanager
-    async def running(self, operator: OperatorProcess) -> AsyncIterator[psutil.Process]:
-        """The operator, from when it watches until it is stopped."""
-        operator.start()
-        assert operator.process is not None
-        while (await asyncio.to_thread(operator.ask, "/readyz"))[0] != 200:
-            await asyncio.sleep(0.1)
-        await asyncio.sleep(2.0)
-        try:
-            yield psutil.Process(operator.process.pid)
-        finally:
-            await asyncio.to_thread(operator.stop)
-
-
-def resource(namespace: str, name: str) -> Object:
-    spec = wire_spec(annotation={"mode": "Template"})
-    metadata = {"name": name, "namespace": namespace}
-    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
-
-
-def plain_job(namespace: str, name: str, step: StepName) -> Object:
-    """The child that the operator would make, without the operator."""
-    start = StartAnnotation(1) if step == StepName.ANNOTATE else StartTraining(1, "c" * 64, HASH)
-    owned = snapshot(namespace=namespace, name=name, uid=f"plain-{name}", profile=PROFILE)
-    job = build_job(owned, build_step(owned, start, CLUSTER), Images("annotate:test", "train:test"))
-    del job["metadata"]["ownerReferences"]
-    return job
-
-
-def resources(namespace: str) -> str:
-    return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
-
-
-def jobs(namespace: str) -> str:
-    return f"/apis/batch/v1/namespaces/{namespace}/jobs"
-
-
-async def in_parallel(work: Iterable[Any]) -> None:
-    limit = asyncio.Semaphore(AT_ONCE)
-
-    async def run(item: Any) -> None:
-        async with limit:
-            await item
-
-    await asyncio.gather(*(run(item) for item in work))
-
-
-def has(body: Object, kind: str) -> bool:
-    conditions = (body.get("status") or {}).get("conditions") or ()
-    return any(c["type"] == kind and c["status"] == "True" for c in conditions)
-
-
-@dataclass
-class Course:
-    """When what happened, in seconds from the first create."""
-
-    firsts: dict[str, float] = field(default_factory=dict)
-    """Per job, until its first child Job was there."""
-    all_ended: float = 0.0
-    writes: float = 0.0
-    """Of the operator, per job."""
-    rss: float = 0.0
-    """Of the operator at the end, in MiB."""
-
-
-async def by_operator(bench: Bench, count: int, pods: Pods) -> Course:
-    course, names = Course(), [f"job-{number:05d}" for number in range(count)]
-    async with bench.namespace(pods) as namespace, bench.running(bench.operator) as process:
-        bar = bench.progress.add_task(f"{count} jobs by the operator", total=count)
-        async with watched_firsts(bench, namespace, course) as began:
-            ending = asyncio.create_task(count_ended(bench, resources(namespace), "Finished", count, bar))
-            await in_parallel(
-                bench.wire.call("POST", resources(namespace), resource(namespace, name)) for name in names
-            )
-            await ending
-            course.all_ended = time.monotonic() - began
-        course.writes = bench.operator.metric("lora_operator_api_writes_total") / count
-        course.rss = process.memory_info().rss / MEGABYTE
-    return course
-
-
-async def by_hand(bench: Bench, count: int, pods: Pods) -> Course:
-    course, names = Course(), [f"job-{number:05d}" for number in range(count)]
-    async with bench.namespace(pods) as namespace:
-        bar = bench.progress.add_task(f"{count} pairs of plain Jobs", total=count)
-        async with watched_firsts(bench, namespace, course) as began:
-            ending = asyncio.create_task(chain(bench, namespace, count, bar))
-            await in_parallel(
-                bench.wire.call("POST", jobs(namespace), plain_job(namespace, name, StepName.ANNOTATE))
-                for name in names
-            )
-            await ending
-            course.all_ended = time.monotonic() - began
-    return course
-
-
-async def chain(bench: Bench, namespace: str, count: int, bar: TaskID) -> None:
-    """Create the second Job of a pair when the first has ended, until all second ones have."""
-    followed: set[str] = set()
-    ended: set[str] = set()
-    creating: set[asyncio.Task[Object]] = set()
-    async for _, body in bench.wire.follow(jobs(namespace)):
-        name = body["metadata"]["name"]
-        if not has(body, "Complete"):
-            continue
-        if body["metadata"]["labels"]["app.kubernetes.io/component"] == StepName.TRAIN:
-            ended.add(name)
-            bench.progress.update(bar, completed=len(ended))
-            if len(ended) == count:
-                return
-        elif name not in followed:
-            followed.add(name)
-            owner = body["spec"]["template"]["metadata"]["annotations"][f"{GROUP}/job-name"]
-            second = plain_job(namespace, owner, StepName.TRAIN)
-            task = asyncio.create_task(bench.wire.call("POST", jobs(namespace), second))
-            creating.add(task)
-            task.add_done_callback(creating.discard)
-
-
-async def count_ended(bench: Bench, path: str, condition: str, count: int, bar: TaskID) -> None:
-    ended: set[str] = set()
-    async for _, body in bench.wire.follow(path):
-        if has(body, condition):
-            ended.add(body["metadata"]["name"])
-            bench.progress.update(bar, completed=len(ended))
-            if len(ended) == count:
-                return
-
-
-@asynccontextmanager
-async def watched_firsts(bench: Bench, namespace: str, course: Course) -> AsyncIterator[float]:
-    """Note for each job when its first child was seen. Yields the beginning of the time."""
-    began = time.monotonic()
-
-    async def note() -> None:
-        async for _, body in bench.wire.follow(jobs(namespace)):
-            owner = body["spec"]["template"]["metadata"]["annotations"][f"{GROUP}/job-name"]
-            course.firsts.setdefault(owner, time.monotonic() - began)
-
-    task = asyncio.create_task(note())
-    try:
-        yield began
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def trickle(bench: Bench, count: int) -> list[float]:
-    """Milliseconds from the create of a resource, one at a time, to its first child Job in a watch."""
-    course, asked = Course(), {}
-    async with bench.namespace() as namespace, bench.running(bench.operator):
-        bar = bench.progress.add_task("a trickle", total=count)
-        async with watched_firsts(bench, namespace, course) as began:
-            await asyncio.sleep(0.5)
-            for number in range(count):
-                name = f"job-{number:05d}"
-                asked[name] = time.monotonic() - began
-                await bench.wire.call("POST", resources(namespace), resource(namespace, name))
-                while name not in course.firsts:
-                    await asyncio.sleep(0.001)
-                await asyncio.sleep(0.7)  # for its pods to come and go
-                bench.progress.update(bar, advance=1)
-    return [1000 * (course.firsts[name] - asked[name]) for name in asked]
-
-
-@dataclass
-class Idle:
-    rss: float
-    peak: float
-    """Both in MiB."""
-    calls: int
-    """To the API server in `seconds`, but for watches that were opened again."""
-    watches: int
-    seconds: float
-    cpu: float
-    """Seconds of CPU in that time."""
-
-
-async def idle(bench: Bench, ended: int, at_work: int, seconds: float, folder: Path) -> Idle:
-    """An operator that starts with many jobs that have ended and some whose training runs, and is then left alone."""
-    async with bench.namespace(Pods.ENDLESS) as namespace:
-        bar = bench.progress.add_task(f"{ended} ended jobs", total=ended)
-        status = ended_status()
-
-        async def make(number: int) -> None:
-            name = f"ended-{number:05d}"
-            await bench.wire.call("POST", resources(namespace), resource(namespace, name))
-            await bench.wire.call("PATCH", f"{resources(namespace)}/{name}/status", {"status": status})
-            bench.progress.update(bar, advance=1)
-
-        await in_parallel(make(number) for number in range(ended))
-        async with bench.running(bench.operator):
-            bar = bench.progress.add_task(f"{at_work} jobs at work", total=at_work)
-            await in_parallel(
-                bench.wire.call("POST", resources(namespace), resource(namespace, f"work-{number:05d}"))
-                for number in range(at_work)
-            )
-            await count_in_training(bench, namespace, at_work, bar)
-        async with BadLine(Wire.read(bench.operator.kubeconfig), "", NONE) as line:
-            counted = OperatorProcess(
-                line.write_kubeconfig(folder / "counted.kubeconfig"), bench.operator.folder
-            )
-            async with bench.running(counted) as process:
-                await settled(line)
-                line.calls.clear()
-                line.watches = 0
-                cpu = sum(process.cpu_times()[:2])
-                await waited(bench.progress, "left alone", seconds)
-                memory = Path(f"/proc/{process.pid}/status").read_text()
-                peak = int(memory.split("VmHWM:")[1].split()[0]) / 1024
-                rss = process.memory_info().rss / MEGABYTE
-                used = sum(process.cpu_times()[:2]) - cpu
-                calls = sum(line.calls.values()) - line.watches
-                return Idle(rss, peak, calls, line.watches, seconds, used)
-
-
-async def settled(line: BadLine) -> None:
-    """Until an operator that has just started has listed all there is."""
-    before = -1
-    while (calls := sum(line.calls.values())) != before:
-        before = calls
-        await asyncio.sleep(10)
-
-
-async def waited(progress: Progress, what: str, seconds: float) -> None:
-    bar = progress.add_task(what, total=seconds)
-    for _ in range(int(seconds)):
-        await asyncio.sleep(1)
-        progress.update(bar, advance=1)
-
-
-async def count_in_training(bench: Bench, namespace: str, count: int, bar: TaskID) -> None:
-    training: set[str] = set()
-    async for _, body in bench.wire.follow(resources(namespace)):
-        if (body.get("status") or {}).get("phase") == "Training":
-            training.add(body["metadata"]["name"])
-            bench.progress.update(bar, completed=len(training))
-            if len(training) == count:
-                return
-
-
-def ended_status() -> Object:
-    """As full as a status gets."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    conditions = [
-        {"type": kind, "status": "True", "reason": "Trained", "message": "m" * 80, "lastTransitionTime": now}
-        for kind in ("Accepted", "CaptionsReady", "Succeeded", "Finished")
-    ]
-    status = JobStatus.model_validate(
-        {
-            "phase": "Succeeded",
-            "startTime": now,
-            "finishTime": now,
-            "conditions": conditions,
-            "inputHash": HASH,
-        }
-    ).to_wire()
-    owned = snapshot().spec
-    assert owned is not None
-    return status | {"effective": owned.to_wire()}
 
 
 def growth(courses: dict[int, Course]) -> float:
@@ -421,8 +79,9 @@ def show(operated: dict[int, Course], plain: dict[int, Course], pods: Pods) -> N
     )
 
 
-async def measure(plane: ControlPlane, operator: OperatorProcess, options: argparse.Namespace) -> None:
-    api = config.new_client_from_config(str(plane.kubeconfig))
+async def measure(
+    api: client.ApiClient, plane: ControlPlane, operator: OperatorProcess, options: argparse.Namespace
+) -> None:
     operated: dict[int, Course] = {}
     plain: dict[int, Course] = {}
     pods = Pods.AT_ONCE if options.at_once else Pods.SHORT
@@ -477,7 +136,8 @@ def main() -> int:
         grant(api)
         install_crd(api)
         (Path(folder) / "operator").mkdir()
-        asyncio.run(measure(plane, install_operator(plane, api, Path(folder) / "operator"), options))
+        operator = install_operator(plane, api, Path(folder) / "operator")
+        asyncio.run(measure(api, plane, operator, options))
     return 0
 
 

@@ -61,6 +61,8 @@ BASE = "base"
 FULL = "DreamBoothExtract, full"
 CAPTIONS = [kind for kind in Captions if kind != Captions.GOOD]
 """Tried with DreamBoothLoRA."""
+FEW = 2
+"""Concepts of a quick run, and those that are taught by other captions too."""
 AT_ONCE = 2
 
 
@@ -136,14 +138,14 @@ def main() -> None:
     args = parser.parse_args()
 
     right, _ = pipeline.measure(pipeline.load())
-    trials = [Trial(BASE, index) for index in range(2 if args.quick else len(CONCEPTS))]
+    trials = [Trial(BASE, index) for index in range(FEW if args.quick else len(CONCEPTS))]
     trials += [
         Trial(row, base.concept, captions, settings)
         for base in trials
         for row, (captions, settings) in METHODS.items()
     ]
     if not args.quick:
-        trials += [Trial(f"captions: {kind}", index, kind) for kind in CAPTIONS for index in range(2)]
+        trials += [Trial(f"captions: {kind}", index, kind) for kind in CAPTIONS for index in range(FEW)]
     rows: Rows = defaultdict(dict)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -159,7 +161,7 @@ def main() -> None:
                 print(line(f"{CONCEPTS[trial.concept].name}: {row}", scores), flush=True)
     if not args.quick:
         good = rows["DreamBoothLoRA"]
-        rows[f"captions: {Captions.GOOD}"] = {index: good[index] for index in range(2)}
+        rows[f"captions: {Captions.GOOD}"] = {index: good[index] for index in range(FEW)}
     order = [BASE, *METHODS, FULL, *sorted(rows.keys() - {BASE, *METHODS, FULL})]
     means = {row: Scores.mean([scores for scores, _ in rows[row].values()]) for row in order}
     print(f"\n{'means':44}concept  prompt   class  diversity")

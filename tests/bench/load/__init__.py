@@ -1,0 +1,1 @@
+"""How the operator bears many jobs: what bench_operator.py measures."""
