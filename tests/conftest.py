@@ -1,4 +1,4 @@
-"""Fixtures that several kinds of test share: a real S3 store, photographs, step files."""
+"""Fixtures that several kinds of test share: a real S3 store, photographs, stage configurations."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from uuid import uuid4
 import pytest
 from PIL import Image, ImageDraw
 
-from lora_api.steps import StoreAccess
-from lora_operator.local.seaweed import Seaweed
+from lora_api.stages import StoreAccess
+from lora_cli.local.seaweed import Seaweed
 from lora_trainer.store import Store
 
-# tests run side by side; two that each take every core for their matrices would wait for each other
+# Tests run in parallel; one thread each avoids contention.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "dreambooth"
+DATA = Path(
+    os.environ.get(
+        "LORA_TEST_PHOTOGRAPHS", Path(__file__).parents[1] / ".." / "shared" / "data" / "dreambooth"
+    )
+)
+"""A folder of real photographs with the subfolder `dog`, for the tests that can use them."""
 
 
 @dataclass(frozen=True)
 class RunningStore:
-    """A store of one test: its own prefix in shared buckets is up to the test."""
+    """A store for one test. Buckets are shared, so a test must use its own prefix."""
 
     access: StoreAccess
     store: Store
@@ -60,7 +65,7 @@ def uid() -> str:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Five pictures of one object: real photographs where they are there, drawn ones otherwise."""
+    """Five images of one object: real photographs where they are there, drawn ones otherwise."""
     if DATA.is_dir():
         return sorted((DATA / "dog").glob("*.jpg"))[:5]
     folder = tmp_path_factory.mktemp("photographs")
@@ -68,18 +73,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def draw_photograph(path: Path, index: int, size: int = 512) -> Path:
-    """A picture of a red ball on a ground that differs by index."""
+    """An image of a red ball on a ground. Its place and the ground differ by index."""
     image = Image.effect_mandelbrot((size, size), (-2.0 + index / 10, -1.5, 1.0, 1.5), 50).convert("RGB")
-    corner = size // 4 + 10 * index
-    ImageDraw.Draw(image).ellipse(
-        (corner, corner, corner + size // 2, corner + size // 2), fill=(200, 30, 30)
-    )
+    x, y = ((1, 1), (0, 2), (2, 0), (2, 2), (0, 0))[index % 5]
+    left, top = x * size // 4, y * size // 4
+    ImageDraw.Draw(image).ellipse((left, top, left + size // 2, top + size // 2), fill=(200, 30, 30))
     image.save(path, quality=90)
     return path
 
 
 def make_spec(**overrides: Any) -> dict[str, Any]:
-    """The least a user writes, with wire-named fields replaced."""
+    """Return a minimal spec, with fields replaced by wire name."""
     return {
         "dataset": {"prefix": "customers/acme/statue/"},
         "concept": {"token": "CUS", "className": "statue"},

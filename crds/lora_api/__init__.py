@@ -1,11 +1,14 @@
-"""The contract of the LoRA training operator: everything that crosses a process border.
+"""Data formats that the parts of this project exchange.
 
-The operator, the annotation step, the training step, local mode and the command line meet only here:
-in the resource (`job`, `status`), in the administrator's profiles (`profile`), in the file that
-configures a step and the message it ends with (`steps`, `exits`, `reasons`), in object keys (`keys`)
-and in the manifest that marks a publication as complete (`manifest`).
+The operator, both stages, the local runner and the command line share only these modules:
 
-It needs pydantic and nothing else, and imports nothing of the other packages.
+- `job`, `status`: the `LoraTrainingJob` resource.
+- `profile`: the administrator's profiles.
+- `stages`, `exits`, `reasons`: the configuration file of a stage, its exit code and its result.
+- `keys`: object keys in the output bucket.
+- `manifest`: the files that mark a result as complete.
+
+The package depends on pydantic only, and imports none of the other packages.
 """
 
 GROUP = "lora-training.io"

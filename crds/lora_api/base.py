@@ -1,4 +1,4 @@
-"""What every model of the contract shares, and the field types that pydantic does not have."""
+"""Base classes of all models, and field types that pydantic does not have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic_core import CoreSchema, core_schema
 
 Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
-"""As the API server has them: no "5" for 5 and no "yes" for true."""
+"""Strict types. Like the API server, they accept neither "5" for 5 nor "yes" for true."""
 
 REAL_PATTERN = r"^[0-9]{1,16}(\.[0-9]{1,16})?([eE][-+]?[0-9]{1,2})?$"
 
@@ -31,8 +31,10 @@ class Model(BaseModel):
     )
 
     def to_wire(self) -> dict[str, Any]:
-        """The model as JSON-ready data under its wire names, every default filled in and nothing null
-        (a merge patch reads null as 'remove')."""
+        """Return the model as JSON-ready data with camelCase names and with every default filled in.
+
+        Fields that are None are omitted, because null removes a field in a merge patch.
+        """
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
@@ -55,10 +57,12 @@ class Real:
     le: str | None = None
 
     def bounds(self) -> str:
+        """Describe the bounds for an error message."""
         words = [("above", self.gt), ("at least", self.ge), ("at most", self.le)]
         return " and ".join(f"{word} {bound}" for word, bound in words if bound is not None)
 
     def parse(self, value: object) -> Decimal:
+        """Convert a string on the wire, or a Decimal, and check its bounds."""
         if isinstance(value, Decimal):
             number = value
         elif isinstance(value, str) and re.fullmatch(REAL_PATTERN, value):
@@ -81,8 +85,8 @@ class Real:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        tests = [(">", self.gt), (">=", self.ge), ("<=", self.le)]
-        rule = " && ".join(f"double(self) {op} {float(bound)}" for op, bound in tests if bound is not None)
+        bounds = [(">", self.gt), (">=", self.ge), ("<=", self.le)]
+        rule = " && ".join(f"double(self) {op} {float(bound)}" for op, bound in bounds if bound is not None)
         result: JsonSchemaValue = {"type": "string", "maxLength": 40, "pattern": REAL_PATTERN}
         if rule:
             result["x-kubernetes-validations"] = [{"rule": rule, "message": f"must be {self.bounds()}"}]
@@ -90,5 +94,5 @@ class Real:
 
 
 def _wire_form(number: Decimal) -> str:
-    """One spelling for one number, so that "1e-4" and "0.0001" hash alike."""
+    """Write equal numbers as equal texts, so that "1e-4" and "0.0001" give the same input hash."""
     return str(number.normalize())

@@ -1,18 +1,20 @@
 """The CustomResourceDefinition, made from the models: `python -m lora_api.crd > crds/loratrainingjobs.yaml`.
 
-pydantic's JSON schema becomes a structural one: references are resolved, defaults are left out (they live
-in the models), and every string, list and map keeps a bound, without which the API server refuses to
-estimate the cost of the CEL rules.
+pydantic's JSON schema is converted to a structural schema: references are resolved, and defaults are omitted
+(`job` explains why). Every string, list and map has a bound, because the API server rejects CEL rules whose cost it
+cannot estimate.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
-from . import GROUP, KIND, PLURAL, VERSION
+from . import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from .base import Model
 from .job import MUTABLE, JobSpec
+from .rules import cel_rules, unique_lists
 from .status import JobStatus
 
 HEADER = "# Generated from lora_api by `make crds`; do not edit.\n"
@@ -26,24 +28,38 @@ COLUMNS = [
     ("Adapter", "string", ".status.adapter.uri", 1),
     ("Age", "date", ".metadata.creationTimestamp", 0),
 ]
+"""Columns of `kubectl get`: name, type, JSON path and priority. Those of priority 1 are shown with `-o wide` only."""
 
 
 def build_crd() -> dict[str, Any]:
-    """The whole CustomResourceDefinition as JSON-ready data."""
+    """Build the whole CustomResourceDefinition as JSON-ready data."""
     spec = structural_schema(JobSpec)
-    spec["x-kubernetes-validations"] = [*immutability_rules(), *cross_field_rules()]
+    whole, inner = cel_rules(JobSpec)
+    spec["x-kubernetes-validations"] = [*immutability_rules(), *whole]
+    spec["properties"]["training"]["x-kubernetes-validations"] = inner
+    for path, key in unique_lists().items():
+        field = spec
+        for part in path.split("."):
+            field = field["properties"][part]
+        field["x-kubernetes-list-type"] = "map" if key else "set"
+        if key:
+            field["x-kubernetes-list-map-keys"] = [key]
     status = structural_schema(JobStatus)
     status["properties"]["conditions"] |= {
         "x-kubernetes-list-type": "map",
         "x-kubernetes-list-map-keys": ["type"],
     }
+    # Only the operator writes the status. Without this, metadata.managedFields lists each field of it, which is nearly half
+    # of a stored job, and the API server compares them all at each write.
+    status["x-kubernetes-map-type"] = "atomic"
     schema = {
         "type": "object",
         "required": ["spec"],
-        "description": "A handful of photographs in, a Stable Diffusion XL LoRA adapter out.",
+        "description": "A job that trains a Stable Diffusion XL LoRA adapter from a few images.",
         "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
+            "apiVersion": {"type": "string", "description": f"Version of this schema: {API_VERSION}."},
+            "kind": {"type": "string", "description": f"Kind of this resource: {KIND}."},
+            # the API server has its own schema for metadata and does not accept another one
             "metadata": {"type": "object"},
             "spec": spec,
             "status": status,
@@ -82,7 +98,7 @@ def build_crd() -> dict[str, Any]:
 
 
 def structural_schema(model: type[Model]) -> dict[str, Any]:
-    """A model's JSON schema as Kubernetes' structural schema."""
+    """Convert a model's JSON schema to Kubernetes' structural schema."""
     schema = model.model_json_schema(by_alias=True)
     definitions = schema.pop("$defs", {})
     result = _structural(schema, definitions)
@@ -91,23 +107,27 @@ def structural_schema(model: type[Model]) -> dict[str, Any]:
 
 
 def _structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Convert a JSON schema and, recursively, its children; `definitions` resolve the references."""
     schema = dict(schema)
     if reference := schema.pop("$ref", None):
         target = definitions[reference.rsplit("/", 1)[1]]
         schema = {**target, **schema}
     if options := schema.pop("anyOf", None):
         kinds = [option for option in options if option.get("type") != "null"]
-        # `Reason | str` reads as a plain string; `X | None` as a nullable X
+        # the last alternative describes a union, so `Reason | Short` is a string; `X | None` is a nullable X
         schema = {**kinds[-1], **schema}
         if len(kinds) < len(options):
             schema["nullable"] = True
         return _structural(schema, definitions)
     schema.pop("title", None)
     schema.pop("default", None)
+    # in JSON Schema an exclusive bound is a number; in OpenAPI 3.0 it is a flag beside the bound
     for bound, flag in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if bound in schema:
             schema[flag] = schema.pop(bound)
             schema[bound] = True
+    if "pattern" in schema:
+        schema["pattern"] = _ascii_pattern(schema["pattern"])
     if schema.get("type") == "integer":
         schema["format"] = "int64"
     if "properties" in schema:
@@ -124,8 +144,13 @@ def _structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str
     return schema
 
 
+def _ascii_pattern(pattern: str) -> str:
+    """Escape the characters outside ASCII for the API server, because Helm cannot write some of them as YAML."""
+    return "".join(char if char.isascii() else f"\\x{{{ord(char):X}}}" for char in pattern)
+
+
 def immutability_rules() -> list[dict[str, str]]:
-    """One CEL rule a field, so that the message names the field; the fields in `MUTABLE` have none."""
+    """Write one CEL rule for each immutable field, so that the message names the field."""
     schema = JobSpec.model_json_schema(by_alias=True)
     rules = []
     for name, field in schema["properties"].items():
@@ -138,53 +163,27 @@ def immutability_rules() -> list[dict[str, str]]:
 
 
 def _frozen(*path: str) -> dict[str, str]:
-    """Absent before and after, or there and equal. (CEL's optionals would say it shorter, but the API
-    server cannot bound what comparing them costs.)"""
+    """Write the rule that a field stays absent, or stays present and equal.
+
+    Comparing CEL's optionals would be shorter, but the API server cannot bound its cost.
+    """
 
     def present(root: str) -> str:
-        return " && ".join(f"has({root}.{'.'.join(path[: depth + 1])})" for depth in range(len(path)))
+        return f"{root}.?{'.?'.join(path)}.hasValue()" if path[1:] else f"has({root}.{path[0]})"
 
     now, before, field = present("self"), present("oldSelf"), ".".join(path)
     return {
-        "rule": f"({now}) == ({before}) && (!({now}) || self.{field} == oldSelf.{field})",
+        "rule": f"{now} == {before} && (!{now} || self.{field} == oldSelf.{field})",
         "message": f"{field} cannot be changed: create a new object",
     }
-
-
-def cross_field_rules() -> list[dict[str, str]]:
-    return [
-        {
-            "rule": "self.dataset.?minImages.orValue(5) <= self.dataset.?maxImages.orValue(20)",
-            "message": "dataset.minImages must not be above dataset.maxImages",
-        },
-        {
-            "rule": "self.?training.?validation.?everySteps.orValue(0) > 0 || "
-            "(self.?training.?validation.?patience.orValue(0) == 0 && "
-            "self.?training.?validation.?publish.orValue('Last') == 'Last')",
-            "message": "training.validation: patience and publish need everySteps above 0",
-        },
-        {
-            "rule": "self.?training.?adapter.?type.orValue('LoRA') == 'LoRA' || "
-            "(!self.?training.?adapter.?useDoRA.orValue(false) && "
-            "!self.?training.?adapter.?useRSLoRA.orValue(false))",
-            "message": "training.adapter: useDoRA and useRSLoRA are for type LoRA",
-        },
-        {
-            "rule": "self.?training.?adapter.?type.orValue('LoRA') == 'LoRA' || "
-            "self.?output.?formats.orValue(['diffusers', 'kohya']) == ['kohya']",
-            "message": "output.formats must be [kohya]: diffusers has no format for LoKr and LoHa",
-        },
-        {
-            "rule": "self.?training.?extraction.?factorSteps.orValue(0) < self.?training.?maxSteps.orValue(500)",
-            "message": "training.extraction.factorSteps must be below maxSteps",
-        },
-    ]
 
 
 def main() -> None:
     import yaml
 
-    sys.stdout.write(HEADER + yaml.safe_dump(build_crd(), sort_keys=False, width=110))
+    # A copy without shared parts, which YAML would write as aliases.
+    plain = json.loads(json.dumps(build_crd()))
+    sys.stdout.write(HEADER + yaml.safe_dump(plain, sort_keys=False, width=110))
 
 
 if __name__ == "__main__":

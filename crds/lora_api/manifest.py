@@ -1,53 +1,114 @@
-"""What is written last, and only when everything it names lies complete in the store."""
+"""Manifests, which mark a result in the store as complete, and the hashes that identify datasets and adapters.
+
+A manifest lists the files of a result. It is written last, after all of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from .base import Lenient, Model
-from .job import Concept, Publish, Training
-from .profile import BaseModelSource
+from .fields import Count, ObjectKey, Sha256
+from .job import Concept, Publish, Training, Variant
+from .keys import folder_of, is_below, parse_manifest_key
+from .profile import BaseModelSource, ScoringModels
 from .status import AdapterStatus, PreviewStatus, Usage
+
+MAX_FILES = 20_000
+
+
+class ManifestError(ValueError):
+    """A manifest that does not describe one complete publication."""
 
 
 class FileEntry(Model):
     """One stored object."""
 
-    key: str
-    bytes: int
-    sha256: str
-    """64 hexadecimal digits."""
+    key: ObjectKey
+    """Object key in the output bucket."""
+    bytes: Annotated[int, Field(ge=0, le=2**53)]
+    """Size, in bytes."""
+    sha256: Sha256
+    """SHA-256 digest of the content."""
+
+
+Files = Annotated[list[FileEntry], Field(max_length=MAX_FILES)]
 
 
 class CaptionsManifest(Lenient):
-    """The annotation step's commit mark."""
+    """Manifest of the captions, the last file that the annotation stage writes."""
 
-    captions_sha256: str
-    dataset_sha256: str
+    captions_sha256: Sha256
+    """SHA-256 digest of metadata.jsonl."""
+    dataset_sha256: Sha256
+    """Hash of the dataset, from `dataset_sha256`."""
     prompt_version: str = ""
+    """Version of the prompt that the language model got. Empty: no model was asked."""
     model: str = ""
+    """Language model that wrote the captions. Empty: none did."""
     usage: Usage | None = None
-    files: list[FileEntry]
+    files: Files
 
 
 class CheckpointManifest(Lenient):
-    """A checkpoint is complete when this lies beside it and every sha256 matches."""
+    """Manifest of a checkpoint, which is complete when this lies beside it and every sha256 matches."""
 
-    step: int
-    input_hash: str
-    files: list[FileEntry]
+    step: Count
+    input_hash: Annotated[str, Field(max_length=71)]
+    files: Files
 
 
 class Selection(Lenient):
-    """Which step's adapter was published, where steps were measured on held-out samples."""
+    """The step whose adapter was published, if steps were measured on held-out samples."""
 
     publish: Publish
+    """The rule of the spec that selected the step."""
     step: int
+    """The step whose adapter was published."""
     held_out_loss: float | None = None
-    """After that step."""
+    """Loss on the held-out samples after that step."""
+    likeness: float | None = None
+    """Similarity of images generated after that step to the training images; None: not measured."""
+    fidelity: float | None = None
+    """Similarity of these images to their prompts, relative to the base model's; None: not measured."""
+    score: float | None = None
+    """Score that likeness and fidelity give; None: not measured."""
     stopped_early: bool = False
+    """Whether training ended before the last step, by validation.patience."""
+
+
+class VariantResult(Lenient):
+    """The result of a variant of the training."""
+
+    variant: Variant
+    """The settings that differ from those of the job."""
+    published: bool = False
+    """Whether its adapter was published."""
+    steps: int = 0
+    """Number of optimizer steps."""
+    step: int = 0
+    """The step whose adapter would be published."""
+    final_loss: float | None = None
+    """Mean over the last tenth of the steps."""
+    held_out_loss: float | None = None
+    """Loss on the held-out samples after `step`."""
+    score: float | None = None
+    """Score of the images generated after `step`; None: not measured."""
+    error: str = ""
+    """Why the training of this variant failed; empty where it did not."""
+
+
+class Memory(Lenient):
+    """The memory that the plan expected and the memory that training used, on the training device."""
+
+    planned_bytes: int
+    """The largest phase of the plan, libraries included."""
+    peak_bytes: int | None = None
+    """The most that PyTorch had allocated on the GPU at once; absent on a CPU."""
 
 
 class Manifest(Lenient):
@@ -62,8 +123,8 @@ class Manifest(Lenient):
     concept: Concept | None = None
     base_model: BaseModelSource | None = None
     resolution: int = 1024
-    """Side of the pictures that were trained on, in pixels."""
-    files: list[FileEntry]
+    """Side of the training images, in pixels."""
+    files: Files
     previews: list[PreviewStatus] = []
     steps: int
     seed: int
@@ -72,16 +133,51 @@ class Manifest(Lenient):
     final_loss: float
     """Mean over the last tenth of the steps."""
     selection: Selection | None = None
+    variants: list[VariantResult] = []
+    """The results of all variants; empty where the job has none."""
     versions: dict[str, str]
+    memory: Memory | None = None
+
+    def check(self, key: str) -> None:
+        """Check that this is the manifest of one publication, stored under a key.
+
+        Commands that download or reuse a publication read the keys that it names, so each key must be in the
+        manifest's folder.
+
+        Raises:
+            ManifestError: when the manifest names no files, or other keys than those of its own publication.
+        """
+        parsed = parse_manifest_key(key)
+        if parsed is None or self.adapter.manifest_key != key:
+            raise ManifestError(f"{key} is not the key of this manifest")
+        keys, attempt = parsed
+        if (keys.namespace, keys.name, keys.uid, attempt) != (
+            self.namespace,
+            self.name,
+            self.uid,
+            self.attempt,
+        ):
+            raise ManifestError(f"{key} is not under the prefix of the job that the manifest names")
+        if not self.files:
+            raise ManifestError(f"{key} names no files")
+        folder, adapter = folder_of(key), self.adapter.location[1]
+        for named in (*(entry.key for entry in self.files), adapter, self.adapter.report_key):
+            if named and not is_below(named, folder):
+                raise ManifestError(f"{key} names {named}, which is not beside it")
+        if not any((entry.key, entry.sha256) == (adapter, self.adapter.sha256) for entry in self.files):
+            raise ManifestError(f"{key} does not name the adapter among its files")
 
 
 class ReusePointer(Lenient):
-    manifest_key: str
-    sha256: str
+    """A pointer to the manifest of an adapter, stored under its input hash."""
+
+    manifest_key: ObjectKey
+    sha256: Sha256
+    """SHA-256 digest of the manifest."""
 
 
 def canonical_json(data: Any) -> bytes:
-    """One spelling for one value: sorted keys, no spaces, UTF-8, no NaN."""
+    """Encode a value so that equal values give equal bytes: sorted keys, no spaces, UTF-8, no NaN."""
     return json.dumps(
         data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -92,8 +188,20 @@ def sha256_hex(data: bytes) -> str:
 
 
 def dataset_sha256(objects: list[tuple[str, str]]) -> str:
-    """The identity of a dataset: its object keys and their ETags, in any order."""
+    """Hash a dataset.
+
+    Args:
+        objects: the object key and the ETag of each file, in any order.
+    """
     return sha256_hex(canonical_json(sorted(objects)))
+
+
+def models_identity(base_model: BaseModelSource, scoring: ScoringModels | None, training: Training) -> str:
+    """Identify the models that an adapter depends on: the base model and, with BestScore, the scoring models."""
+    identity = base_model.identity()
+    if scoring and training.validation.publish == Publish.BEST_SCORE:
+        identity += f"+scored by {scoring.identity()}"
+    return identity
 
 
 def input_hash(
@@ -103,23 +211,38 @@ def input_hash(
     concept: Concept,
     training: Training,
     formats: list[str],
+    captions_published: bool = False,
     base_model: str,
     trainer_version: str,
 ) -> str:
-    """The identity of an adapter before it exists: equal hashes give equal bytes.
+    """Hash everything that determines an adapter. Two jobs with equal hashes get the same adapter.
 
     Args:
         dataset: `dataset_sha256` of the images.
         captions: sha256 of metadata.jsonl.
-        base_model: the profile model's `identity()`.
+        concept: the concept of the spec.
+        training: the training settings of the spec.
+        formats: the file formats of the spec, in any order.
+        captions_published: whether the captions are published beside the adapter.
+        base_model: `models_identity` of the profile's models.
+        trainer_version: the version of this project.
     """
-    inputs = {
+    inputs: dict[str, Any] = {
         "dataset": dataset,
         "captions": captions,
         "concept": concept.to_wire(),
-        "training": training.to_wire(),
+        "training": _without_empty_variants(training),
         "formats": sorted(formats),
         "baseModel": base_model,
         "trainerVersion": trainer_version,
     }
+    if captions_published:  # omitted otherwise, so that the hashes of earlier versions stay
+        inputs["captionsPublished"] = True
     return f"sha256:{sha256_hex(canonical_json(inputs))}"
+
+
+def _without_empty_variants(training: Training) -> dict[str, Any]:
+    wire = training.to_wire()
+    if not wire["variants"]:  # so that the hashes of earlier versions stay
+        del wire["variants"]
+    return wire

@@ -1,20 +1,27 @@
-"""The file that configures `lora_trainer prefetch`: one model to be fetched into a cache."""
+"""Configuration file of `lora_trainer prefetch`, which downloads one model into a cache."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from .base import Model
 from .profile import BaseModelSource, StoreProfile
-from .steps import STORE_CA_FILE, STORE_SECRET_DIR
+from .stages import STORE_CA_FILE, STORE_SECRET_DIR
 
 
 class PrefetchConfig(Model):
+    """Configuration of one download."""
+
     name: str
-    """What the profile calls the model."""
+    """Name of the model in the profile."""
     model: BaseModelSource
+    kind: Literal["pipeline", "encoder"] = "pipeline"
+    """pipeline: a base model. encoder: a scoring model."""
     store: StoreProfile | None = None
-    """The profile's, for a model of the store."""
+    """The profile's store, for a model whose source is store."""
     cache: str
-    """The cache's folder."""
+    """Folder of the cache."""
     credentials_dir: str = STORE_SECRET_DIR
+    """Folder with the files accessKey and secretKey."""
     ca_file: str = STORE_CA_FILE
-    """Read only where the store's profile names a ConfigMap with an authority."""
+    """CA certificate of the store. Used only if the profile's store has a caConfigMap."""

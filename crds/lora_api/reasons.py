@@ -1,10 +1,10 @@
-"""Every reason that a condition, an Event or a step's result can carry."""
+"""Every reason that a condition, an Event or a stage's result can have."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """CamelCase, one word for one cause; docs/reasons.md says for each what to do."""
+    """A cause in CamelCase. docs/reference/reasons.md describes what to do about each."""
 
     VALID = "Valid"
     SPEC_INVALID = "SpecInvalid"
@@ -39,6 +39,12 @@ class Reason(StrEnum):
     MODEL_UNAVAILABLE = "ModelUnavailable"
     NAME_CONFLICT = "NameConflict"
     INTERRUPTED = "Interrupted"
+    EVICTED = "Evicted"
+    NODE_NOT_READY = "NodeNotReady"
+    DISRUPTION_LIMIT_EXCEEDED = "DisruptionLimitExceeded"
+    RESULT_LOST = "ResultLost"
+    TERMINATING = "Terminating"
+    RESULT_REFUSED = "ResultRefused"
     INTERNAL_ERROR = "InternalError"
     REUSED = "Reused"
     TRAINED = "Trained"

@@ -41,7 +41,7 @@ def status() -> str:
 
 
 def profile() -> str:
-    about = "What an administrator writes, by name under `profiles` ([how](../profiles.md))."
+    about = "What an administrator writes, by name under `profiles` ([how](../how-to/profiles.md))."
     return f"# Profiles\n\n{about}\n\n{describe(Profile, 'profile')}"
 
 
@@ -74,7 +74,7 @@ def sections(path: str, schema: Schema, definitions: Mapping[str, Schema]) -> It
 
 
 def resolve(field: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """A field with its `$ref` filled in and without the null of one that may be left out."""
+    """A field with its `$ref` filled in and without the null of an optional one."""
     if "anyOf" in field:
         some = next(option for option in field["anyOf"] if option.get("type") != "null")
         field = {**{key: value for key, value in field.items() if key != "anyOf"}, **some}

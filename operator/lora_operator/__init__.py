@@ -1,1 +1,1 @@
-"""The control side: watches jobs, decides, and has Kubernetes do the rest."""
+"""The operator: watches the resources, decides about each job, and creates child Jobs."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from lora_api.exits import ExitCode
 from lora_api.job import InvalidResourceError
 
+from .logs import configure_logging
 from .render import render
 from .settings import Settings, SettingsError, read_settings
 
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lora-operator", description=__doc__, epilog=Settings.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command")
-    children = commands.add_parser("render", help="print the Jobs that a LoraTrainingJob would get")
+    children = commands.add_parser("render", help="print the child Jobs that a LoraTrainingJob would get")
     children.add_argument("job", type=Path)
     arguments = parser.parse_args(argv)
     try:
@@ -39,12 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(settings: Settings) -> None:
-    """Run until a signal, or until something ends it that a new process is better for."""
+    """Run until a signal, or until an error that only a new process can recover from."""
     from .api import NotServedError
     from .process import operate
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    configure_logging(settings.log_format)
     try:
         asyncio.run(operate(settings))
     except NotServedError as error:

@@ -1,6 +1,6 @@
-"""The API server's objects as plain data: a few verbs for the few kinds that we know.
+"""Client for the API server that handles objects as plain data.
 
-The generated classes of `kubernetes` stand for all of Kubernetes: they take 30 MB, and milliseconds for each object.
+The generated models of `kubernetes` are not used, because they take 30 MB of memory and milliseconds for each object.
 """
 
 from __future__ import annotations
@@ -10,48 +10,57 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
-from lora_api import GROUP, PLURAL, VERSION
+from lora_api import GROUP, PLURAL, VERSION, __version__
 
 from . import names
 
 OK, CREATED, ACCEPTED = 200, 201, 202
 BAD_REQUEST, FORBIDDEN, NOT_FOUND, CONFLICT, INVALID = 400, 403, 404, 409, 422
 PAGE_SIZE = 100
+MAX_PAGE_BYTES = 16 << 20
+"""Maximum size of a page of a list. A tenant can give the operator's labels to Jobs and pods of a megabyte each, and
+write as large Events; a larger page is listed again with fewer objects."""
 
 Object = Mapping[str, Any]
 Page = tuple[list[Object], int]
-"""Objects, and the resourceVersion that the whole list is of."""
+"""The objects of a page, and the resourceVersion of the whole list."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of objects, and by which labels those are found that are ours."""
+    """A kind of objects, and the labels that select the operator's own."""
 
     group: str
     version: str
     plural: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    page_size: int = PAGE_SIZE
+    """Objects in a page of a list."""
 
     def path(self, namespace: str = "", name: str = "", part: str = "") -> str:
-        """Of one object, of a part of it, of all in a namespace or of all."""
+        """Return the path of an object, of its subresource `part`, of a namespace's objects or of all objects."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        place = f"/namespaces/{namespace}" if namespace else ""
-        return root + place + "".join(f"/{word}" for word in (self.plural, name, part) if word)
+        parent = f"/namespaces/{namespace}" if namespace else ""
+        return root + parent + "".join(f"/{word}" for word in (self.plural, name, part) if word)
 
 
-OURS = {names.MANAGED_BY: names.OPERATOR}
-RESOURCES = Kind(GROUP, VERSION, PLURAL)
-JOBS = Kind("batch", "v1", "jobs", OURS)
-PODS = Kind("", "v1", "pods", OURS)
-EVENTS = Kind("events.k8s.io", "v1", "events")
+OWN_LABELS = {names.MANAGED_BY: names.OPERATOR}
+RESOURCES = Kind(GROUP, VERSION, PLURAL, page_size=25)
+"""Pages are small, because a tenant can write a resource of a megabyte."""
+BATCH_JOBS = Kind("batch", "v1", "jobs", OWN_LABELS)
+PODS = Kind("", "v1", "pods", OWN_LABELS)
+EVENTS = Kind("events.k8s.io", "v1", "events", page_size=500)
 LEASES = Kind("coordination.k8s.io", "v1", "leases")
+TOKEN_REVIEWS = Kind("authentication.k8s.io", "v1", "tokenreviews")
+ACCESS_REVIEWS = Kind("authorization.k8s.io", "v1", "subjectaccessreviews")
 
 
 class NotServedError(Exception):
-    """The API server does not know a kind of object."""
+    """The API server does not serve a kind of objects."""
 
     def __init__(self, plural: str) -> None:
         super().__init__(
@@ -59,24 +68,49 @@ class NotServedError(Exception):
         )
 
 
+class LargePageError(Exception):
+    """A page of a list has more than `MAX_PAGE_BYTES`."""
+
+
+MANAGER = "lora-operator"
+"""The operator's field manager."""
+USER_AGENT = f"{MANAGER}/{__version__}"
+"""The user agent of all requests, also of the watches."""
+
+
 async def connect() -> client.ApiClient:
-    """A client with the pod's service account, or outside a cluster with the current kubeconfig."""
+    """Create a client with the pod's service account or, outside a cluster, with the current kubeconfig."""
     loader: Any = config
     try:
         loader.load_incluster_config()
     except config.ConfigException:
         await loader.load_kube_config()
     configuration = client.Configuration.get_default_copy()
-    # as kopf's own session: the environment's proxies are not for the API server, and are looked up for every call
+    # proxies from the environment are not meant for the API server, and aiohttp looks them up for every request
     configuration.client_session_kwargs = {"trust_env": False}
-    return client.ApiClient(configuration)
+    connection = client.ApiClient(configuration)
+    connection.user_agent = USER_AGENT
+    return connection
 
 
 class Api:
-    """Every method raises ApiException, with the API server's status and words, or aiohttp's ClientError."""
+    """Verbs for the kinds above.
 
-    def __init__(self, connection: client.ApiClient, namespaces: tuple[str, ...] = ()) -> None:
+    Every method raises ApiException, with the API server's status and message, or aiohttp's ClientError.
+    """
+
+    def __init__(
+        self, connection: client.ApiClient, namespaces: tuple[str, ...] = (), manager: str = MANAGER
+    ) -> None:
+        """Create a client.
+
+        Args:
+            connection: the authenticated connection.
+            namespaces: the namespaces to list; none for the whole cluster.
+            manager: the field manager of all writes.
+        """
         self._connection = connection
+        self._manager = manager
         self._namespaces = namespaces or ("",)
 
     async def read(self, kind: Kind, namespace: str, name: str) -> Object:
@@ -85,45 +119,63 @@ class Api:
     async def list_pages(
         self, kind: Kind, namespace: str = "", labels: Object | None = None, fields: str = ""
     ) -> AsyncIterator[Page]:
-        """Objects of ours, a page at a time, so that thousands take little memory.
+        """List objects page by page, so that thousands of any size take little memory.
 
         Args:
-            namespace: empty for all that the operator looks after.
-            labels: that they have beside those of the kind.
+            kind: the kind, whose labels select the operator's own.
+            namespace: a namespace; empty for all that the operator watches.
+            labels: more labels to select by.
+            fields: a field selector.
 
         Raises:
             NotServedError: when the kind is not installed.
         """
         selector = ",".join(f"{name}={value}" for name, value in {**kind.labels, **(labels or {})}.items())
-        for place in (namespace,) if namespace else self._namespaces:
-            query = {"limit": PAGE_SIZE, "labelSelector": selector, "fieldSelector": fields, "continue": ""}
+        for scope in (namespace,) if namespace else self._namespaces:
+            query: dict[str, Any] = {
+                "limit": kind.page_size,
+                "labelSelector": selector,
+                "fieldSelector": fields,
+                "continue": "",
+            }
             while True:
                 try:
-                    found = await self._call("GET", kind.path(place), query)
+                    listed = await self._call("GET", kind.path(scope), query, max_bytes=MAX_PAGE_BYTES)
+                except LargePageError:
+                    if query["limit"] == 1:
+                        raise ApiException(
+                            reason=f"one of the {kind.plural} is too large to be read"
+                        ) from None
+                    query["limit"] = max(int(query["limit"]) // 4, 1)
+                    continue
                 except ApiException as error:
                     if error.status == NOT_FOUND:
                         raise NotServedError(kind.plural) from None
                     raise
-                yield found["items"], int(found["metadata"]["resourceVersion"])
-                query["continue"] = found["metadata"].get("continue", "")
+                yield listed["items"], int(listed["metadata"]["resourceVersion"])
+                query["continue"] = listed["metadata"].get("continue", "")
                 if not query["continue"]:
                     break
 
     async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
-        """Create an object; what came of it, with all that the API server added."""
+        """Create an object; return it with everything that the API server added."""
         return await self._call("POST", kind.path(namespace), body=body)
 
     async def replace(self, kind: Kind, namespace: str, name: str, body: Object) -> None:
         await self._call("PUT", kind.path(namespace, name), body=body)
 
+    async def patch(self, kind: Kind, namespace: str, name: str, changes: Object) -> Object:
+        """Merge changes into an object; a UID among them makes it conditional."""
+        return await self._call("PATCH", kind.path(namespace, name), body=changes)
+
     async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Object) -> Object:
-        """Merge into the status; a resourceVersion among the changes makes it conditional."""
+        """Merge changes into the status; a resourceVersion among them makes it conditional."""
         return await self._call("PATCH", kind.path(namespace, name, "status"), body=changes)
 
     async def delete(
         self, kind: Kind, namespace: str, name: str, uid: str, propagation: str = "Background"
     ) -> None:
-        """Delete this very object; that it is gone already, or another one is there, is as well."""
+        """Delete the object with this UID. Does nothing if it is gone, or if another object has its name."""
         options = {"propagationPolicy": propagation, "preconditions": {"uid": uid}}
         try:
             await self._call("DELETE", kind.path(namespace, name), body=options)
@@ -132,9 +184,24 @@ class Api:
                 raise
 
     async def _call(
-        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Object | None = None
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Object | None = None,
+        max_bytes: int = 0,
     ) -> Object:
+        """Send a request.
+
+        Args:
+            max_bytes: maximum size of the response; 0 for one object, which the API server bounds.
+
+        Raises:
+            LargePageError: when the response is larger.
+        """
         headers = {"Accept": "application/json"}
+        if method in ("POST", "PUT", "PATCH"):
+            query = {**(query or {}), "fieldManager": self._manager}
         if method == "PATCH":
             headers["Content-Type"] = "application/merge-patch+json"
         request = await self._connection.param_serialize(
@@ -146,15 +213,26 @@ class Api:
             auth_settings=["BearerToken"],
         )
         response: Any = await self._connection.call_api(*request)
-        text = await response.read()
+        text = await _read_at_most(response.response, max_bytes) if max_bytes else await response.read()
         if response.status not in (OK, CREATED, ACCEPTED):
             raise ApiException(status=response.status, reason=_message(text) or response.reason)
-        found: Object = json.loads(text)
-        return found
+        result: Object = json.loads(text)
+        return result
+
+
+async def _read_at_most(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    text = bytearray()
+    async with response:
+        async for chunk in response.content.iter_chunked(1 << 16):
+            text += chunk
+            if len(text) > max_bytes:
+                response.close()  # the connection cannot be used again
+                raise LargePageError
+    return bytes(text)
 
 
 def _message(text: bytes) -> str:
-    """What the API server, or something before it, says of an error."""
+    """Return the message of an error; empty when the body is not the API server's."""
     try:
         return str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):

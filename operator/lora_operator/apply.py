@@ -1,11 +1,11 @@
-"""I/O out: a `Decision` becomes API calls. Every call may be made twice: the second changes nothing."""
+"""Carry out decisions by calls to the API server. Repeating an action or a status write changes nothing."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -15,24 +15,37 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from lora_api import API_VERSION, GROUP, KIND
 from lora_api.reasons import Reason
-from lora_api.status import JobStatus
+from lora_api.stages import StageName
+from lora_api.status import ConditionType, JobStatus
 
 from . import metrics, names
-from .api import BAD_REQUEST, CONFLICT, EVENTS, FORBIDDEN, INVALID, JOBS, RESOURCES, Api, Object
-from .decide import Announcement, Decision, RemoveJob, StartAnnotation, StartTraining, StopStep
-from .manifests import CLUSTER, build_job, build_step
-from .observe import why_refused
+from .api import BAD_REQUEST, BATCH_JOBS, CONFLICT, EVENTS, FORBIDDEN, INVALID, RESOURCES, Api, Object
+from .decide import (
+    Announcement,
+    Decision,
+    DeleteChildJob,
+    DeleteResource,
+    SendWebhook,
+    StartAnnotation,
+    StartTraining,
+)
+from .manifests import CLUSTER, build_job, build_stage_config, runs_the_same
+from .observe import classify_refusal
+from .ownership import NotOurChildError, find_controller
 from .settings import Images
 from .snapshot import Refusal, Snapshot
+from .webhooks import Delivery, build_delivery
+from .workqueue import describe_error
 
 log = logging.getLogger(__name__)
 
-REFUSED = (BAD_REQUEST, FORBIDDEN, INVALID)
-"""By the API server's own rules, a quota or a policy; only what does not fit the rules never will."""
+REFUSAL_STATUSES = (BAD_REQUEST, FORBIDDEN, INVALID)
+"""HTTP statuses of a request that validation, a quota or an admission policy refused. Only INVALID is final: the others
+may pass later."""
 
 
 class RefusedError(Exception):
-    """A child cannot be created."""
+    """A child Job was not admitted."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)
@@ -41,89 +54,154 @@ class RefusedError(Exception):
 
 @dataclass
 class Cluster:
-    """A decision's way into the cluster."""
+    """Carries out decisions in the cluster."""
 
     api: Api
     images: Images
-    made: Callable[[Object], object] = lambda body: None
-    """Told of every Job as it is once it was made; the watch brings it later."""
+    on_created: Callable[[Object], object] = lambda body: None
+    """Called with every child Job that was created, because the watch reports it only later."""
+    on_webhook: Callable[[Delivery], object] = lambda delivery: None
+    """Called with every message to a profile's webhook. It must not wait for the delivery."""
 
     async def apply_decision(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
-        """Carry out a decision: children first, then the status once, then what is told of it.
+        """Carry out a decision: stages are started first, then the status is written once, then come the Events and the
+        other actions.
 
-        An end is written before what still runs is stopped: why it ended may be seen in nothing else.
+        Child Jobs are deleted last, because their pods may be the only evidence of what the status says: how a stage
+        ended, and that it was charged. A deletion that fails is decided again.
 
         Args:
-            version: the resourceVersion that was decided upon; the status write is refused when the
-                resource has moved on since.
+            snapshot: what the decision was made from.
+            decision: the decision.
+            version: the resource's resourceVersion. The status write is refused when it has changed.
 
         Returns:
-            The resource as it is with its new status; None when that was not written.
+            The resource with its new status; None when the status did not change.
 
         Raises:
-            RefusedError: when a child is not let in, or its name belongs to somebody else.
-            ApiException: from the API server; nothing is lost, decide again.
+            RefusedError: when a child Job is not admitted, or another object has its name.
+            ApiException: from the API server. The caller can observe and decide again.
         """
-        if decision.status.phase.terminal:
-            written = await self._tell(snapshot, decision, version)
-            await self._act(snapshot, decision)
-        else:
-            await self._act(snapshot, decision)
-            written = await self._tell(snapshot, decision, version)
-        return written
-
-    async def _act(self, snapshot: Snapshot, decision: Decision) -> None:
+        status = await self._start_stages(snapshot, decision)
+        written = await self._publish_status(snapshot, replace(decision, status=status), version)
         for action in decision.actions:
             match action:
-                case StartAnnotation() | StartTraining():
-                    config = build_step(snapshot, action, CLUSTER)
-                    await self._create_job(snapshot, build_job(snapshot, config, self.images))
-                case StopStep(job_name, uid):
+                case DeleteChildJob(job_name, uid):
                     await self._delete_job(snapshot.namespace, job_name, uid)
-                case RemoveJob():
-                    await self._remove(snapshot)
+                case DeleteResource():
+                    await self._delete_resource(snapshot)
+                case SendWebhook(webhook, deadline):
+                    self.on_webhook(build_delivery(snapshot, webhook, deadline))
+        return written
 
-    async def _tell(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
+    async def _start_stages(self, snapshot: Snapshot, decision: Decision) -> JobStatus:
+        """Create the child Jobs that a decision starts.
+
+        Returns:
+            The new status with their UIDs.
+        """
+        status = decision.status
+        for action in decision.actions:
+            if isinstance(action, StartAnnotation | StartTraining):
+                # the child Job's backoffLimit follows from the failures in the new status
+                draft = replace(snapshot, status=status)
+                config = build_stage_config(draft, action, CLUSTER)
+                body = build_job(draft, config, self.images)
+                uid = await self._create_job(snapshot, body, recorded_uid(snapshot.status, config.stage))
+                status = record_uid(status, config.stage, uid)
+        return status
+
+    async def _publish_status(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
+        """Write the status if it has changed, then count, log and announce the change."""
         written = await self._write_status(snapshot, decision.status, version)
         if written:
             metrics.count(snapshot, decision.status)
+            log_transition(snapshot, decision.status)
             for announcement in decision.announcements:
-                await self._announce(snapshot, announcement)
+                await self._create_event(snapshot, announcement)
         return written
 
-    async def _create_job(self, snapshot: Snapshot, body: dict[str, Any]) -> None:
-        name = body["metadata"]["name"]
+    async def _create_job(self, snapshot: Snapshot, body: dict[str, Any], recorded: str) -> str:
+        """Create a child Job, or accept the one that exists; return its UID.
+
+        Args:
+            snapshot: the job.
+            body: the child Job.
+            recorded: the UID of the stage's child Job in the status; empty if there is none.
+        """
+        name, namespace = body["metadata"]["name"], snapshot.namespace
+        created = None
+        # one that exists already was created before, but its status was not written
+        if not any(child.name == name for child in snapshot.children):
+            created = await self._try_to_create(namespace, body)
+        if created is None:
+            existing = await self.api.read(BATCH_JOBS, namespace, name)
+            created = await self._adopt_job(snapshot, existing, body, recorded)
+        self.on_created(created)
+        return str(created["metadata"]["uid"])
+
+    async def _try_to_create(self, namespace: str, body: dict[str, Any]) -> Object | None:
+        """Create a child Job; None if another object has its name.
+
+        Raises:
+            RefusedError: when it is not admitted.
+        """
         metrics.API_WRITES.labels("job", "create").inc()
         try:
-            self.made(await self.api.create(JOBS, snapshot.namespace, body))
+            return await self.api.create(BATCH_JOBS, namespace, body)
         except ApiException as error:
-            if error.status in REFUSED:
-                refusal = Refusal(why_refused(error.reason), error.reason, final=error.status == INVALID)
+            if error.status in REFUSAL_STATUSES:
+                refusal = Refusal(classify_refusal(error.reason), error.reason, final=error.status == INVALID)
                 raise RefusedError(refusal) from None
             if error.status != CONFLICT:
                 raise
-            existing = await self.api.read(JOBS, snapshot.namespace, name)
-            owners = existing["metadata"].get("ownerReferences", [])
-            if not any(owner["uid"] == snapshot.uid for owner in owners):
-                message = (
-                    f"Job {name!r} exists and belongs to somebody else: remove it, or create this object again "
-                    "under another name"
-                )
-                raise RefusedError(Refusal(Reason.NAME_CONFLICT, message, final=True)) from None
-            self.made(existing)
+            return None
+
+    async def _adopt_job(
+        self, snapshot: Snapshot, existing: Object, body: dict[str, Any], recorded: str
+    ) -> Object:
+        """Accept the existing child Job of the same name in place of a new one.
+
+        It is one that the operator created before its status could be written, or one that a tenant created. The
+        latter is deleted, unless it runs the same as the operator's.
+
+        Raises:
+            RefusedError: when the resource is not its controller, or it runs anything else than `body`.
+        """
+        metadata = existing["metadata"]
+        if not _is_controlled_by(existing, snapshot):
+            message = (
+                f"Job {metadata['name']!r} exists and was not created by the operator for this job: delete it, or "
+                "create this resource again under another name"
+            )
+            raise RefusedError(Refusal(Reason.NAME_CONFLICT, message, final=True))
+        if metadata["uid"] != recorded and not runs_the_same(existing, body):
+            if "deletionTimestamp" not in metadata:
+                await self._delete_job(snapshot.namespace, metadata["name"], metadata["uid"])
+            message = f"Job {metadata['name']!r} was not created by the operator: waiting until it is deleted"
+            raise RefusedError(Refusal(Reason.NAME_CONFLICT, message, final=False))
+        labels = body["metadata"]["labels"]
+        if labels.items() <= metadata.get("labels", {}).items():
+            return existing
+        # without its labels no watch reports the child Job
+        log.warning("restoring the labels of Job %s/%s", snapshot.namespace, metadata["name"])
+        metrics.API_WRITES.labels("job", "patch").inc()
+        changes = {"metadata": {"uid": metadata["uid"], "labels": labels}}
+        return await self.api.patch(BATCH_JOBS, snapshot.namespace, metadata["name"], changes)
 
     async def _delete_job(self, namespace: str, name: str, uid: str) -> None:
-        """In the foreground, so that the Job is seen until its pods are gone."""
+        """Delete in the foreground, so that the child Job is there until its pods are gone."""
         metrics.API_WRITES.labels("job", "delete").inc()
-        await self.api.delete(JOBS, namespace, name, uid, "Foreground")
+        await self.api.delete(BATCH_JOBS, namespace, name, uid, "Foreground")
 
-    async def _remove(self, snapshot: Snapshot) -> None:
+    async def _delete_resource(self, snapshot: Snapshot) -> None:
         metrics.API_WRITES.labels("loratrainingjob", "delete").inc()
         await self.api.delete(RESOURCES, snapshot.namespace, snapshot.name, snapshot.uid)
 
     async def _write_status(self, snapshot: Snapshot, status: JobStatus, version: str) -> Object | None:
-        """Write what has changed; None when nothing has."""
-        # an empty status says nothing, not even its defaults; one that cannot be read cannot be merged with
+        """Write the fields that have changed; None when none has."""
+        # The whole status is written if there is none yet, because then even the defaults are not stored, and if the
+        # stored one is invalid, because then its difference to the new one is unknown.
         before = {} if snapshot.status_error or snapshot.status == JobStatus() else snapshot.status.to_wire()
         changes = merge_patch(before, status.to_wire())
         if not changes:
@@ -133,8 +211,8 @@ class Cluster:
         body = {"metadata": metadata, "status": changes}
         return await self.api.patch_status(RESOURCES, snapshot.namespace, snapshot.name, body)
 
-    async def _announce(self, snapshot: Snapshot, announcement: Announcement) -> None:
-        """Post an Event. One that is lost is no harm: the condition says the same."""
+    async def _create_event(self, snapshot: Snapshot, announcement: Announcement) -> None:
+        """Create an Event. An error is only logged: the condition has the same message."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         body = {
             "apiVersion": "events.k8s.io/v1",
@@ -162,11 +240,61 @@ class Cluster:
         try:
             await self.api.create(EVENTS, snapshot.namespace, body)
         except (ApiException, aiohttp.ClientError) as error:
-            log.warning("no Event for %s/%s: %r", snapshot.namespace, snapshot.name, error)
+            log.warning("no Event for %s/%s: %s", snapshot.namespace, snapshot.name, describe_error(error))
+
+
+def recorded_uid(status: JobStatus, stage: StageName) -> str:
+    """Return the UID of a stage's child Job in the status; empty if there is none."""
+    known = status.captions if stage == StageName.ANNOTATE else status.training
+    return known.job_uid if known else ""
+
+
+def record_uid(status: JobStatus, stage: StageName, uid: str) -> JobStatus:
+    """Return a status with the UID of a stage's child Job."""
+    if stage == StageName.ANNOTATE:
+        captions = status.captions and status.captions.model_copy(update={"job_uid": uid})
+        return status.model_copy(update={"captions": captions})
+    training = status.training and status.training.model_copy(update={"job_uid": uid})
+    return status.model_copy(update={"training": training})
+
+
+def _is_controlled_by(body: Object, snapshot: Snapshot) -> bool:
+    """Whether the resource is an object's controller. Labels are not compared, because they may have been removed."""
+    try:
+        return find_controller(body["metadata"], GROUP, KIND)["uid"] == snapshot.uid
+    except NotOurChildError:
+        return False
+
+
+def log_transition(snapshot: Snapshot, status: JobStatus) -> None:
+    """Log a change of phase or reason, once its status is written."""
+    before, after = (s.condition(ConditionType.SUCCEEDED) for s in (snapshot.status, status))
+    old = (snapshot.status.phase, before.reason) if before else None
+    new = (status.phase, after.reason if after else "")
+    if old == new or after is None:
+        return
+    log.info(
+        "%s/%s: %s (%s): %s",
+        snapshot.namespace,
+        snapshot.name,
+        status.phase,
+        after.reason,
+        after.message,
+        extra={
+            "job": {
+                "namespace": snapshot.namespace,
+                "name": snapshot.name,
+                "uid": snapshot.uid,
+                "from": str(snapshot.status.phase) if old else "",
+                "phase": str(status.phase),
+                "reason": str(after.reason),
+            }
+        },
+    )
 
 
 def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch (RFC 7396) that leads from one object to the other; empty when they are equal."""
+    """Return the JSON merge patch (RFC 7396) that turns one object into the other; empty when they are equal."""
     patch: dict[str, Any] = {name: None for name in before if name not in after}
     for name, value in after.items():
         old = before.get(name)

@@ -1,236 +1,237 @@
-"""One job, once around: observe, decide, apply."""
+"""The reconcile loop: observe, decide, apply, and the tasks that run periodically."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from enum import IntEnum
-from time import monotonic
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
 
 import aiohttp
 from kubernetes.aio.client.exceptions import ApiException
-from pydantic import ValidationError
 
-from lora_api.status import Phase, Progress
-from lora_api.steps import PROGRESS_PORT
+from lora_api.stages import StageName
+from lora_api.status import Progress, WebhookStatus
 
 from . import metrics
 from .apply import Cluster, RefusedError
-from .cache import Cache
-from .complaints import Complaints
-from .decide import Decision, StartAnnotation, StartTraining, StopStep, decide
-from .observe import Resource, StepPod, observe_hint, read_snapshot, unexplained
-from .settings import ProfilesFile
-from .snapshot import Snapshot
-from .workqueue import WorkQueue
+from .decide import WEBHOOK_GRACE, Decision, decide
+from .indexer import Cache
+from .observe import Resource, StagePod, find_unexplained, observe_hint, parse_time, read_snapshot
+from .poller import Poller
+from .running_limits import ADMISSION_SECONDS, RunningLimits
+from .settings import ProfilesFile, Settings
+from .snapshot import Key, Snapshot
+from .staleness import ReadDepth, Staleness, required_read
+from .warning_events import WarningEvents
+from .webhooks import Webhooks, message_id
+from .workqueue import WorkQueue, describe_error
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, str]
-"""Namespace and name of a job."""
-
-POLL_SECONDS = 10.0
-POLL_TIMEOUT = aiohttp.ClientTimeout(total=3)
-POLL_CONCURRENCY = 32
 RESYNC_SECONDS = 300.0
-RELIST_SECONDS = 2.0
+"""Time between two complete lists."""
+RELIST_DELAY = 2.0
+"""Time, in seconds, before a list that failed is retried, and before a list after an interrupted watch: usually all
+watches are interrupted together."""
 RECONCILE_SECONDS = 60.0
-SETTLE_SECONDS = 1.0
+"""Time limit for one reconcile."""
 
 
 @dataclass
 class Controller:
-    """Owns the queue; everything else it is given."""
+    """Reconciles jobs. Keys come from `queue`, which never processes one key twice at a time; `cluster` carries out decisions."""
 
     cluster: Cluster
     profiles: ProfilesFile
+    webhook_secrets: Path = Settings.webhook_secrets
     cache: Cache = field(default_factory=Cache)
     queue: WorkQueue[Key] = field(init=False)
 
     def __post_init__(self) -> None:
         self.queue = WorkQueue(self.reconcile)
-        self._complaints = Complaints(self.cluster.api)
+        self._warning_events = WarningEvents(self.cluster.api)
         self._progress: dict[str, Progress] = {}
-        self._doubted: set[Key] = set()
-        """Jobs for which something may have been done already that their status does not tell of."""
-        self._odd_since: dict[Key, float] = {}
-        """Since when a job's children seem not to be as they should, on the monotonic clock."""
-        self.cluster.made = self.cache.children.put
+        """The last report of each pod, by its UID."""
+        self._staleness: Staleness[Key] = Staleness()
+        self.limits = RunningLimits(self.cache, self.profiles, self.queue.add)
+        # a child Job that was just created is known before its watch reports it
+        self.cluster.on_created = self.cache.children.update
+        self.webhooks = Webhooks(self.webhook_secrets, self.queue.add)
+        self.cluster.on_webhook = self.webhooks.send
         self.relisted = asyncio.Event()
-        """Set when a watch began anew: what was deleted meanwhile it does not tell."""
-        self.ticked = monotonic()
-        """When the controller last moved, on the monotonic clock."""
+        """Set when a watch has started again. Deletions in between were not reported, so everything must be listed."""
+        self.poller = Poller(self.cache.running_pods, self._record_progress)
 
     async def reconcile(self, key: Key) -> None:
-        """Bring one job a step further. Safe to call at any time, any number of times."""
+        """Reconcile one job once. Can be called at any time and any number of times."""
         resource = self.cache.resource(key)
         if resource is None:
+            self.webhooks.forget(key)
             return
         with metrics.RECONCILE_SECONDS.time(), metrics.RECONCILE_ERRORS.count_exceptions():
-            async with asyncio.timeout(RECONCILE_SECONDS):
-                decision = await self._decide_and_apply(resource)
+            try:
+                async with asyncio.timeout(RECONCILE_SECONDS):
+                    decision = await self._reconcile(key, resource)
+            except Exception:
+                self.limits.record_error(resource)
+                raise
         if decision is None:
             return
-        if decision.status.phase.terminal:
-            self._progress.pop(resource.uid, None)
-        if decision.wake_at is not None:
-            self.queue.add_after(key, (decision.wake_at - datetime.now(UTC)).total_seconds())
+        if decision.requeue_at is not None:
+            self.queue.add_after(key, (decision.requeue_at - datetime.now(UTC)).total_seconds())
 
-    async def _decide_and_apply(self, resource: Resource) -> Decision | None:
-        """None when the resource is gone."""
-        key = (resource.namespace, resource.name)
+    async def _reconcile(self, key: Key, resource: Resource) -> Decision | None:
+        """Observe, decide and apply; None when nothing was decided, because the resource is gone or data is stale."""
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
-        doubted, looked = key in self._doubted, Look.NONE
-        if not doubted and not self._settled(key, snapshot, decision):
+        unverified = self._staleness.is_unverified(key)
+        # an unverified job is listed below in any case, so it need not wait for the watches to agree
+        if not unverified and (wait := self._staleness.settle_seconds(key, snapshot, decision)):
+            self.queue.add_after(key, wait)
             return None
-        self._doubted.add(key)
-        while (needed := look_before(snapshot, decision, doubted)) > looked:
-            looked = needed
-            found = await self.cache.mend_one(self.cluster.api, resource, children=needed == Look.CHILDREN)
-            if found is None:
+        # until the status is written, an exception anywhere below leaves the job unverified
+        self._staleness.mark_unverified([key])
+        already_read = ReadDepth.NONE
+        # The decision from fresher data may need a deeper read, so this repeats at most twice: the resource, then its
+        # children.
+        while (depth := required_read(snapshot, decision, unverified)) > already_read:
+            already_read = depth
+            current = await self.cache.refresh(
+                self.cluster.api, resource, children=depth == ReadDepth.CHILDREN
+            )
+            if current is None:
                 return None
-            if found.uid != resource.uid:
-                self.queue.add(key)  # another one of this name, whose children were not looked for
+            if current.uid != resource.uid:
+                self.queue.add(key)  # a new resource of the same name, whose children were not listed
                 return None
-            resource = found
+            resource = current
             snapshot = await self._observe(resource)
             decision = decide(snapshot, datetime.now(UTC))
-        try:
-            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
-        except RefusedError as error:
-            decision = decide(replace(snapshot, refusal=error.refusal), datetime.now(UTC))
-            written = await self.cluster.apply_decision(snapshot, decision, resource.resource_version)
-        # the watch brings this later, and until then every other write would be refused as a conflict
-        if written is not None and self.cache.resources.put(written) and decision.status.phase.terminal:
-            # what has ended may have to be removed in time; all else would be decided again as it was
-            self.queue.add(key)
-        self._doubted.discard(key)
+        snapshot, decision = await self._apply(key, resource, snapshot, decision)
+        self._staleness.mark_verified(key)
+        self.limits.record(resource, snapshot, decision)
         return decision
 
-    def _settled(self, key: Key, snapshot: Snapshot, decision: Decision) -> bool:
-        """Whether a decision that children unknown here could make wrong has stood for a moment.
-
-        A Job is told of by one watch and its pod by another: what does not fit together mostly does when both have
-        caught up, and looking takes the API server as long as there are others of ours.
-        """
-        stops = bool(decision.actions) and all(isinstance(action, StopStep) for action in decision.actions)
-        if stops or look_before(snapshot, decision, doubted=False) < Look.CHILDREN:
-            self._odd_since.pop(key, None)
-            return True
-        left = self._odd_since.setdefault(key, monotonic()) + SETTLE_SECONDS - monotonic()
-        if left > 0:
-            self.queue.add_after(key, left)
-            return False
-        del self._odd_since[key]
-        return True
+    async def _apply(
+        self, key: Key, resource: Resource, snapshot: Snapshot, decision: Decision
+    ) -> tuple[Snapshot, Decision]:
+        """Carry out a decision; return the one that was carried out in the end, and what it was made from."""
+        version = resource.resource_version
+        try:
+            written = await self.cluster.apply_decision(snapshot, decision, version)
+        except RefusedError as error:
+            # with the refusal in the snapshot, the decision does not create the child Job again
+            snapshot = replace(snapshot, refusal=error.refusal)
+            decision = decide(snapshot, datetime.now(UTC))
+            written = await self.cluster.apply_decision(snapshot, decision, version)
+        # Store the new status now. The watch reports it later, and until then every write would be a conflict.
+        if written is not None and self.cache.resources.update(written) and decision.status.phase.terminal:
+            # A job that has just ended is reconciled again for its time to live. For any other job the decision would
+            # be the same.
+            self.queue.add(key)
+        return snapshot, decision
 
     async def _observe(self, resource: Resource) -> Snapshot:
+        """Build the snapshot of a job from the cache. Events are read only where nothing else explains a wait."""
         snapshot = read_snapshot(
             resource,
-            self.cache.children.of(resource.uid),
-            self.cache.pods.of(resource.uid),
+            self.cache.children.by_owner(resource.owner),
+            self.cache.pods.by_owner(resource.owner),
             self.profiles.current(),
         )
-        silent = "" if resource.ended else unexplained(snapshot, datetime.now(UTC))
-        hint = observe_hint(await self._complaints.about(resource.namespace, silent)) if silent else None
-        return replace(snapshot, hint=hint, progress=self._progress.get(resource.uid))
+        uid = "" if resource.ended else find_unexplained(snapshot, datetime.now(UTC))
+        hint = observe_hint(await self._warning_events.about(resource.namespace, uid)) if uid else None
+        capacity, refusal = self.limits.check(resource)
+        return replace(
+            snapshot,
+            hint=hint,
+            progress=self._latest_progress(snapshot),
+            capacity=capacity,
+            refusal=refusal,
+            delivery=self._delivery(snapshot),
+        )
 
-    async def poll_forever(self) -> None:
-        """Ask the running pods how far they are; a pod that does not answer is left alone."""
-        async with aiohttp.ClientSession(timeout=POLL_TIMEOUT) as session:
-            limit = asyncio.Semaphore(POLL_CONCURRENCY)
-            while True:
-                self.ticked = monotonic()
-                running = [item for item in self.cache.pods if item.pod.running and item.pod.ip]
-                await asyncio.gather(*(self._poll(session, limit, item) for item in running))
-                await asyncio.sleep(POLL_SECONDS)
+    def _delivery(self, snapshot: Snapshot) -> WebhookStatus | None:
+        """Return the result of the webhook that announces the end of a job; None while there is none."""
+        if snapshot.status.finish_time is None:
+            return None
+        key = (snapshot.namespace, snapshot.name)
+        if snapshot.status.webhook is not None:
+            self.webhooks.forget(key)
+        return self.webhooks.result(key, message_id(snapshot.uid, snapshot.status))
 
-    async def _poll(self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, item: StepPod) -> None:
-        self.ticked = monotonic()
-        try:
-            async with limit, session.get(f"http://{item.pod.ip}:{PROGRESS_PORT}/progress") as response:
-                progress = Progress.model_validate_json(await response.read())
-        except (aiohttp.ClientError, TimeoutError, ValidationError):
-            return
-        if progress != self._progress.get(item.uid):
-            self._progress[item.uid] = progress
-            self.queue.add((item.namespace, item.resource_name))
+    def _unannounced(self) -> Iterator[Resource]:
+        """List the jobs that have ended, whose webhook an earlier process may not have delivered."""
+        profiles, now = self.profiles.current(), datetime.now(UTC)
+        for resource in self.cache.resources:
+            profile = profiles.get(resource.profile)
+            if profile is None or profile.webhook is None or not resource.ended or resource.announced:
+                continue
+            finished = parse_time(resource.finished_at)
+            retry_time = timedelta(seconds=profile.webhook.retry_seconds) + WEBHOOK_GRACE
+            if finished is not None and now - finished < retry_time:
+                yield resource
+
+    def _latest_progress(self, snapshot: Snapshot) -> Progress | None:
+        """Return the last report of the current stage's newest child Job; that of a running pod, if there is one."""
+        child = snapshot.child(StageName.TRAIN) or snapshot.child(StageName.ANNOTATE)
+        pods = sorted(child.pods if child else (), key=lambda pod: pod.running)
+        reports = [self._progress[pod.uid] for pod in pods if pod.uid in self._progress]
+        return reports[-1] if reports else None
+
+    def _record_progress(self, item: StagePod, progress: Progress) -> None:
+        self._progress[item.pod.uid] = progress
+        self.queue.add((item.namespace, item.lineage.resource_name))
+
+    def _forget_progress(self) -> None:
+        """Drop the reports of pods that are gone."""
+        known = {item.pod.uid for item in self.cache.pods}
+        self._progress = {uid: report for uid, report in self._progress.items() if uid in known}
+
+    async def admit_forever(self) -> None:
+        """Queue the jobs that may start because another one of their profile has ended."""
+        while True:
+            self.limits.admit_all()
+            await asyncio.sleep(ADMISSION_SECONDS)
 
     async def resync(self) -> None:
-        """See for ourselves what there is, and look at every job that may have to move on."""
-        await self.cache.mend(self.cluster.api)
+        """List everything and queue each job that may need work."""
+        await self.cache.replace(self.cluster.api)
+        self._forget_progress()
+        self.limits.forget_deleted()
         metrics.LAST_RESYNC.set_to_current_time()
-        for resource in self.cache.unsettled():
+        for resource in chain(self.cache.pending(), self._unannounced()):
             self.queue.add((resource.namespace, resource.name))
 
     async def take_over(self) -> None:
-        """See what there is before anything is decided; a process before this one may have left anything half done."""
-        await self.resync_at_last()
-        self._doubted.update((resource.namespace, resource.name) for resource in self.cache.unsettled())
+        """Resync before the first decision, and mark all pending jobs as unverified.
 
-    async def resync_at_last(self) -> None:
-        """The same, as often as it takes."""
+        The process that led before may have carried out its last decisions only in part.
+        """
+        await self.resync_with_retries()
+        self._staleness.mark_unverified(
+            (resource.namespace, resource.name) for resource in self.cache.pending()
+        )
+
+    async def resync_with_retries(self) -> None:
+        """Resync, and repeat it until it succeeds."""
         while True:
             try:
                 return await self.resync()
             except (ApiException, aiohttp.ClientError, OSError, ValueError) as error:
-                log.warning("could not list what there is, and shall again: %r", error)
-                await asyncio.sleep(RELIST_SECONDS)
+                log.warning("listing failed, retrying in %.0f s: %s", RELIST_DELAY, describe_error(error))
+                await asyncio.sleep(RELIST_DELAY)
 
     async def resync_forever(self) -> None:
-        """Whatever the watches say, or do not say."""
+        """Resync every `RESYNC_SECONDS`, and soon after a watch started again."""
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.relisted.wait(), RESYNC_SECONDS)
-                await asyncio.sleep(RELIST_SECONDS)
+                await asyncio.sleep(RELIST_DELAY)
             self.relisted.clear()
-            await self.resync_at_last()
-
-
-class Look(IntEnum):
-    """What is read before a decision is carried out."""
-
-    NONE = 0
-    RESOURCE = 1
-    CHILDREN = 2
-    """The resource's Jobs and pods, and then the resource."""
-
-
-def look_before(snapshot: Snapshot, decision: Decision, doubted: bool) -> Look:
-    """How closely to look: watches lag behind, each for itself.
-
-    A Job made or deleted by mistake is a GPU pod too many or too few, why a Job failed is known by its pod, and a
-    pod may be known before its Job is. An old view of the resource is found out by the status write where that comes
-    first, at an end; nobody else can have done anything for one that has no status yet.
-
-    Args:
-        doubted: something may have been done already that the status does not tell of.
-    """
-    if not _is_weighty(snapshot, decision):
-        return Look.NONE
-    if doubted or _depends_on_children(snapshot, decision):
-        return Look.CHILDREN
-    if snapshot.status.start_time is None or decision.status.phase.terminal:
-        return Look.NONE
-    return Look.RESOURCE
-
-
-def _is_weighty(snapshot: Snapshot, decision: Decision) -> bool:
-    """Whether a decision made on an old view could do harm."""
-    ends = decision.status.phase.terminal and not snapshot.status.phase.terminal
-    return bool(decision.actions or ends or snapshot.leftovers)
-
-
-def _depends_on_children(snapshot: Snapshot, decision: Decision) -> bool:
-    """Whether a Job or a pod that no watch has told of yet could make it wrong.
-
-    None can where a step starts for the first time, nor where the last words of one say that all is well.
-    """
-    status = snapshot.status
-    first = {StartAnnotation: status.captions is None, StartTraining: status.training is None}
-    starts_first = all(first.get(type(action), False) for action in decision.actions)
-    return bool(snapshot.leftovers) or not starts_first or decision.status.phase == Phase.FAILED
+            await self.resync_with_retries()

@@ -1,127 +1,106 @@
-"""kopf wiring, and nothing else: events in, keys on the queue out."""
+"""Handlers that store watch events in the cache and queue the jobs concerned, and the operator's background tasks."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any
 
-import kopf
-from kopf import OperatorRegistry
-
 from . import metrics, names
-from .api import JOBS, PAGE_SIZE, PODS, RESOURCES, Api, Object
+from .api import BATCH_JOBS, PODS, RESOURCES, Api, Object
 from .apply import Cluster
-from .cache import Shelf
 from .controller import Controller
-from .memoryless import NoDiffs, NoProgress
+from .indexer import Indexer
+from .kopf_adapter import Watch
 from .settings import ProfilesFile, Settings
 
-TOKEN_LIFE = timedelta(minutes=10)
-TICK_SECONDS = 60.0
+HEARTBEAT_SECONDS = 60.0
+"""Time without a heartbeat of the poller after which the process is unhealthy."""
 
 
-class Wiring:
-    """One operator at work: the registry that kopf reads, and the tasks beside it while kopf runs."""
+class EventHandlers:
+    """Feeds the controller with events and reports whether it is healthy."""
 
     def __init__(self, settings: Settings, profiles: ProfilesFile, api: Api) -> None:
-        self._controller = Controller(Cluster(api, settings.images), profiles)
+        self._controller = Controller(Cluster(api, settings.images), profiles, settings.webhook_secrets)
         self._tasks: list[asyncio.Task[None]] = []
         self._preparing = False
-        self.registry = OperatorRegistry()
-        kopf.on.login(registry=self.registry)(_login)
-        kopf.on.startup(registry=self.registry)(self._start)
-        kopf.on.cleanup(registry=self.registry)(self._stop)
-        for kind, see in ((RESOURCES, self._see_resource), (JOBS, self._see_job), (PODS, self._see_pod)):
-            watched = kopf.on.event(
-                kind.group, kind.version, kind.plural, labels=kind.labels or None, registry=self.registry
-            )
-            watched(see)
+        self.watches = (
+            Watch(RESOURCES, self._receive_resource),
+            Watch(BATCH_JOBS, self._receive_child_job),
+            Watch(PODS, self._receive_pod),
+        )
 
     async def prepare(self) -> None:
-        """See what there is before anything is decided.
+        """List everything before the first decision.
 
         Raises:
-            NotServedError: when our kind of resource is not installed.
+            NotServedError: when the CustomResourceDefinition is not installed.
         """
         self._preparing = True
         await self._controller.take_over()
         self._preparing = False
 
-    async def _start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.watching.server_timeout = 600
-        settings.watching.client_timeout = 660
-        settings.watching.connect_timeout = 30
-        settings.watching.chunk_size = PAGE_SIZE
-        settings.queueing.idle_timeout = 0.1
-        settings.persistence.diffbase_storage = NoDiffs()
-        settings.persistence.progress_storage = NoProgress()
+    def start(self) -> None:
+        """Start the workers and the periodic tasks."""
         self._controller.queue.start()
         self._tasks = [
-            asyncio.create_task(self._controller.poll_forever()),
+            asyncio.create_task(self._controller.poller.run_forever()),
             asyncio.create_task(self._controller.resync_forever()),
+            asyncio.create_task(self._controller.admit_forever()),
         ]
 
-    async def _stop(self, **_: Any) -> None:
+    async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._controller.queue.stop()
+        await self._controller.webhooks.stop()
 
-    async def _see_resource(self, event: kopf.RawEvent, **_: Any) -> None:
-        if body := self._seen(self._controller.cache.resources, event):
+    def _receive_resource(self, kind: str | None, body: Object) -> None:
+        if self._store(self._controller.cache.resources, kind, body):
             self._controller.queue.add((body["metadata"]["namespace"], body["metadata"]["name"]))
 
-    async def _see_job(self, event: kopf.RawEvent, **_: Any) -> None:
-        self._look_at_owner(self._seen(self._controller.cache.children, event))
+    def _receive_child_job(self, kind: str | None, body: Object) -> None:
+        if self._store(self._controller.cache.children, kind, body):
+            self._enqueue_owner(body)
 
-    async def _see_pod(self, event: kopf.RawEvent, **_: Any) -> None:
-        self._look_at_owner(self._seen(self._controller.cache.pods, event))
+    def _receive_pod(self, kind: str | None, body: Object) -> None:
+        if self._store(self._controller.cache.pods, kind, body):
+            self._enqueue_owner(body)
 
-    def _seen(self, shelf: Shelf[Any], event: kopf.RawEvent) -> Object | None:
-        """Keep what an event brings; None when that is known already."""
-        body: Object = event["object"]
-        if event["type"] == "DELETED":
-            shelf.drop(body)
-            return body
-        if event["type"] is None:
+    def _store(self, indexer: Indexer[Any], kind: str | None, body: Object) -> bool:
+        """Put an event's object into the cache; False when it changes nothing there."""
+        if kind == "DELETED":
+            indexer.delete(body)
+            return True
+        if kind is None:
+            # a new list: the watch was interrupted, and deletions in between were not reported
             self._controller.relisted.set()
-        return body if shelf.put(body) else None
+        return indexer.update(body)
 
-    def _look_at_owner(self, body: Object | None) -> None:
-        if body is not None and (name := body["metadata"].get("annotations", {}).get(names.JOB_NAME)):
+    def _enqueue_owner(self, body: Object) -> None:
+        if name := body["metadata"].get("annotations", {}).get(names.OWNER_NAME):
             self._controller.queue.add((body["metadata"]["namespace"], name))
 
-    def sick(self) -> str:
-        """Why this process should be ended; empty when it should not. A watch that breaks ends it by itself."""
+    def liveness_error(self) -> str:
+        """Return the reason to restart this process; empty when it is healthy.
+
+        A watch that fails is not among the reasons: it ends the process by itself.
+        """
         if any(task.done() for task in self._tasks):
-            return "a task has died"
-        if self._tasks and monotonic() - self._controller.ticked > TICK_SECONDS:
-            return f"nothing has moved for {TICK_SECONDS:.0f} s"
+            return "a background task has ended"
+        if self._tasks and monotonic() - self._controller.poller.last_heartbeat > HEARTBEAT_SECONDS:
+            return f"no heartbeat for {HEARTBEAT_SECONDS:.0f} s"
         return ""
 
-    def unready(self) -> str:
-        """What keeps jobs from being looked after; empty when nothing does, or when this one stands by."""
-        return "still listing what there is" if self._preparing else ""
+    def readiness_error(self) -> str:
+        """Return the reason why jobs are not reconciled yet; empty when they are, or when another replica leads."""
+        return "listing the existing jobs" if self._preparing else ""
 
-    def measure(self) -> None:
-        """Bring the gauges up to date."""
+    def update_gauges(self) -> None:
         metrics.QUEUE_DEPTH.set(len(self._controller.queue))
-        metrics.JOBS.clear()
+        metrics.JOBS_BY_PHASE.clear()
         for phase, count in Counter(resource.phase for resource in self._controller.cache.resources).items():
-            metrics.JOBS.labels(phase).set(count)
-
-
-def _login(**arguments: Any) -> kopf.ConnectionInfo | None:
-    found = kopf.login_with_service_account(**arguments)
-    if found is None:
-        return kopf.login_with_kubeconfig(**arguments)
-    # by the address that every pod is given, not by a DNS name; and read the token anew as it rotates
-    server = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
-    return replace(found, server=server, expiration=datetime.now(UTC) + TOKEN_LIFE)
+            metrics.JOBS_BY_PHASE.labels(phase).set(count)

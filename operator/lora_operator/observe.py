@@ -1,8 +1,12 @@
-"""I/O in: from the API server's objects to a `Snapshot`."""
+"""Conversion of the API server's objects into cached items and a `Snapshot`.
+
+The module has more than 16 KB, because everything that reads raw objects is in it: their content is not trusted.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -11,93 +15,184 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lora_api.job import InvalidResourceError, describe, parse_spec
+from lora_api.job import InvalidResourceError, check_spec_size, describe, parse_spec
 from lora_api.profile import Profile
 from lora_api.reasons import Reason
-from lora_api.status import JobStatus, Phase
-from lora_api.steps import StepName
+from lora_api.stages import StageName
+from lora_api.status import CaptionsStatus, ConditionType, JobStatus, Phase, TrainingStatus
 
 from . import names
+from .ownership import Lineage, Owner, job_lineage, pod_lineage
 from .snapshot import Child, Hint, Pod, Snapshot
+
+MAX_TEXT = 4096
+"""Characters that are kept of a text of a pod or a child Job."""
+MAX_STATUS_BYTES = 512 << 10
+"""Largest status that is read, in bytes of JSON. The operator writes far less."""
+EXPLAIN_AFTER_SECONDS = 2.0
+"""Age of a child Job from which Events are read about it: most pods start before."""
+MOUNT_FAILURES = ("FailedMount", "FailedAttachVolume")
+"""Reasons of the kubelet's Events about a volume that cannot be mounted, such as that of a missing Secret."""
+CREATE_FAILURE = "FailedCreate"
+"""Reason of the Job controller's Event about a pod that is not admitted, for example because of a quota."""
+EXPLAINING_EVENTS = (*MOUNT_FAILURES, CREATE_FAILURE)
+"""Reasons of Events that say why a stage does not start."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """A `LoraTrainingJob` as it was last seen, kept small: thousands of them wait in memory."""
+    """A `LoraTrainingJob` as last seen. Its body is compressed, because thousands of finished ones stay in memory."""
 
     namespace: str
     name: str
     uid: str
     resource_version: str
+    created_at: str
     phase: str
-    mortal: bool
-    """Whether it is to be removed some time after its end."""
+    profile: str
+    deleting: bool
+    suspended: bool
+    has_ttl: bool
+    """Whether `runPolicy.ttlSecondsAfterFinished` is set."""
+    finished_at: str
+    """When the job ended; empty while it has not."""
+    announced: bool
+    """Whether the result of the profile's webhook is in the status."""
+    retry_requested: bool
+    """Whether the job has failed and `runPolicy.retry` was raised since."""
+    child_uids: frozenset[str]
+    """UIDs of the child Jobs in the status of a job that has not ended. An empty one: of a status of an earlier version."""
     body: bytes
-    """Compressed JSON."""
+    """Compressed JSON of the metadata, spec and status that `read_snapshot` needs."""
+
+    @property
+    def owner(self) -> Owner:
+        """The key by which its children are indexed."""
+        return self.namespace, self.uid
+
+    @property
+    def needs_work(self) -> bool:
+        """Whether the operator may have something to do even if no event arrives."""
+        return not self.ended or self.has_ttl or self.retry_requested
 
     @property
     def ended(self) -> bool:
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
+    def runs(self, children: Iterable[Child]) -> bool:
+        """Return whether a child Job that the status names has not ended. Others may be forged, to take a place."""
+        known = self.child_uids
+        return any(not child.ended and (child.uid in known or "" in known) for child in children)
+
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Resource:
+        """Reduce a resource to what is cached. Its spec and status may be invalid; `read_snapshot` validates them."""
         metadata = body["metadata"]
+        spec, status = body.get("spec"), body.get("status")
+        policy = _mapping(_mapping(spec).get("runPolicy"))
+        phase = str(_mapping(status).get("phase") or Phase.PENDING)
+        stages = [_mapping(_mapping(status).get(name)) for name in ("captions", "training")]
+        ended = phase in (Phase.SUCCEEDED, Phase.FAILED)
         kept = {name: metadata.get(name) for name in ("generation", "creationTimestamp")}
-        status = body.get("status")
-        phase = status.get("phase") if isinstance(status, Mapping) else None
-        spec = body.get("spec")
-        policy = spec.get("runPolicy") if isinstance(spec, Mapping) else None
-        data = {"metadata": kept, "spec": spec, "status": status}
+        data = {"metadata": kept} | _bounded(spec, status)
         return cls(
             namespace=metadata["namespace"],
             name=metadata["name"],
             uid=metadata["uid"],
             resource_version=metadata["resourceVersion"],
-            phase=str(phase or Phase.PENDING),
-            mortal=isinstance(policy, Mapping) and policy.get("ttlSecondsAfterFinished") is not None,
+            created_at=str(metadata.get("creationTimestamp") or ""),
+            phase=phase,
+            profile=str(_mapping(spec).get("profile") or "default")[:63],
+            deleting="deletionTimestamp" in metadata,
+            suspended=policy.get("suspend") is True,
+            has_ttl=policy.get("ttlSecondsAfterFinished") is not None,
+            finished_at=str(_mapping(status).get("finishTime") or ""),
+            announced=bool(_mapping(status).get("webhook")),
+            retry_requested=phase == Phase.FAILED
+            and _number(policy.get("retry")) > _number(_mapping(status).get("retries")),
+            child_uids=frozenset(
+                str(stage.get("jobUID") or "")
+                for stage in stages
+                if not ended and (stage.get("jobUID") or stage.get("jobName"))
+            ),
             body=zlib.compress(json.dumps(data, default=dict).encode(), level=1),
         )
 
 
-@dataclass(frozen=True)
-class StepPod:
-    """A pod and whose it is."""
+def _bounded(spec: Any, status: Any) -> dict[str, Any]:
+    """Return the spec and the status to keep.
 
-    uid: str
-    """Of the resource."""
-    namespace: str
-    resource_name: str
-    job_name: str
-    step: StepName
+    One that is too large is replaced by an error message, so that large resources do not fill the memory.
+    """
+    kept: dict[str, Any] = {"spec": spec, "status": status, "specError": "", "statusError": ""}
+    try:
+        check_spec_size(spec)
+    except InvalidResourceError as error:
+        kept |= {"spec": None, "specError": str(error)}
+    size = len(json.dumps(status, default=dict))
+    if size > MAX_STATUS_BYTES:
+        kept |= {
+            "status": None,
+            "statusError": f"status: must be at most {MAX_STATUS_BYTES} bytes; it has {size}",
+        }
+    return kept
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+@dataclass(frozen=True)
+class StagePod:
+    """A pod and where it belongs."""
+
+    lineage: Lineage
     pod: Pod
+
+    @property
+    def namespace(self) -> str:
+        return self.lineage.owner[0]
 
 
 def read_snapshot(
     resource: Resource,
     children: Iterable[Child],
-    pods: Iterable[StepPod],
+    pods: Iterable[StagePod],
     profiles: Mapping[str, Profile],
 ) -> Snapshot:
-    """Put together what is known of one job."""
+    """Build the snapshot of one job, without its progress and hint."""
     body = json.loads(zlib.decompress(resource.body))
     metadata = body["metadata"]
-    spec, spec_error = None, ""
+    spec, spec_error = None, body["specError"]
     try:
-        spec = parse_spec(body["spec"])
+        stored = isinstance(body["status"], dict) and bool(body["status"].get("observedGeneration"))
+        spec = None if spec_error else parse_spec(body["spec"], stored=stored)
     except InvalidResourceError as error:
         spec_error = str(error)
-    status, status_error = JobStatus(), ""
+    status, status_error = JobStatus(), body["statusError"]
     try:
         status = JobStatus.model_validate(body["status"] or {})
+        if status.phase.terminal and status.condition(ConditionType.SUCCEEDED) is None:
+            status_error = f"status.conditions: the phase {status.phase} needs a condition Succeeded"
+            status = JobStatus()
     except ValidationError as error:
         status_error = describe(error, "status")
-    jobs = {child.name: child for child in children}
-    of_job: dict[str, list[Pod]] = {}
-    leftovers = set()
+    # the operator cannot have created a child Job of a later attempt
+    jobs = {
+        child.name: child for child in children if child.attempt <= _last_attempt(status, child.stage) + 1
+    }
+    by_job: dict[str, list[Pod]] = {}
+    uids = {child.uid for child in jobs.values()}
+    orphaned_stages = set()
     for item in pods:
-        of_job.setdefault(item.job_name, []).append(item.pod)
-        if item.job_name not in jobs and item.pod.live:
-            leftovers.add(item.step)
+        # by UID: a pod of a deleted Job is not one of its successor of the same name
+        by_job.setdefault(item.lineage.job_uid, []).append(item.pod)
+        if item.lineage.job_uid not in uids and item.pod.live:
+            orphaned_stages.add(item.lineage.stage)
     return Snapshot(
         namespace=resource.namespace,
         name=resource.name,
@@ -109,49 +204,80 @@ def read_snapshot(
         status=status,
         status_error=status_error,
         profile=profiles.get(spec.profile) if spec else None,
-        children=tuple(replace(c, pods=tuple(of_job.get(c.name, ()))) for c in jobs.values()),
-        leftovers=frozenset(leftovers),
+        children=tuple(
+            replace(child, pods=tuple(by_job.get(child.uid, ())), recorded=_is_recorded(status, child))
+            for child in jobs.values()
+        ),
+        orphaned_stages=frozenset(orphaned_stages),
+        deleting=resource.deleting,
     )
 
 
+def _last_attempt(status: JobStatus, stage: StageName) -> int:
+    """Return the newest attempt in the status. A child Job of the next attempt may exist too, but none of a later one."""
+    known = _stage_status(status, stage)
+    return known.attempt if known else 0
+
+
+def _is_recorded(status: JobStatus, child: Child) -> bool:
+    """Return whether a child Job is the one that the status names.
+
+    A tenant can delete the operator's Job and create another one of its name. A Job of the next attempt exists if the
+    status was not written after its creation. It is recorded when the operator tries to create it again. Statuses of
+    earlier versions have no UID.
+    """
+    known = _stage_status(status, child.stage)
+    if known is None or child.attempt > known.attempt:
+        return False
+    return child.attempt < known.attempt or known.job_uid in ("", child.uid)
+
+
+def _stage_status(status: JobStatus, stage: StageName) -> CaptionsStatus | TrainingStatus | None:
+    return status.captions if stage == StageName.ANNOTATE else status.training
+
+
 def observe_job(body: Mapping[str, Any]) -> Child:
-    """A batch/v1 Job of ours, without its pods."""
+    """Reduce a child Job to what decisions need, without its pods.
+
+    Raises:
+        NotOurChildError: when it is not a child of a job.
+    """
+    lineage = job_lineage(body)
     metadata, status = body["metadata"], body.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
     failed = conditions.get("Failed", {})
     return Child(
         name=metadata["name"],
         uid=metadata["uid"],
-        step=StepName(metadata["labels"][names.STEP]),
-        attempt=int(metadata["labels"][names.ATTEMPT]),
+        stage=lineage.stage,
+        attempt=lineage.attempt,
         created_at=parse_time(metadata["creationTimestamp"]) or datetime.now(UTC),
         deleting="deletionTimestamp" in metadata,
         suspended=bool(body["spec"].get("suspend")),
         complete="Complete" in conditions,
         failed=failed.get("reason", ""),
-        failed_message=failed.get("message", ""),
+        failed_message=failed.get("message", "")[:MAX_TEXT],
     )
 
 
-def observe_step_pod(body: Mapping[str, Any]) -> StepPod:
-    metadata = body["metadata"]
-    return StepPod(
-        uid=metadata["labels"][names.JOB_UID],
-        namespace=metadata["namespace"],
-        resource_name=metadata["annotations"][names.JOB_NAME],
-        job_name=metadata["labels"]["batch.kubernetes.io/job-name"],
-        step=StepName(metadata["labels"][names.STEP]),
-        pod=_observe_pod(body),
-    )
+def observe_stage_pod(body: Mapping[str, Any]) -> StagePod:
+    """Reduce a pod to what decisions need.
+
+    Raises:
+        NotOurChildError: when it cannot be a pod of a child Job.
+    """
+    return StagePod(lineage=pod_lineage(body), pod=_observe_pod(body))
 
 
 def _observe_pod(body: Mapping[str, Any]) -> Pod:
     metadata, status = body["metadata"], body.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
+    is_disrupted = disrupted.get("status") == "True"
     containers = status.get("containerStatuses") or ()
-    state = containers[0].get("state") or {} if containers else {}
-    waiting, ended = state.get("waiting"), state.get("terminated") or {}
+    state = next((c.get("state") or {} for c in containers if c.get("name") == names.STAGE_CONTAINER), {})
+    ended = state.get("terminated") or {}
+    waiting_container, waiting = _find_waiting(status)
     started = (state.get("running") or ended).get("startedAt")
     return Pod(
         name=metadata["name"],
@@ -160,62 +286,111 @@ def _observe_pod(body: Mapping[str, Any]) -> Pod:
         node=body["spec"].get("nodeName") or "",
         ip=status.get("podIP") or "",
         deleting="deletionTimestamp" in metadata,
-        waiting=(waiting.get("reason") or "", waiting.get("message") or "") if waiting else None,
-        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-        disrupted=disrupted.get("reason", "") if disrupted.get("status") == "True" else "",
+        waiting=waiting,
+        waiting_container=waiting_container,
+        unschedulable=scheduled.get("message", "")[:MAX_TEXT]
+        if scheduled.get("reason") == "Unschedulable"
+        else "",
+        disrupted=disrupted.get("reason", "")[:MAX_TEXT] if is_disrupted else "",
+        disruption_message=disrupted.get("message", "")[:MAX_TEXT] if is_disrupted else "",
+        status_reason=(status.get("reason") or "")[:MAX_TEXT],
+        status_message=(status.get("message") or "")[:MAX_TEXT],
+        node_not_ready=_is_node_not_ready(conditions),
         exit_code=ended.get("exitCode"),
         oom_killed=ended.get("reason") == "OOMKilled",
-        message=ended.get("message") or "",
+        message=(ended.get("message") or "")[:MAX_TEXT],
         started_at=parse_time(started),
         finished_at=parse_time(ended.get("finishedAt")),
     )
 
 
-def unexplained(snapshot: Snapshot, now: datetime) -> str:
-    """The UID of what a step waits on when only Events can say why; empty when nothing waits so.
+def _find_waiting(status: Mapping[str, Any]) -> tuple[str, tuple[str, str] | None]:
+    """Find the container that keeps a pod from starting.
 
-    A pod's own status tells of images and of scheduling; a quota refuses the pod to its Job, and a
-    missing Secret keeps it in ContainerCreating, and both are told in Events alone.
+    Returns:
+        The container's name, empty for the stage's own, and its reason and message; None when no container waits.
+
+    A native sidecar is an init container: while it does not start, the stage's container waits with the
+    reason PodInitializing, which explains nothing.
+    """
+    waiting = []
+    for container in (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())):
+        if reason := (container.get("state") or {}).get("waiting"):
+            name = container.get("name", "")
+            own = "" if name == names.STAGE_CONTAINER else name
+            words = [(reason.get(part) or "")[:MAX_TEXT] for part in ("reason", "message")]
+            waiting.append((own, (words[0], words[1])))
+    # reasons that explain something come first
+    waiting.sort(key=lambda item: (item[1][0] in ("PodInitializing", "ContainerCreating", ""), item[0]))
+    return waiting[0] if waiting else ("", None)
+
+
+def _is_node_not_ready(conditions: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a pod's node has stopped reporting.
+
+    The node lifecycle controller then sets Ready to False and leaves ContainersReady as the kubelet wrote it.
+    The kubelet itself never reports that pair for these pods, which have no readiness gates.
+    """
+    ready, containers = (conditions.get(kind, {}).get("status") for kind in ("Ready", "ContainersReady"))
+    return ready == "False" and containers == "True"
+
+
+def find_unexplained(snapshot: Snapshot, now: datetime) -> str:
+    """Find the child Job or pod whose Events must be read; return its UID, or an empty text when there is none.
+
+    A pod's own status reports images and scheduling. A quota refuses the pod to its child Job, and a missing
+    Secret keeps the pod in ContainerCreating: these are reported by Events alone.
     """
     for child in snapshot.children:
         waited = (now - child.created_at).total_seconds()
-        if child.ended or child.deleting or child.suspended or waited < PATIENCE_SECONDS:
+        if child.ended or child.deleting or child.suspended or waited < EXPLAIN_AFTER_SECONDS:
             continue
         pods = [pod for pod in child.pods if pod.live]
-        if not pods:
+        if not pods and not any(pod.phase == "Succeeded" for pod in child.pods):
             return child.uid
-        if pods[0].phase == "Pending" and not pods[0].unschedulable:
+        starting = pods and pods[0].phase == "Pending" and not (pods[0].running or pods[0].held_open)
+        if starting and not pods[0].unschedulable:
             return pods[0].uid
     return ""
 
 
-PATIENCE_SECONDS = 2.0
-MISSING = ("FailedMount", "FailedAttachVolume")
-REFUSED = "FailedCreate"
-COMPLAINTS = (*MISSING, REFUSED)
-"""Reasons of Events that say why a step does not start."""
+def event_time(event: Mapping[str, Any]) -> str:
+    """Return the time of an Event as the API server writes it; empty when it has none. Later times sort last."""
+    return str(event.get("deprecatedLastTimestamp") or event.get("eventTime") or "")
 
 
 def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
-    """The newest Event that explains why a step does not start; None when none does."""
-    newest = sorted(
-        events, key=lambda e: str(e.get("deprecatedLastTimestamp") or e.get("eventTime") or ""), reverse=True
-    )
-    for event in newest:
+    """Convert the newest Event that explains why a stage does not start; None when there is none."""
+    for event in sorted(events, key=event_time, reverse=True):
         reason, message = event.get("reason", ""), event.get("note", "")
-        if reason in MISSING and "secret" in message.lower():
-            return Hint(Reason.SECRET_NOT_FOUND, f"{message} (it may still be on its way)")
-        if reason in MISSING:
+        if reason in MOUNT_FAILURES and "secret" in message.lower():
+            return Hint(Reason.SECRET_NOT_FOUND, f"{message} (it may be created soon)")
+        if reason in MOUNT_FAILURES:
             return Hint(Reason.CONFIGURATION_INVALID, message)
-        if reason == REFUSED:
-            return Hint(why_refused(message), message)
+        if reason == CREATE_FAILURE:
+            return Hint(classify_refusal(message), _without_random_names(message))
     return None
 
 
-def why_refused(message: str) -> Reason:
-    """What the API server's words for a Job or a pod that it does not let in come to."""
-    return Reason.QUOTA_EXCEEDED if "exceeded quota" in message else Reason.CONFIGURATION_INVALID
+def _without_random_names(message: str) -> str:
+    """Remove the random part of a pod's name from a message, because it is another one for each retry of the child Job."""
+    return re.sub(r'(pods? ")([^"]+)-[a-z0-9]{5}(")', r"\1\2-*\3", message)
 
 
-def parse_time(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text) if text else None
+def classify_refusal(message: str) -> Reason:
+    """Return the reason for the API server's message about a child Job or a pod that it does not admit."""
+    quota = "exceeded quota" in message or "failed quota" in message
+    return Reason.QUOTA_EXCEEDED if quota else Reason.CONFIGURATION_INVALID
+
+
+def parse_time(text: object) -> datetime | None:
+    """Parse a time from the API server; None for anything else.
+
+    A tenant may write any time into the status of a pod. Deadlines are computed from it and must stay within the range
+    of a datetime.
+    """
+    try:
+        time = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return time if time is not None and time.tzinfo is not None and 1970 <= time.year <= 9000 else None

@@ -1,10 +1,9 @@
-"""The operator as a process: its probes, its turn to lead where several run, and kopf."""
+"""The operator's process: health endpoints, leader election, and the watches while it leads."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -12,119 +11,129 @@ from socket import gethostname
 from typing import Any
 from uuid import uuid4
 
-import kopf
 from aiohttp import web
-from kopf._core.engines.peering import Identity
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from lora_api.exits import ExitCode
+from lora_api import __version__
 
 from . import metrics
 from .api import Api, connect
-from .handlers import Wiring
+from .handlers import EventHandlers
+from .kopf_adapter import run_watches
 from .lease import Lease
+from .metrics_access import FORBIDDEN, OK, UNAUTHORIZED, UNAVAILABLE, MetricsAccess
 from .settings import ProfilesFile, Settings
 
 log = logging.getLogger(__name__)
 
-END_SECONDS = 15.0
-"""For kopf to come to its end once a part of it has ended."""
+
+METRICS_ERRORS = {
+    UNAUTHORIZED: "send a bearer token that the API server accepts",
+    FORBIDDEN: "this account needs a ClusterRole with the verb get on the nonResourceURL /metrics",
+    UNAVAILABLE: "the token cannot be reviewed now; try again later",
+}
+"""Text of an answer without metrics, by its status."""
 
 
 class LeaseLostError(Exception):
-    """Another operator leads now, or none can be found out to; a new process stands by."""
+    """The Lease was lost, so another replica may lead. The process ends, and its replacement stands by."""
 
 
 async def operate(settings: Settings) -> None:
     """Run until a signal.
 
     Raises:
-        SettingsError: for profiles that cannot be read.
-        NotServedError: when our kind of resource is not installed.
-        LeaseLostError: when this operator leads no longer.
-        Exception: what ended a watch; nothing is lost, start again.
+        SettingsError: when the profiles cannot be read.
+        NotServedError: when the CustomResourceDefinition is not installed.
+        LeaseLostError: when this replica is no longer the leader.
+        Exception: the error that ended a watch. Nothing is lost: start a new process.
     """
     profiles = ProfilesFile(settings.profiles_file)
+    log.info(
+        "lora-operator %s starts: namespaces %s; profiles %s",
+        __version__,
+        ", ".join(settings.namespaces) or "all",
+        ", ".join(sorted(profiles.current())) or "none",
+    )
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with await connect() as connection:
         api = Api(connection, settings.namespaces)
-        wiring = Wiring(settings, profiles, api)
-        async with _probes(wiring, settings):
+        handlers = EventHandlers(settings, profiles, api)
+        access = MetricsAccess(api) if settings.metrics_authentication == "Token" else None
+        async with _serve_probes(handlers, settings, access):
             if settings.lease is None:
-                await _work(wiring, settings, stop)
+                await _reconcile(handlers, settings, stop)
                 return
             namespace, name = settings.lease
-            lease = Lease(api, namespace, name, f"{gethostname()}_{uuid4().hex[:8]}")
-            if await _unless(stop, lease.acquire()):
+            identity = f"{gethostname()}_{uuid4().hex[:8]}"
+            lease = Lease(api, namespace, name, identity, settings.pod)
+            if await _run_unless(stop, lease.acquire()):
                 try:
-                    await _lead(wiring, settings, stop, lease)
+                    await _lead(handlers, settings, stop, lease)
                 finally:
                     await lease.release()
 
 
-async def _lead(wiring: Wiring, settings: Settings, stop: asyncio.Event, lease: Lease) -> None:
+async def _lead(handlers: EventHandlers, settings: Settings, stop: asyncio.Event, lease: Lease) -> None:
+    """Reconcile as long as the Lease is held. `hold` returns when the Lease is lost, which stops the watches."""
     held = asyncio.create_task(lease.hold())
     held.add_done_callback(lambda _: stop.set())
     try:
-        await _work(wiring, settings, stop)
+        await _reconcile(handlers, settings, stop)
         if held.done():
             raise LeaseLostError
     finally:
         held.cancel()
 
 
-async def _work(wiring: Wiring, settings: Settings, stop: asyncio.Event) -> None:
-    if not await _unless(stop, wiring.prepare()):
+async def _reconcile(handlers: EventHandlers, settings: Settings, stop: asyncio.Event) -> None:
+    if not await _run_unless(stop, handlers.prepare()):
         return
-    ignored = asyncio.all_tasks()
-    tasks = await kopf.spawn_tasks(
-        registry=wiring.registry,
-        # kopf's own guess asks for a user's name, and the user of a pod has none
-        identity=Identity(gethostname()),
-        standalone=True,
-        clusterwide=not settings.namespaces,
-        namespaces=list(settings.namespaces),
-        stop_flag=stop,
-    )
     metrics.LEADER.set(1)
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    stop.set()  # kopf takes the signals over, and at its end waits for who waits for this
-    metrics.LEADER.set(0)
-    # a watch that broke while another one was logging in again leaves kopf waiting for itself
-    hung = asyncio.get_running_loop().call_later(END_SECONDS, os._exit, ExitCode.INTERNAL)
-    await kopf.run_tasks(tasks, ignored=ignored)
-    hung.cancel()
+    try:
+        await run_watches(handlers.watches, settings.namespaces, stop, handlers.start, handlers.stop)
+    finally:
+        metrics.LEADER.set(0)
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
-    """Do some work unless it is time to stop; whether it was done."""
+async def _run_unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Await `work`, or cancel it when `stop` is set first; return whether it was finished."""
     tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work), asyncio.create_task(stop.wait())]
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
     for task in done:
-        task.result()
+        task.result()  # raises the error of `work`
     return not stop.is_set()
 
 
 @asynccontextmanager
-async def _probes(wiring: Wiring, settings: Settings) -> AsyncIterator[None]:
-    """Serve /healthz, /readyz and /metrics: one that stands by is healthy and ready, and leads nothing."""
+async def _serve_probes(
+    handlers: EventHandlers, settings: Settings, access: MetricsAccess | None
+) -> AsyncIterator[None]:
+    """Serve /healthz, /readyz and /metrics. A replica that stands by is healthy and ready."""
 
     async def health(_: web.Request) -> web.Response:
-        return _verdict(wiring.sick())
+        return _respond(handlers.liveness_error())
 
     async def ready(_: web.Request) -> web.Response:
-        return _verdict(wiring.sick() or wiring.unready())
+        return _respond(handlers.liveness_error() or handlers.readiness_error())
 
-    async def measures(_: web.Request) -> web.Response:
-        wiring.measure()
+    async def export_metrics(request: web.Request) -> web.Response:
+        if access is not None:
+            status = await access.check(request.headers.get("Authorization", ""))
+            if status != OK:
+                headers = {"WWW-Authenticate": "Bearer"} if status == UNAUTHORIZED else {}
+                return web.Response(status=status, headers=headers, text=f"{METRICS_ERRORS[status]}\n")
+        handlers.update_gauges()
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/healthz", health), web.get("/readyz", ready), web.get("/metrics", measures)])
+    app.add_routes(
+        [web.get("/healthz", health), web.get("/readyz", ready), web.get("/metrics", export_metrics)]
+    )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -134,7 +143,7 @@ async def _probes(wiring: Wiring, settings: Settings) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-def _verdict(trouble: str) -> web.Response:
-    if trouble:
-        log.error("%s", trouble)
-    return web.Response(status=503 if trouble else 200, text=f"{trouble or 'ok'}\n")
+def _respond(error: str) -> web.Response:
+    if error:
+        log.error("%s", error)
+    return web.Response(status=503 if error else 200, text=f"{error or 'ok'}\n")

@@ -1,4 +1,4 @@
-"""`lora-operator render job.yaml`: the children that a job would get, for review and for debugging."""
+"""`lora-operator render job.yaml`: the child Jobs that a job would get, for review and debugging."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lora_api.job import InvalidResourceError, parse_job_document
 
 from .decide import StartAnnotation, StartTraining
 from .decide.admission import find_problem
-from .manifests import CLUSTER, build_job, build_step
+from .manifests import CLUSTER, build_job, build_stage_config
 from .settings import Images, read_profiles
 from .snapshot import Snapshot
 
 UNKNOWN = "0" * 64
-"""Stands for a hash or a UID that only a running job has."""
+"""A placeholder for a hash or a UID that only a running job has."""
 
 
 def render(job: Path, profiles: Path, images: Images) -> str:
-    """Both Jobs as YAML documents, as the operator would create them for the first attempt.
+    """Write both child Jobs as YAML documents, as the operator would create them for the first attempt.
 
     Raises:
-        InvalidResourceError: when the job is wrong or its profile does not accept it.
+        InvalidResourceError: when the job is wrong or its profile does not allow it.
         SettingsError: when the profiles file is wrong.
     """
     try:
@@ -33,7 +33,7 @@ def render(job: Path, profiles: Path, images: Images) -> str:
     except OSError as error:
         raise InvalidResourceError(f"cannot read {job}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise InvalidResourceError(f"{job} is no YAML: {error}") from None
+        raise InvalidResourceError(f"{job} is not valid YAML: {error}") from None
     namespace = metadata.get("namespace", "default")
     profile = read_profiles(profiles).get(spec.profile)
     if problem := find_problem(spec, namespace, profile):
@@ -47,11 +47,13 @@ def render(job: Path, profiles: Path, images: Images) -> str:
         spec=spec,
         profile=profile,
     )
-    starts = (StartAnnotation(1), StartTraining(1, UNKNOWN, f"sha256:{UNKNOWN}"))
-    children = [build_job(snapshot, build_step(snapshot, start, CLUSTER), images) for start in starts]
+    actions = (StartAnnotation(1), StartTraining(1, UNKNOWN, f"sha256:{UNKNOWN}"))
+    children = [
+        build_job(snapshot, build_stage_config(snapshot, action, CLUSTER), images) for action in actions
+    ]
     return "---\n".join(_yaml(child) for child in children)
 
 
 def _yaml(value: dict[str, Any]) -> str:
-    # by way of JSON, which leaves the dumper no shared objects to write as anchors
+    # copied through JSON, because PyYAML writes anchors for objects that are shared
     return yaml.safe_dump(json.loads(json.dumps(value)), sort_keys=False, width=110)

@@ -1,4 +1,4 @@
-"""What is known of one job at one instant: the whole input of a decision."""
+"""The snapshot of one job, which is the whole input of a decision apart from the time."""
 
 from __future__ import annotations
 
@@ -9,32 +9,46 @@ from lora_api.job import JobSpec
 from lora_api.keys import JobKeys
 from lora_api.profile import Profile
 from lora_api.reasons import Reason
-from lora_api.status import JobStatus, Progress
-from lora_api.steps import StepName
+from lora_api.stages import StageName
+from lora_api.status import JobStatus, Phase, Progress, WebhookStatus
+
+Key = tuple[str, str]
+"""Namespace and name of a job."""
 
 
 @dataclass(frozen=True)
 class Pod:
-    """One pod of a step's Job, or one process of it in local mode."""
+    """A pod of a stage's child Job, or a process in local mode. Exit code, times and message are the stage container's."""
 
     name: str
     uid: str
     phase: str
-    """Kubernetes' word: Pending, Running, Succeeded, Failed or Unknown."""
+    """Kubernetes' value: Pending, Running, Succeeded, Failed or Unknown."""
     node: str = ""
     ip: str = ""
     deleting: bool = False
     waiting: tuple[str, str] | None = None
-    """Why the container does not run: Kubernetes' reason and message."""
+    """Why a container does not start: Kubernetes' reason and message."""
+    waiting_container: str = ""
+    """The container that waits, if it is not the stage's."""
     unschedulable: str = ""
+    """The scheduler's message if no node fits the pod; else empty."""
     disrupted: str = ""
-    """The reason of DisruptionTarget, where the cluster and not the step ended the pod."""
+    """The reason of the condition DisruptionTarget, if the cluster ended the pod; else empty."""
+    disruption_message: str = ""
+    status_reason: str = ""
+    """The pod's own reason, for example Evicted."""
+    status_message: str = ""
+    node_not_ready: bool = False
+    """Whether the pod's node has stopped reporting to the control plane."""
     exit_code: int | None = None
     oom_killed: bool = False
     message: str = ""
     """The termination message."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    kind: str = "pod"
+    """What messages call it: `pod`, or `process` in local mode."""
 
     @property
     def live(self) -> bool:
@@ -42,26 +56,37 @@ class Pod:
 
     @property
     def running(self) -> bool:
-        return self.phase == "Running" and not self.deleting
+        """Whether the stage runs. A pod is Pending while another container cannot start, even if the stage's own runs."""
+        started = self.phase == "Running" or (
+            self.phase == "Pending" and self.started_at is not None and self.exit_code is None
+        )
+        return started and not self.deleting
+
+    @property
+    def held_open(self) -> bool:
+        """Whether the stage's container has ended, but the pod has not, because of another container."""
+        return self.phase in ("Pending", "Running") and self.exit_code is not None
 
 
 @dataclass(frozen=True)
 class Child:
-    """One Job of a step."""
+    """A child Job of a stage."""
 
     name: str
     uid: str
-    step: StepName
+    stage: StageName
     attempt: int
     created_at: datetime
     deleting: bool = False
     suspended: bool = False
-    """By Kueue, say: this operator never suspends a Job."""
+    """Whether a queue such as Kueue has suspended it. This operator never suspends a child Job."""
     complete: bool = False
     failed: str = ""
     """The reason of the Job's Failed condition."""
     failed_message: str = ""
     pods: tuple[Pod, ...] = ()
+    recorded: bool = True
+    """Whether the status has its UID. The result of a Job that is not recorded is ignored, but the Job can be stopped."""
 
     @property
     def ended(self) -> bool:
@@ -69,13 +94,13 @@ class Child:
 
     @property
     def active(self) -> bool:
-        """It has not ended, and nobody has deleted it."""
+        """Whether it has not ended and is not being deleted."""
         return not self.ended and not self.deleting
 
 
 @dataclass(frozen=True)
 class Hint:
-    """Why a step does not start, as only Events tell: a quota, a missing Secret."""
+    """Why a stage does not start, where only Events say so: a quota, a missing Secret."""
 
     reason: Reason
     message: str
@@ -83,20 +108,20 @@ class Hint:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a child could not be created."""
+    """Why a child Job could not be created."""
 
     reason: Reason
     message: str
     final: bool
-    """It would be refused again and again."""
+    """Whether it would be refused every time."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One job, its children and its profile.
+    """A job, its children and its profile.
 
-    `spec` is None when the resource does not fit the model (then `spec_error` says why); `status_error`
-    says that the stored status cannot be read (`status` is then empty).
+    `spec` is None when the resource does not fit the model; `spec_error` then says why. `status_error` says
+    why the stored status cannot be read; `status` is then empty.
     """
 
     namespace: str
@@ -110,17 +135,34 @@ class Snapshot:
     status_error: str = ""
     profile: Profile | None = None
     children: tuple[Child, ...] = ()
-    leftovers: frozenset[StepName] = frozenset()
-    """Steps of which a pod still lives although its Job is gone."""
+    orphaned_stages: frozenset[StageName] = frozenset()
+    """Stages with a pod that still runs although its child Job has been deleted, or no longer owns it."""
+    deleting: bool = False
+    """Whether the resource has a deletionTimestamp."""
+    capacity: str = ""
+    """Why the profile's limit does not let this job start now; empty when it may start."""
     progress: Progress | None = None
+    """The last report of the current stage's pod; None before the first."""
+    delivery: WebhookStatus | None = None
+    """Result of the webhook that announces the end of this job; None while it is not known."""
     hint: Hint | None = None
     refusal: Refusal | None = None
-    """Of the child that was to be created just now."""
+    """Why the API server refused the child Job of the previous decision, or that of the last try of a job that is not
+    admitted now; None if it was not refused."""
+    pod_kind: str = "pod"
+    """`Pod.kind` of the stages."""
+
+    @property
+    def retry_requested(self) -> bool:
+        """Whether a failed job is to be started again."""
+        failed = self.status.phase == Phase.FAILED and self.spec is not None
+        return failed and self.spec is not None and self.spec.run_policy.retry > self.status.retries
 
     @property
     def keys(self) -> JobKeys:
         return JobKeys(self.namespace, self.name, self.uid)
 
-    def child(self, step: StepName) -> Child | None:
-        """The newest Job of a step."""
-        return max((c for c in self.children if c.step == step), key=lambda c: c.attempt, default=None)
+    def child(self, stage: StageName) -> Child | None:
+        """Return the newest recorded child Job of a stage; None if there is none."""
+        recorded = (child for child in self.children if child.stage == stage and child.recorded)
+        return max(recorded, key=lambda child: child.attempt, default=None)

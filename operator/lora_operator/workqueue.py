@@ -1,4 +1,4 @@
-"""A queue of keys to reconcile: each key at most once in it and at most once in work, failures with back-off."""
+"""A queue of keys to reconcile. Each key is queued once and processed once at a time; failures back off."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ Key = TypeVar("Key")
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
+"""Shortest and longest time until a key that failed is processed again."""
 
 
 class WorkQueue(Generic[Key]):
-    """Modelled on Kubernetes' client-go workqueue.
+    """A work queue after client-go's.
 
-    A key that is added while it is being worked on is worked on once more afterwards. A key whose work
-    raises is tried again, after a time that doubles with every failure.
+    A key that is added while it is being processed is processed once more afterwards. A key whose processing raises
+    is retried after a time that doubles with every failure.
     """
 
     def __init__(self, work: Callable[[Key], Awaitable[None]], workers: int = 16) -> None:
         self._work = work
         self._count = workers
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._queue: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()
         self._busy: set[Key] = set()
-        self._again: set[Key] = set()
+        self._added_while_busy: set[Key] = set()
         self._failures: dict[Key, int] = {}
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -47,15 +48,15 @@ class WorkQueue(Generic[Key]):
         return len(self._waiting) + len(self._busy)
 
     def add(self, key: Key) -> None:
-        """Work on a key soon."""
+        """Process a key soon."""
         if key in self._busy:
-            self._again.add(key)
+            self._added_while_busy.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
-            self._ready.put_nowait(key)
+            self._queue.put_nowait(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Work on a key later; an earlier time that was asked for stands."""
+        """Process a key later. If it is due earlier already, that time is kept."""
         loop = asyncio.get_running_loop()
         due = loop.time() + max(0.0, seconds)
         timer = self._timers.get(key)
@@ -71,7 +72,7 @@ class WorkQueue(Generic[Key]):
 
     async def _run(self) -> None:
         while True:
-            key = await self._ready.get()
+            key = await self._queue.get()
             self._waiting.discard(key)
             self._busy.add(key)
             try:
@@ -80,15 +81,22 @@ class WorkQueue(Generic[Key]):
             except Exception as error:
                 failures = self._failures[key] = self._failures.get(key, 0) + 1
                 delay = min(FIRST_RETRY_SECONDS * 2 ** (failures - 1), LAST_RETRY_SECONDS)
-                log.warning("%s: %s; again in %.1f s", key, _brief(error), delay)
+                log.warning(
+                    "%s/%s: %s; retrying in %.1f s", *_namespace_and_name(key), describe_error(error), delay
+                )
                 self.add_after(key, delay)
             finally:
                 self._busy.discard(key)
-                if key in self._again:
-                    self._again.discard(key)
+                if key in self._added_while_busy:
+                    self._added_while_busy.discard(key)
                     self.add(key)
 
 
-def _brief(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Describe an error in one line: an HTTP status and its reason, or the exception's name and message."""
     status, reason = getattr(error, "status", None), getattr(error, "reason", None)
     return f"{status} {reason}" if status else f"{type(error).__name__}: {error}"
+
+
+def _namespace_and_name(key: object) -> tuple[object, object]:
+    return (key[0], key[1]) if isinstance(key, tuple) and len(key) == 2 else ("", key)

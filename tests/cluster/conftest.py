@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
-from kubelet import FakeKubelet
 from kubernetes import client, config
-from plane import ControlPlane, grant, install_crd, missing
-from studio import OperatorProcess, Studio, install_operator, until
+
+from tests.support.cluster.harness import NamespaceClient, OperatorProcess, install_operator, until
+from tests.support.cluster.kubelet import FakeKubelet
+from tests.support.cluster.plane import ControlPlane, grant, install_crd, missing
 
 
 @pytest.fixture(scope="session")
@@ -32,18 +33,22 @@ def api(plane: ControlPlane) -> Iterator[client.ApiClient]:
 
 
 @pytest.fixture
-def studio(api: client.ApiClient) -> Iterator[Studio]:
+def cluster(api: client.ApiClient) -> Iterator[NamespaceClient]:
     name = f"test-{uuid4().hex[:8]}"
     core = client.CoreV1Api(api)
     core.create_namespace({"metadata": {"name": name}})
     until(lambda: core.list_namespaced_service_account(name).items)
-    yield Studio(api, name)
+    yield NamespaceClient(api, name)
     core.delete_namespace(name)
+    # Without a kubelet, a pod on a node would keep the namespace and its jobs, and these count as running. The Job
+    # controller releases the pod of a Job that is gone.
+    client.BatchV1Api(api).delete_collection_namespaced_job(name, propagation_policy="Background")
+    core.delete_collection_namespaced_pod(name, grace_period_seconds=0)
 
 
 @pytest.fixture
-def kubelet(studio: Studio) -> Iterator[FakeKubelet]:
-    with FakeKubelet(studio.api, studio.namespace) as running:
+def kubelet(cluster: NamespaceClient) -> Iterator[FakeKubelet]:
+    with FakeKubelet(cluster.api, cluster.namespace) as running:
         yield running
 
 

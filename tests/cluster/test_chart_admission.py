@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 from kubernetes import client
-from plane import ControlPlane, write_kubeconfig
-from studio import OperatorProcess, Studio, until
 
-from helm import CHART, helm, render
 from lora_api import GROUP, PLURAL
+from tests.support.cluster.harness import NamespaceClient, OperatorProcess, until
+from tests.support.cluster.plane import ControlPlane, write_kubeconfig
+from tests.support.helm import CHART, helm, render
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,31 @@ class Places:
     """A namespace for a release and one for its jobs, both under the restricted Pod Security Standard."""
 
     system: str
-    studio: str
+    cluster: str
 
 
 @pytest.fixture
 def places(api: client.ApiClient) -> Iterator[Places]:
     core = client.CoreV1Api(api)
     found = Places(f"test-{uuid4().hex[:8]}", f"test-{uuid4().hex[:8]}")
-    for name in (found.system, found.studio):
+    for name in (found.system, found.cluster):
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         core.create_namespace({"metadata": {"name": name, "labels": labels}})
     yield found
-    for name in (found.system, found.studio):
+    for name in (found.system, found.cluster):
         core.delete_namespace(name)
 
 
-def all_values(studio: str) -> dict[str, Any]:
+def all_values(cluster: str) -> dict[str, Any]:
     """All that needs no definition of others."""
     return {
         "replicas": 2,
-        "watchNamespaces": [studio],
+        "watchNamespaces": [cluster],
         "dashboard": {"enabled": True},
-        "networkPolicy": {"jobNamespaces": [studio]},
-        "modelCache": {"enabled": True, "namespaces": [studio]},
+        "networkPolicy": {"jobNamespaces": [cluster]},
+        "modelCache": {"enabled": True, "namespaces": [cluster]},
         "profiles": {"default": {"modelCache": {"persistentVolumeClaim": "lora-models"}}},
-        "trialStore": {"enabled": True, "jobNamespace": studio, "persistence": {"enabled": True}},
+        "trialStore": {"enabled": True, "jobNamespace": cluster, "persistence": {"enabled": True}},
         "demo": {"enabled": True, "ingress": {"enabled": True, "host": "lora.example.com"}},
     }
 
@@ -61,7 +61,7 @@ def pod_templates(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any
 
 def test_install_upgrade_uninstall(plane: ControlPlane, api: client.ApiClient, places: Places) -> None:
     where = ("--namespace", places.system, "--kubeconfig", str(plane.kubeconfig))
-    values = all_values(places.studio)
+    values = all_values(places.cluster)
     # no node runs its hooks here, and the definition is there already
     options = ("--no-hooks", "--take-ownership")
     helm("install", "chart", str(CHART), *options, *where, values=values)
@@ -74,17 +74,17 @@ def test_install_upgrade_uninstall(plane: ControlPlane, api: client.ApiClient, p
         pod = {"metadata": {"name": "probe"}, "spec": spec | {"restartPolicy": "Never"}}
         core.create_namespaced_pod(meta["namespace"], pod, dry_run="All")
 
-    key = core.read_namespaced_secret("lora-store", places.studio).data["secretKey"]
+    key = core.read_namespaced_secret("lora-store", places.cluster).data["secretKey"]
     helm("upgrade", "chart", str(CHART), *options, *where, values=values | {"replicas": 1})
     assert apps.read_namespaced_deployment("chart", places.system).spec.strategy.type == "Recreate"
-    assert core.read_namespaced_secret("lora-store", places.studio).data["secretKey"] == key
+    assert core.read_namespaced_secret("lora-store", places.cluster).data["secretKey"] == key
 
     helm("uninstall", "chart", *where)
     assert not apps.list_namespaced_deployment(places.system).items
     crds = client.ApiextensionsV1Api(api)
     definition = crds.read_custom_resource_definition(f"{PLURAL}.{GROUP}")
     assert definition.metadata.deletion_timestamp is None
-    (claim,) = core.list_namespaced_persistent_volume_claim(places.studio).items
+    (claim,) = core.list_namespaced_persistent_volume_claim(places.cluster).items
     assert claim.metadata.name == "lora-models"
 
 
@@ -96,7 +96,7 @@ def test_one_teams_operator_gets_by_with_its_roles(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Under `rbac.scope: namespaced` it has Roles in its namespaces and nothing on the cluster, and needs no more."""
-    values = {"rbac": {"scope": "namespaced", "aggregate": False}, "watchNamespaces": [places.studio]}
+    values = {"rbac": {"scope": "namespaced", "aggregate": False}, "watchNamespaces": [places.cluster]}
     where = ("--namespace", places.system, "--kubeconfig", str(plane.kubeconfig))
     helm("install", "team", str(CHART), "--no-hooks", "--take-ownership", *where, values=values)
     core = client.CoreV1Api(api)
@@ -104,15 +104,15 @@ def test_one_teams_operator_gets_by_with_its_roles(
     token = core.create_namespaced_service_account_token("team", places.system, request).status.token
     profiles = core.read_namespaced_config_map("team-profiles", places.system).data["profiles.yaml"]
     (tmp_path / "profiles.yaml").write_text(profiles)
-    monkeypatch.setenv("LORA_WATCH_NAMESPACES", places.studio)
+    monkeypatch.setenv("LORA_WATCH_NAMESPACES", places.cluster)
     operator = OperatorProcess(write_kubeconfig(plane, tmp_path / "kubeconfig", token), tmp_path)
     operator.start()
     try:
-        studio = Studio(api, places.studio)
-        studio.create()
-        until(lambda: [job.metadata.labels[f"{GROUP}/step"] for job in studio.jobs()] == ["annotate"])
-        until(lambda: studio.phase() == "Annotating")
-        studio.delete()
+        cluster = NamespaceClient(api, places.cluster)
+        cluster.create()
+        until(lambda: [job.metadata.labels[f"{GROUP}/stage"] for job in cluster.jobs()] == ["annotate"])
+        until(lambda: cluster.phase() == "Annotating")
+        cluster.delete()
     finally:
         operator.stop()
         helm("uninstall", "team", *where)

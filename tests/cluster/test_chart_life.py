@@ -24,10 +24,10 @@ import pytest
 import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
-from studio import Studio, until
 
-from helm import CHART, helm
 from lora_api import GROUP, PLURAL
+from tests.support.cluster.harness import NamespaceClient, until
+from tests.support.helm import CHART, helm
 
 KUBECONFIG = os.environ.get("LORA_TEST_KUBECONFIG", "")
 IMAGES = os.environ.get("LORA_TEST_IMAGES", "")
@@ -43,10 +43,10 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass
 class Release:
-    """One release in a namespace of its own, and a studio whose jobs it looks after."""
+    """One release in a namespace of its own, and a client for the namespace of its jobs."""
 
     name: str
-    studio: Studio
+    cluster: NamespaceClient
 
     @property
     def namespace(self) -> str:
@@ -72,16 +72,18 @@ class Release:
         images = [image.rpartition(":") for image in IMAGES.split(",")]
         named = [{"repository": repository, "tag": tag} for repository, _, tag in images]
         found = dict(zip(("image", "annotateImage", "trainImage"), named, strict=True))
-        trial = {"jobNamespace": self.studio.namespace} | ({} if VALUES else {"enabled": True})
+        trial = {"jobNamespace": self.cluster.namespace} | ({} if VALUES else {"enabled": True})
         return found | {
-            "watchNamespaces": [self.studio.namespace],
-            "networkPolicy": {"jobNamespaces": [self.studio.namespace]},
+            "watchNamespaces": [self.cluster.namespace],
+            "networkPolicy": {"jobNamespaces": [self.cluster.namespace]},
             "trialStore": trial,
         }
 
     def operator_pods(self) -> list[Any]:
         selector = f"app.kubernetes.io/component=operator,app.kubernetes.io/instance={self.name}"
-        found: list[Any] = self.studio.core.list_namespaced_pod(self.namespace, label_selector=selector).items
+        found: list[Any] = self.cluster.core.list_namespaced_pod(
+            self.namespace, label_selector=selector
+        ).items
         return found
 
 
@@ -90,15 +92,15 @@ def release() -> Iterator[Release]:
     with config.new_client_from_config(KUBECONFIG) as api:
         name = f"life-{uuid4().hex[:6]}"
         core = client.CoreV1Api(api)
-        made = Release(name, Studio(api, f"{name}-jobs"))
-        namespaces = [made.namespace, made.studio.namespace]
+        made = Release(name, NamespaceClient(api, f"{name}-jobs"))
+        namespaces = [made.namespace, made.cluster.namespace]
         for namespace in namespaces:
             core.create_namespace({"metadata": {"name": namespace, "labels": RESTRICTED}})
         if KEYS:
             access_key, _, secret_key = KEYS.partition(":")
             data = {"accessKey": access_key, "secretKey": secret_key}
             secret = {"metadata": {"name": "lora-store"}, "stringData": data}
-            core.create_namespaced_secret(made.studio.namespace, secret)
+            core.create_namespaced_secret(made.cluster.namespace, secret)
         yield made
         where = ("--namespace", made.namespace, "--kubeconfig", KUBECONFIG)
         helm("uninstall", name, "--ignore-not-found", *where, check=False)
@@ -118,67 +120,113 @@ def exists(core: client.CoreV1Api, namespace: str) -> bool:
     return True
 
 
-def quickstart(studio: Studio, name: str, steps: int) -> None:
+def quickstart(cluster: NamespaceClient, name: str, steps: int, **training: Any) -> None:
     job = yaml.safe_load(QUICKSTART.read_text())
-    job["metadata"] = {"name": name, "namespace": studio.namespace}
-    job["spec"]["training"]["maxSteps"] = steps
+    job["metadata"] = {"name": name, "namespace": cluster.namespace}
+    job["spec"]["training"] |= {"maxSteps": steps, **training}
     kubectl = Path(sys.executable).with_name("kubectl")
     command = [kubectl, "--kubeconfig", KUBECONFIG, "apply", "-f", "-"]
     subprocess.run(command, input=json.dumps(job), text=True, capture_output=True, check=True)
 
 
-def training_pods(studio: Studio, name: str) -> list[Any]:
+def training_pods(cluster: NamespaceClient, name: str) -> list[Any]:
     return [
         pod
-        for pod in studio.pods()
-        if pod.metadata.labels.get(f"{GROUP}/step") == "train"
+        for pod in cluster.pods()
+        if pod.metadata.labels.get(f"{GROUP}/stage") == "train"
         and pod.metadata.annotations[f"{GROUP}/job-name"] == name
     ]
 
 
-def wait_training(studio: Studio, name: str) -> Any:
+def wait_training(cluster: NamespaceClient, name: str) -> Any:
     """The pod that trains, once steps are counted."""
-    until(lambda: (studio.status(name).get("progress") or {}).get("step", 0) > 0, 600)
-    (pod,) = training_pods(studio, name)
+    until(lambda: (cluster.status(name).get("progress") or {}).get("step", 0) > 0, 600)
+    (pod,) = training_pods(cluster, name)
     assert pod.status.phase == "Running"
     return pod
 
 
-def wait_finished(studio: Studio, name: str) -> None:
-    until(lambda: studio.condition("Finished", name)[0] == "True", 1800)
-    assert studio.condition("Succeeded", name) == ("True", "Trained"), studio.message(name)
+def wait_finished(cluster: NamespaceClient, name: str) -> None:
+    until(lambda: cluster.condition("Finished", name)[0] == "True", 1800)
+    assert cluster.condition("Succeeded", name) == ("True", "Trained"), cluster.message(name)
 
 
 def test_the_life_of_a_release(release: Release) -> None:
-    studio = release.studio
+    cluster = release.cluster
     release.install()
     assert "Succeeded" in release.helm("test", "--logs")
 
-    quickstart(studio, "upgraded", steps=200)
-    trains = wait_training(studio, "upgraded")
+    quickstart(cluster, "upgraded", steps=200)
+    trains = wait_training(cluster, "upgraded")
     (before,) = release.operator_pods()
     release.upgrade(podAnnotations={"example.com/upgraded": "yes"})
     (after,) = until(
         lambda: [pod for pod in release.operator_pods() if pod.metadata.uid != before.metadata.uid]
     )
     assert after.metadata.annotations["example.com/upgraded"] == "yes"
-    wait_finished(studio, "upgraded")
-    assert [pod.metadata.uid for pod in training_pods(studio, "upgraded")] == [trains.metadata.uid]
+    wait_finished(cluster, "upgraded")
+    assert [pod.metadata.uid for pod in training_pods(cluster, "upgraded")] == [trains.metadata.uid]
     restarts = [pod.status.container_statuses[0].restart_count for pod in release.operator_pods()]
     assert restarts == [0]
 
-    finished = studio.get("upgraded")
+    finished = cluster.get("upgraded")
     release.helm("uninstall", "--wait")
     until(lambda: not release.operator_pods())  # helm waits for the Deployment, not for its pods
-    crds = client.ApiextensionsV1Api(studio.api)
+    crds = client.ApiextensionsV1Api(cluster.api)
     assert crds.read_custom_resource_definition(f"{PLURAL}.{GROUP}").metadata.deletion_timestamp is None
-    assert studio.get("upgraded")["status"] == finished["status"]
+    assert cluster.get("upgraded")["status"] == finished["status"]
 
     release.install()
-    quickstart(studio, "cut-short", steps=100_000)
-    wait_training(studio, "cut-short")
-    assert studio.get("upgraded")["status"] == finished["status"]
+    quickstart(cluster, "cut-short", steps=100_000)
+    wait_training(cluster, "cut-short")
+    assert cluster.get("upgraded")["status"] == finished["status"]
     started = time.monotonic()
-    studio.core.delete_namespace(studio.namespace)
-    until(lambda: not exists(studio.core, studio.namespace), 60)
+    cluster.core.delete_namespace(cluster.namespace)
+    until(lambda: not cluster.pods(), 60)
+    # Kubernetes looks at the namespace again after half of its pods' grace period, which is 120 s, and one second more.
+    until(lambda: not exists(cluster.core, cluster.namespace), 60)
     print(f"the namespace of a running job was gone after {time.monotonic() - started:.1f} s")
+
+
+def configure_store(release: Release, *commands: str) -> None:
+    """Run commands of SeaweedFS' shell in the trial store."""
+    script = "".join(f"{command}\n" for command in commands)
+    shell = ["weed", "shell", "-master=127.0.0.1:9333", "-filer=127.0.0.1:8888"]
+    kubectl = [Path(sys.executable).with_name("kubectl"), "--kubeconfig", KUBECONFIG, "-n", release.namespace]
+    ran = subprocess.run(
+        [*kubectl, "exec", "-i", f"deployment/{release.name}-trial-store", "--", *shell],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "error" not in ran.stdout.lower(), ran.stdout
+
+
+def set_key(cluster: NamespaceClient, name: str) -> None:
+    data = {"accessKey": name, "secretKey": f"secret-of-{name}"}
+    cluster.core.patch_namespaced_secret("lora-store", cluster.namespace, {"stringData": data})
+
+
+def test_a_rotated_key_is_taken_over_by_the_running_pod(release: Release) -> None:
+    """The old key is refused for some time before the Secret has the new one, and the kubelet updates the files later."""
+    cluster = release.cluster
+    release.install()
+    grant = "s3.configure -user={0} -access_key={0} -secret_key=secret-of-{0} -actions=Admin -apply"
+    configure_store(release, grant.format("old"), grant.format("new"))
+    set_key(cluster, "old")
+    quickstart(cluster, "rotated", steps=300, checkpoint={"everySteps": 10, "keepLast": 1})
+    pod = wait_training(cluster, "rotated")
+
+    def log() -> str:
+        found: str = cluster.core.read_namespaced_pod_log(pod.metadata.name, cluster.namespace)
+        return found
+
+    configure_store(release, "s3.configure -user=old -access_key=old -delete -apply")
+    until(lambda: "which worked before; reading them again" in log(), 300)
+    set_key(cluster, "new")
+    until(lambda: cluster.condition("Finished", "rotated")[0] == "True", 1800)
+    assert cluster.condition("Succeeded", "rotated") == ("True", "Trained"), cluster.message("rotated")
+    assert [each.metadata.uid for each in training_pods(cluster, "rotated")] == [pod.metadata.uid]
+    assert cluster.status("rotated")["training"]["attempt"] == 1

@@ -1,4 +1,7 @@
-"""`lora` against a real API server, as people and programs use it."""
+"""Tests of the command `lora` against a real API server.
+
+They are one module because they share the environment, the job file and the helpers that set a job's status.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,19 @@ from typing import Any
 import pytest
 import yaml
 from kubernetes import client
-from plane import ControlPlane
-from studio import Studio
-from terminal import Terminal
 from typer.testing import CliRunner, Result
 
-from builders import wire_spec
-from conftest import RunningStore
 from lora_api import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from lora_api.keys import JobKeys
 from lora_api.manifest import Manifest
 from lora_api.status import AdapterStatus
+from lora_cli.main import app
 from lora_operator import names
-from lora_operator.cli import app
+from tests.conftest import RunningStore
+from tests.support.builders import wire_spec
+from tests.support.cluster.harness import NamespaceClient
+from tests.support.cluster.plane import ControlPlane
+from tests.support.cluster.terminal import Terminal
 
 BIN = Path(sys.executable).parent
 SCREEN_CLEARED = "\x1b[2J"
@@ -43,11 +46,11 @@ def environment(plane: ControlPlane) -> dict[str, str]:
 
 
 @pytest.fixture
-def lora(studio: Studio, environment: dict[str, str]) -> Cli:
+def lora(cluster: NamespaceClient, environment: dict[str, str]) -> Cli:
     """`lora` in the test's namespace; in this process, where it need not be imported for each command."""
 
     def run(*arguments: str, **more: str) -> Result:
-        return CliRunner().invoke(app, [*arguments, "-n", studio.namespace], env={**environment, **more})
+        return CliRunner().invoke(app, [*arguments, "-n", cluster.namespace], env={**environment, **more})
 
     return run
 
@@ -60,9 +63,9 @@ def job_file(tmp_path: Path) -> Path:
     return file
 
 
-def set_status(studio: Studio, name: str, **status: Any) -> None:
-    studio.custom.patch_namespaced_custom_object_status(
-        GROUP, VERSION, studio.namespace, PLURAL, name, {"status": status}
+def set_status(cluster: NamespaceClient, name: str, **status: Any) -> None:
+    cluster.custom.patch_namespaced_custom_object_status(
+        GROUP, VERSION, cluster.namespace, PLURAL, name, {"status": status}
     )
 
 
@@ -87,13 +90,15 @@ def ended(succeeded: bool, reason: str, message: str) -> dict[str, Any]:
     return {"phase": "Succeeded" if succeeded else "Failed", "conditions": kinds}
 
 
-def test_a_job_is_submitted_looked_at_held_and_let_go(lora: Cli, studio: Studio, job_file: Path) -> None:
+def test_a_job_is_submitted_looked_at_held_and_let_go(
+    lora: Cli, cluster: NamespaceClient, job_file: Path
+) -> None:
     checked = CliRunner().invoke(app, ["validate", str(job_file), "-o", "yaml"])
     assert yaml.safe_load(checked.stdout)["spec"]["training"]["rank"] == 16
     tried = lora("submit", str(job_file), "--dry-run")
     assert (
         tried.exit_code,
-        studio.custom.list_namespaced_custom_object(GROUP, VERSION, studio.namespace, PLURAL)["items"],
+        cluster.custom.list_namespaced_custom_object(GROUP, VERSION, cluster.namespace, PLURAL)["items"],
     ) == (0, []), tried.stderr
     made = lora("submit", str(job_file), "--set", "training.maxSteps=7", "-o", "json")
     assert json.loads(made.stdout)["spec"]["training"]["maxSteps"] == 7, made.stderr
@@ -104,17 +109,43 @@ def test_a_job_is_submitted_looked_at_held_and_let_go(lora: Cli, studio: Studio,
     listed = lora("list")
     assert "statue" in listed.stdout
     assert "Pending" in listed.stdout
+    assert max(map(len, listed.stdout.splitlines())) < 300  # a pipe has no width to fill
     as_yaml = yaml.safe_load(lora("list", "-o", "yaml").stdout)
     assert [item["metadata"]["name"] for item in as_yaml["items"]] == ["statue"]
 
-    assert lora("suspend", "statue").exit_code == 0
-    assert studio.get()["spec"]["runPolicy"]["suspend"] is True
+    assert lora("suspend", f"{cluster.namespace}/statue").exit_code == 0
+    assert cluster.get()["spec"]["runPolicy"]["suspend"] is True
     resumed = yaml.safe_load(lora("resume", "statue", "-o", "yaml").stdout)
     assert resumed["spec"]["runPolicy"]["suspend"] is False
-    set_status(studio, "statue", **ended(True, "Trained", ""))
+    set_status(cluster, "statue", **ended(True, "Trained", ""))
     over = lora("suspend", "statue")
     assert over.exit_code == 64
     assert "has ended (Succeeded)" in over.stderr
+
+
+def test_a_job_is_described_and_deleted(lora: Cli, cluster: NamespaceClient) -> None:
+    job = cluster.create("statue")
+    set_status(cluster, "statue", **ended(False, "Diverged", "the loss is not finite [/x]"))
+    event = {
+        "metadata": {"name": "statue.1", "namespace": cluster.namespace},
+        "eventTime": "2026-01-01T00:00:00.000001Z", "reportingController": "test", "reportingInstance": "test",
+        "action": "Train", "reason": "Diverged", "note": "the loss is \x1b[31mnot finite", "type": "Warning",
+        "regarding": {"apiVersion": job["apiVersion"], "kind": KIND, "name": "statue",
+                      "namespace": cluster.namespace, "uid": job["metadata"]["uid"]},
+    }  # fmt: skip
+    client.EventsV1Api(cluster.api).create_namespaced_event(cluster.namespace, event)
+    described = lora("describe", "statue")
+    assert described.exit_code == 0, described.stderr
+    for words in ("Failed", "CUS statue", "the loss is not finite [/x]", "Event", "Warning  Diverged"):
+        assert words in described.stdout
+    assert "\x1b" not in described.stdout
+    data = json.loads(lora("describe", "statue", "-o", "json").stdout)
+    assert data["events"][0]["note"].startswith("the loss is")
+
+    assert "--yes" in lora("delete", "statue").stderr
+    assert cluster.get()["metadata"]["name"] == "statue"
+    assert lora("delete", "statue", "--yes").exit_code == 0
+    assert lora("describe", "statue").exit_code == 64
 
 
 @pytest.mark.parametrize(
@@ -125,12 +156,14 @@ def test_a_job_is_submitted_looked_at_held_and_let_go(lora: Cli, studio: Studio,
         ("x", "FIELD=VALUE"),
     ],
 )
-def test_a_wrong_job_is_not_sent(lora: Cli, studio: Studio, job_file: Path, change: str, words: str) -> None:
+def test_a_wrong_job_is_not_sent(
+    lora: Cli, cluster: NamespaceClient, job_file: Path, change: str, words: str
+) -> None:
     ran = lora("submit", str(job_file), "--set", change)
     assert ran.exit_code == 64
     assert words in ran.stderr
     assert (
-        studio.custom.list_namespaced_custom_object(GROUP, VERSION, studio.namespace, PLURAL)["items"] == []
+        cluster.custom.list_namespaced_custom_object(GROUP, VERSION, cluster.namespace, PLURAL)["items"] == []
     )
 
 
@@ -153,13 +186,15 @@ def test_what_the_cluster_refuses_is_said_in_plain_words(
     away = lora("list", KUBECONFIG=str(file))
     assert "https://127.0.0.1:9 cannot be reached" in away.stderr
     assert "no context 'other'; it has: test" in lora("list", "--context", "other").stderr
-    assert "no cluster to talk to" in lora("list", KUBECONFIG=str(tmp_path / "absent")).stderr
+    assert "no cluster is configured" in lora("list", KUBECONFIG=str(tmp_path / "absent")).stderr
 
 
-def test_it_is_a_plugin_of_kubectl_and_completes_names(lora: Cli, studio: Studio, environment: Any) -> None:
-    studio.create("marble")
+def test_it_is_a_plugin_of_kubectl_and_completes_names(
+    lora: Cli, cluster: NamespaceClient, environment: Any
+) -> None:
+    cluster.create("marble")
     listed = subprocess.run(
-        ["kubectl", "lora", "list", "-n", studio.namespace],
+        ["kubectl", "lora", "list", "-n", cluster.namespace],
         env=environment,
         capture_output=True,
         text=True,
@@ -167,7 +202,7 @@ def test_it_is_a_plugin_of_kubectl_and_completes_names(lora: Cli, studio: Studio
     )
     assert "marble" in listed.stdout, listed.stderr
     config = yaml.safe_load(Path(environment["KUBECONFIG"]).read_text())
-    config["contexts"][0]["context"]["namespace"] = studio.namespace
+    config["contexts"][0]["context"]["namespace"] = cluster.namespace
     file = Path(environment["KUBECONFIG"]).with_name("here.kubeconfig")
     file.write_text(yaml.safe_dump(config))
     completion = {"_LORA_COMPLETE": "complete_bash", "COMP_WORDS": "lora suspend ma", "COMP_CWORD": "2"}
@@ -181,22 +216,24 @@ def test_it_is_a_plugin_of_kubectl_and_completes_names(lora: Cli, studio: Studio
     assert asked.stdout.split() == ["marble"]
 
 
-def test_fifty_jobs_are_watched_without_flicker_or_lag(studio: Studio, environment: dict[str, str]) -> None:
+def test_fifty_jobs_are_watched_without_flicker_or_lag(
+    cluster: NamespaceClient, environment: dict[str, str]
+) -> None:
     for number in range(50):
-        studio.create(f"job-{number:02d}")
-        set_status(studio, f"job-{number:02d}", **at_step(10 * number))
-    command = ["lora", "watch", "-n", studio.namespace]
+        cluster.create(f"job-{number:02d}")
+        set_status(cluster, f"job-{number:02d}", **at_step(10 * number))
+    command = ["lora", "watch", "-n", cluster.namespace]
     with Terminal(command, environment, rows=60, columns=150) as terminal:
         terminal.wait_for("50 jobs: 50 Training")
         assert all(f"job-{number:02d}" in terminal.screen for number in range(50))
         begun = len(terminal.written)
         waits = []
         for step in range(491, 500):
-            set_status(studio, "job-07", **at_step(step))
+            set_status(cluster, "job-07", **at_step(step))
             waits.append(terminal.wait_for(f"{step}/500"))
-        studio.delete("job-00")
+        cluster.delete("job-00")
         terminal.wait_for("49 jobs")
-        studio.create("job-99")
+        cluster.create("job-99")
         terminal.wait_for("job-99")
         # a frame is written over the last one: nothing is ever cleared, so nothing can blink
         assert SCREEN_CLEARED not in terminal.written
@@ -208,13 +245,13 @@ def test_fifty_jobs_are_watched_without_flicker_or_lag(studio: Studio, environme
 
 
 def test_a_low_screen_shows_those_at_work_and_counts_the_rest(
-    studio: Studio, environment: dict[str, str]
+    cluster: NamespaceClient, environment: dict[str, str]
 ) -> None:
     for number in range(12):
-        studio.create(f"job-{number:02d}")
-    set_status(studio, "job-11", **at_step(40))
-    with Terminal(["lora", "watch", "-n", studio.namespace], environment, rows=10, columns=100) as terminal:
-        terminal.wait_for("12 jobs (5 below the edge): 1 Training, 11 Pending")
+        cluster.create(f"job-{number:02d}")
+    set_status(cluster, "job-11", **at_step(40))
+    with Terminal(["lora", "watch", "-n", cluster.namespace], environment, rows=10, columns=100) as terminal:
+        terminal.wait_for("12 jobs (5 not shown): 1 Training, 11 Pending")
         assert "job-11" in terminal.screen.splitlines()[2]
 
 
@@ -222,29 +259,29 @@ def test_a_low_screen_shows_those_at_work_and_counts_the_rest(
     ("end", "code"), [(ended(True, "Trained", "done"), 0), (ended(False, "Diverged", "x"), 1)]
 )
 def test_watching_a_job_ends_as_it_does(
-    lora: Cli, studio: Studio, environment: dict[str, str], end: dict[str, Any], code: int
+    lora: Cli, cluster: NamespaceClient, environment: dict[str, str], end: dict[str, Any], code: int
 ) -> None:
-    studio.create("statue")
-    command = ["lora", "watch", "statue", "-n", studio.namespace]
+    cluster.create("statue")
+    command = ["lora", "watch", "statue", "-n", cluster.namespace]
     with Terminal(command, environment, rows=24, columns=120) as terminal:
         terminal.wait_for("Pending")
-        set_status(studio, "statue", **at_step(250))
+        set_status(cluster, "statue", **at_step(250))
         terminal.wait_for("250/500")
-        set_status(studio, "statue", **end)
+        set_status(cluster, "statue", **end)
         assert end["phase"] in terminal.end()
         assert terminal.process.returncode == code
     piped = lora("watch", "statue")
     reason = end["conditions"][0]["reason"]
-    assert f"{studio.namespace}/statue  {end['phase']}  250/500  {reason}" in piped.stdout
+    assert f"{cluster.namespace}/statue  {end['phase']}  250/500  {reason}" in piped.stdout
     assert piped.exit_code == code
     absent = lora("watch", "nobody")
     assert absent.exit_code == 64
     assert "has no job nobody" in absent.stderr
 
 
-def publish(studio: Studio, store: RunningStore) -> Manifest:
+def publish(cluster: NamespaceClient, store: RunningStore) -> Manifest:
     """What a finished training leaves in the store, and in the job's status."""
-    keys = JobKeys(studio.namespace, "statue", studio.create("statue")["metadata"]["uid"])
+    keys = JobKeys(cluster.namespace, "statue", cluster.create("statue")["metadata"]["uid"])
     files = [
         store.store.output.put(keys.attempt(1) + name, name.encode() * 1000)
         for name in ("adapter.safetensors", "report.html")
@@ -271,12 +308,12 @@ def publish(studio: Studio, store: RunningStore) -> Manifest:
         versions={},
     )
     store.store.output.put(keys.manifest(1), json.dumps(manifest.to_wire()).encode())
-    set_status(studio, "statue", adapter=adapter.to_wire(), **ended(True, "Trained", ""))
+    set_status(cluster, "statue", adapter=adapter.to_wire(), **ended(True, "Trained", ""))
     return manifest
 
 
 def test_an_adapter_is_fetched_and_verified(
-    lora: Cli, studio: Studio, running_store: RunningStore, tmp_path: Path
+    lora: Cli, cluster: NamespaceClient, running_store: RunningStore, tmp_path: Path
 ) -> None:
     keys = running_store.seaweed.credentials
     reach = {
@@ -284,7 +321,7 @@ def test_an_adapter_is_fetched_and_verified(
         "LORA_STORE_ACCESS_KEY": keys.access_key,
         "LORA_STORE_SECRET_KEY": keys.secret_key,
     }
-    manifest = publish(studio, running_store)
+    manifest = publish(cluster, running_store)
     folder = tmp_path / "out"
     got = lora("get", "statue", str(folder), "--http", **reach)
     assert got.exit_code == 0, got.stderr
@@ -295,14 +332,16 @@ def test_an_adapter_is_fetched_and_verified(
 
     running_store.store.output.put(manifest.files[0].key, b"something else")
     harmed = lora("get", "statue", str(tmp_path / "harmed"), "--http", **reach)
-    assert harmed.exit_code == 64
+    assert harmed.exit_code == 65
     assert "is not the file that was published" in harmed.stderr
     assert list((tmp_path / "harmed").iterdir()) == []
     away = lora("get", "statue", "--http", **{**reach, "LORA_STORE_ENDPOINT": "127.0.0.1:9"})
-    assert "the store cannot be reached" in away.stderr
+    assert "the store at 127.0.0.1:9 cannot be used" in away.stderr
+    assert away.exit_code == 69
     refused = lora("get", "statue", "--http", **{**reach, "LORA_STORE_SECRET_KEY": "wrong"})
-    assert "the store does not give" in refused.stderr
-    studio.create("young")
+    assert "refused the credentials" in refused.stderr
+    assert refused.exit_code == 77
+    cluster.create("young")
     assert "has no adapter yet: it is Pending" in lora("get", "young", "--http", **reach).stderr
 
 
@@ -342,21 +381,21 @@ def node(api: client.ApiClient, tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_the_log_of_the_newest_pod_is_printed(lora: Cli, studio: Studio, node: str) -> None:
-    uid = studio.create("statue")["metadata"]["uid"]
-    assert "has no pod now" in lora("logs", "statue").stderr
-    for step in ("annotate", "train"):
-        labels = {names.MANAGED_BY: names.OPERATOR, names.JOB_UID: uid, names.STEP: step}
-        studio.core.create_namespaced_pod(
-            studio.namespace,
+def test_the_log_of_the_newest_pod_is_printed(lora: Cli, cluster: NamespaceClient, node: str) -> None:
+    uid = cluster.create("statue")["metadata"]["uid"]
+    assert "has no pod:" in lora("logs", "statue").stderr
+    for stage in ("annotate", "train"):
+        labels = {names.MANAGED_BY: names.OPERATOR, names.JOB_UID: uid, names.STAGE: stage}
+        cluster.core.create_namespaced_pod(
+            cluster.namespace,
             {
-                "metadata": {"name": f"statue-{step}", "labels": labels},
-                "spec": {"nodeName": node, "containers": [{"name": "step", "image": "x"}]},
+                "metadata": {"name": f"statue-{stage}", "labels": labels},
+                "spec": {"nodeName": node, "containers": [{"name": "stage", "image": "x"}]},
             },
         )
-    for arguments in (["--step", "annotate"], ["--step", "train", "-f"]):
+    for arguments in (["--stage", "annotate"], ["--stage", "train", "-f"]):
         said = lora("logs", "statue", *arguments)
         assert said.stdout.splitlines() == [
-            f"/containerLogs/{studio.namespace}/statue-{arguments[1]}/step",
+            f"/containerLogs/{cluster.namespace}/statue-{arguments[1]}/stage",
             "step 20 of 500",
         ], said.stderr

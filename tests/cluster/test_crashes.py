@@ -9,16 +9,16 @@ from signal import SIGKILL
 from subprocess import Popen
 
 import pytest
-from kubelet import FakeKubelet, well
-from studio import PATIENCE_SECONDS, OperatorProcess, Studio, until
 
-from lora_api.steps import StepName
+from lora_api.stages import StageName
+from tests.support.cluster.harness import PATIENCE_SECONDS, NamespaceClient, OperatorProcess, until
+from tests.support.cluster.kubelet import FakeKubelet, succeed
 
-PROGRAM = str(Path(__file__).with_name("crashing_operator.py"))
-WRITES = 7
+PROGRAM = str(Path(__file__).parents[1] / "support" / "cluster" / "crashing_operator.py")
+WRITES = 6
 """Of a job from create to Succeeded, the one in which its training pod is seen to run excepted: a fast one never is."""
-FIRST = 4
-"""Of those that come after a job's first child is told of."""
+FIRST = 3
+"""Of those that come after a job's first child is in its status."""
 
 Crash = Callable[[int, str], Popen[bytes]]
 
@@ -48,7 +48,7 @@ def wait_for_the_kill(process: Popen[bytes], *, over: Callable[[], bool]) -> Non
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("number", range(1, WRITES + 1))
 def test_killed_at_a_write(
-    studio: Studio,
+    cluster: NamespaceClient,
     operator_files: OperatorProcess,
     crash: Crash,
     kubelet: FakeKubelet,
@@ -56,20 +56,20 @@ def test_killed_at_a_write(
     moment: str,
 ) -> None:
     process = crash(number, moment)
-    studio.create()
-    wait_for_the_kill(process, over=lambda: studio.phase() == "Succeeded")
+    cluster.create()
+    wait_for_the_kill(process, over=lambda: cluster.phase() == "Succeeded")
     operator_files.start()
-    status = studio.wait_for("Succeeded")
-    assert [step for step, _ in kubelet.runs] == [StepName.ANNOTATE, StepName.TRAIN]
+    status = cluster.wait_for("Succeeded")
+    assert [stage for stage, _ in kubelet.runs] == [StageName.ANNOTATE, StageName.TRAIN]
     assert max(kubelet.most_live.values()) == 1
     assert (status["training"]["attempt"], status["captions"]["attempt"]) == (1, 1)
-    assert len(studio.jobs()) == 2
+    assert len(cluster.jobs()) == 2
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("number", range(FIRST, FIRST + 3))
 def test_killed_while_a_job_that_has_failed_is_stopped(
-    studio: Studio,
+    cluster: NamespaceClient,
     operator_files: OperatorProcess,
     crash: Crash,
     kubelet: FakeKubelet,
@@ -77,21 +77,21 @@ def test_killed_while_a_job_that_has_failed_is_stopped(
     moment: str,
 ) -> None:
     """The end is written, an Event tells of it, and the child that runs is deleted."""
-    kubelet.script = lambda step, number: None
+    kubelet.script = lambda stage, number: None
     process = crash(number, moment)
-    studio.create(runPolicy={"activeDeadlineSeconds": 2})
-    wait_for_the_kill(process, over=lambda: studio.phase() == "Failed" and not studio.jobs())
+    cluster.create(runPolicy={"activeDeadlineSeconds": 2})
+    wait_for_the_kill(process, over=lambda: cluster.phase() == "Failed" and not cluster.jobs())
     operator_files.start()
-    studio.wait_for("Failed")
-    assert studio.condition("Succeeded") == ("False", "DeadlineExceeded")
-    until(lambda: not studio.jobs() and not studio.pods())
+    cluster.wait_for("Failed")
+    assert cluster.condition("Succeeded") == ("False", "DeadlineExceeded")
+    until(lambda: not cluster.jobs() and not cluster.pods())
     assert len(kubelet.runs) == 1
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("number", range(FIRST, FIRST + 4))
 def test_killed_while_a_job_is_suspended(
-    studio: Studio,
+    cluster: NamespaceClient,
     operator_files: OperatorProcess,
     crash: Crash,
     kubelet: FakeKubelet,
@@ -99,20 +99,19 @@ def test_killed_while_a_job_is_suspended(
     moment: str,
 ) -> None:
     """The child is deleted, the phase is written and told, and so is that nothing runs any more."""
-    kubelet.script = lambda step, number: None
+    kubelet.script = lambda stage, number: None
     process = crash(number, moment)
-    studio.create()
+    cluster.create()
     until(lambda: kubelet.runs)
-    until(lambda: studio.phase() == "Annotating")
-    time.sleep(0.3)  # for the Event that tells of it
-    studio.patch({"spec": {"runPolicy": {"suspend": True}}})
-    wait_for_the_kill(process, over=lambda: "to go on" in studio.message())
+    until(lambda: cluster.phase() == "Annotating")
+    cluster.patch({"spec": {"runPolicy": {"suspend": True}}})
+    wait_for_the_kill(process, over=lambda: "to resume" in cluster.message())
     operator_files.start()
-    until(lambda: "to go on" in studio.message())
-    assert studio.phase() == "Suspended"
-    assert not studio.jobs()
-    kubelet.script = well
-    studio.patch({"spec": {"runPolicy": {"suspend": False}}})
-    status = studio.wait_for("Succeeded")
+    until(lambda: "to resume" in cluster.message())
+    assert cluster.phase() == "Suspended"
+    assert not cluster.jobs()
+    kubelet.script = succeed
+    cluster.patch({"spec": {"runPolicy": {"suspend": False}}})
+    status = cluster.wait_for("Succeeded")
     assert (status["captions"]["attempt"], status["training"]["attempt"]) == (2, 1)
     assert max(kubelet.most_live.values()) == 1

@@ -1,7 +1,7 @@
 """The quickstart on a whole cluster: pods that run, pictures that become an adapter.
 
 Needs `LORA_TEST_KUBECONFIG` and, in that cluster, an operator whose default profile has the model `shapes-sdxl` and the
-quickstart's pictures in its store; `LORA_TEST_STORE_KEYS` holds that store's `accessKey:secretKey`. docs/testing.md
+quickstart's pictures in its store; `LORA_TEST_STORE_KEYS` holds that store's `accessKey:secretKey`. docs/contributing/testing.md
 says how to set such a cluster up.
 """
 
@@ -17,9 +17,9 @@ from uuid import uuid4
 import pytest
 import yaml
 from kubernetes import client, config
-from studio import Studio, until
 
 from lora_api import GROUP, PLURAL, VERSION
+from tests.support.cluster.harness import NamespaceClient, until
 
 KUBECONFIG = os.environ.get("LORA_TEST_KUBECONFIG", "")
 KEYS = os.environ.get("LORA_TEST_STORE_KEYS", ":")
@@ -29,22 +29,22 @@ pytestmark = pytest.mark.skipif(not KUBECONFIG, reason="LORA_TEST_KUBECONFIG nam
 
 
 @pytest.fixture
-def cluster() -> Iterator[Studio]:
+def cluster() -> Iterator[NamespaceClient]:
     """A namespace that enforces the restricted Pod Security Standard, with the store's keys in it."""
     with config.new_client_from_config(KUBECONFIG) as api:
         name = f"test-{uuid4().hex[:8]}"
         core = client.CoreV1Api(api)
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         core.create_namespace({"metadata": {"name": name, "labels": labels}})
-        yield Studio(api, name)
+        yield NamespaceClient(api, name)
         core.delete_namespace(name)
         until(lambda: name not in [n.metadata.name for n in core.list_namespace().items], 180)
 
 
-def give_keys(studio: Studio, keys: str) -> None:
+def give_keys(cluster: NamespaceClient, keys: str) -> None:
     access_key, _, secret_key = keys.partition(":")
-    studio.core.create_namespaced_secret(
-        studio.namespace,
+    cluster.core.create_namespaced_secret(
+        cluster.namespace,
         {
             "metadata": {"name": "lora-store"},
             "stringData": {"accessKey": access_key, "secretKey": secret_key},
@@ -52,9 +52,9 @@ def give_keys(studio: Studio, keys: str) -> None:
     )
 
 
-def kubectl(studio: Studio, *arguments: str, text: str = "") -> str:
+def kubectl(cluster: NamespaceClient, *arguments: str, text: str = "") -> str:
     ran = subprocess.run(
-        ["kubectl", "--kubeconfig", KUBECONFIG, "-n", studio.namespace, *arguments],
+        ["kubectl", "--kubeconfig", KUBECONFIG, "-n", cluster.namespace, *arguments],
         input=text,
         capture_output=True,
         text=True,
@@ -63,18 +63,18 @@ def kubectl(studio: Studio, *arguments: str, text: str = "") -> str:
     return ran.stdout
 
 
-def quickstart(studio: Studio, name: str, **spec: object) -> None:
+def quickstart(cluster: NamespaceClient, name: str, **spec: object) -> None:
     job = yaml.safe_load(QUICKSTART.read_text())
     job["metadata"] = {"name": name}
     job["spec"] |= spec
-    kubectl(studio, "apply", "-f", "-", text=json.dumps(job))
+    kubectl(cluster, "apply", "-f", "-", text=json.dumps(job))
 
 
-def wait_finished(studio: Studio, name: str, seconds: int) -> None:
-    kubectl(studio, "wait", "--for=condition=Finished", f"loratrainingjob/{name}", f"--timeout={seconds}s")
+def wait_finished(cluster: NamespaceClient, name: str, seconds: int) -> None:
+    kubectl(cluster, "wait", "--for=condition=Finished", f"loratrainingjob/{name}", f"--timeout={seconds}s")
 
 
-def test_pictures_become_an_adapter(cluster: Studio) -> None:
+def test_pictures_become_an_adapter(cluster: NamespaceClient) -> None:
     give_keys(cluster, KEYS)
     quickstart(cluster, "quickstart")
     wait_finished(cluster, "quickstart", 600)
@@ -83,14 +83,15 @@ def test_pictures_become_an_adapter(cluster: Studio) -> None:
     assert status["progress"]["display"] == "300/300"
     assert status["adapter"]["bytes"] > 0
     pods = cluster.pods()
-    assert sorted(pod.metadata.labels["lora-training.io/step"] for pod in pods) == ["annotate", "train"]
-    assert all(pod.status.phase == "Succeeded" for pod in pods)
+    assert sorted(pod.metadata.labels["lora-training.io/stage"] for pod in pods) == ["annotate", "train"]
+    # the operator takes the result when the stage's container has ended, a moment before the pod has
+    until(lambda: all(pod.status.phase == "Succeeded" for pod in cluster.pods()), 60)
     shown = kubectl(cluster, "get", PLURAL)
     assert "Succeeded" in shown
     assert "300/300" in shown
 
 
-def test_bad_jobs_end_with_their_reason(cluster: Studio) -> None:
+def test_bad_jobs_end_with_their_reason(cluster: NamespaceClient) -> None:
     give_keys(cluster, KEYS)
     quickstart(cluster, "profile", profile="nope")
     quickstart(cluster, "images", dataset={"prefix": f"nothing/{uuid4().hex}/"})
@@ -99,14 +100,14 @@ def test_bad_jobs_end_with_their_reason(cluster: Studio) -> None:
         assert cluster.condition("Succeeded", name) == ("False", reason)
 
 
-def test_a_wrong_key_ends_with_its_reason(cluster: Studio) -> None:
+def test_a_wrong_key_ends_with_its_reason(cluster: NamespaceClient) -> None:
     give_keys(cluster, f"{KEYS.partition(':')[0]}:wrong")
     quickstart(cluster, "key")
     wait_finished(cluster, "key", 60)
     assert cluster.condition("Succeeded", "key") == ("False", "CredentialsRefused")
 
 
-def test_a_secret_that_comes_late_is_waited_for(cluster: Studio) -> None:
+def test_a_secret_that_comes_late_is_waited_for(cluster: NamespaceClient) -> None:
     quickstart(cluster, "late", dataset={"prefix": f"nothing/{uuid4().hex}/"})
     until(lambda: cluster.condition("Succeeded", "late") == ("Unknown", "SecretNotFound"), 60)
     give_keys(cluster, KEYS)
@@ -114,7 +115,7 @@ def test_a_secret_that_comes_late_is_waited_for(cluster: Studio) -> None:
     assert cluster.condition("Succeeded", "late") == ("False", "DatasetInvalid")
 
 
-def test_deleting_a_job_ends_its_pods(cluster: Studio) -> None:
+def test_deleting_a_job_ends_its_pods(cluster: NamespaceClient) -> None:
     give_keys(cluster, KEYS)
     quickstart(cluster, "gone")
     until(lambda: cluster.phase("gone") == "Training", 300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from kubelet import FakeKubelet, well
 from kubernetes import client
-from plane import ControlPlane, install_crd, served
-from studio import PATIENCE_SECONDS, OperatorProcess, Studio, until
 
 from lora_api import GROUP, PLURAL
-from lora_api.steps import StepName
+from lora_api.stages import StageName
+from tests.support.cluster.harness import PATIENCE_SECONDS, NamespaceClient, OperatorProcess, until
+from tests.support.cluster.kubelet import FakeKubelet, succeed
+from tests.support.cluster.plane import ControlPlane, install_crd, served
 
 ROOT = Path(__file__).parents[2]
 NAMESPACE, LEASE = "lora-system", "test-lease"
@@ -63,29 +64,29 @@ def lease(api: client.ApiClient) -> Any:
 
 
 def test_one_works_and_the_other_takes_over(
-    api: client.ApiClient, studio: Studio, pair: list[OperatorProcess], kubelet: FakeKubelet
+    api: client.ApiClient, cluster: NamespaceClient, pair: list[OperatorProcess], kubelet: FakeKubelet
 ) -> None:
     first, second = pair
     first.start()
     until(lambda: leads(first))
     second.start()
     until(lambda: second.ask("/readyz")[0] == 200)
-    studio.create("one")
-    studio.wait_for("Succeeded", "one")
+    cluster.create("one")
+    cluster.wait_for("Succeeded", "one")
     assert not leads(second)
     assert second.metric("lora_operator_api_writes_total") == 0
     assert second.ask("/healthz") == (200, "ok\n")
 
     # killed in the middle of a job: the other waits for the Lease to run out
-    kubelet.script = lambda step, number: None if step == StepName.TRAIN else well(step, number)
-    studio.create("two")
-    studio.wait_for("Training", "two")
+    kubelet.script = lambda stage, number: None if stage == StageName.TRAIN else succeed(stage, number)
+    cluster.create("two")
+    cluster.wait_for("Training", "two")
     first.kill()
     until(lambda: leads(second))
-    kubelet.script = well
-    studio.wait_for("Succeeded", "two")
+    kubelet.script = succeed
+    cluster.wait_for("Succeeded", "two")
     assert lease(api).spec.lease_transitions == 1
-    assert len(kubelet.runs) == 4, "each step of each job once"
+    assert len(kubelet.runs) == 4, "each stage of each job once"
 
     # stopped in good order: the Lease is given up, and nobody waits
     first.start()
@@ -95,7 +96,7 @@ def test_one_works_and_the_other_takes_over(
 
 
 def test_who_has_lost_the_lease_ends(
-    api: client.ApiClient, studio: Studio, pair: list[OperatorProcess]
+    api: client.ApiClient, cluster: NamespaceClient, pair: list[OperatorProcess]
 ) -> None:
     first, _ = pair
     first.start()
@@ -106,6 +107,43 @@ def test_who_has_lost_the_lease_ends(
     assert first.process.wait(PATIENCE_SECONDS) != 0
     assert "has lost the Lease" in first.log
     client.CoordinationV1Api(api).delete_namespaced_lease(LEASE, NAMESPACE)
+
+
+def test_the_lease_goes_with_the_pod_of_the_last_leader(
+    api: client.ApiClient, cluster: NamespaceClient, pair: list[OperatorProcess]
+) -> None:
+    """As when a release is uninstalled: a pod that is told to stop does not create the Lease again."""
+    core = client.CoreV1Api(api)
+    for number, operator in enumerate(pair):
+        pod = {
+            "metadata": {"name": f"operator-{number}"},
+            "spec": {"containers": [{"name": "operator", "image": "x"}]},
+        }
+        made = core.create_namespaced_pod(NAMESPACE, pod)
+        operator.settings = operator.settings | {
+            "LORA_POD_NAME": made.metadata.name,
+            "LORA_POD_UID": made.metadata.uid,
+        }
+    first, second = pair
+    first.start()
+    until(lambda: leads(first))
+    assert [owner.name for owner in lease(api).metadata.owner_references] == ["operator-0"]
+    second.start()
+    first.stop()
+    core.delete_namespaced_pod("operator-0", NAMESPACE)
+    until(lambda: leads(second))
+    until(lambda: [owner.name for owner in lease(api).metadata.owner_references] == ["operator-1"])
+    time.sleep(3)
+    assert leads(second)
+    client.CoordinationV1Api(api).delete_namespaced_lease(LEASE, NAMESPACE)
+    second.stop()
+    core.delete_namespaced_pod("operator-1", NAMESPACE)
+    until(lambda: not leases(api))
+
+
+def leases(api: client.ApiClient) -> list[str]:
+    found = client.CoordinationV1Api(api).list_namespaced_lease(NAMESPACE).items
+    return [lease.metadata.name for lease in found]
 
 
 def test_a_missing_definition_is_told_and_a_new_process_finds_it(

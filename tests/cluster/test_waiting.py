@@ -1,15 +1,17 @@
-"""A step that cannot start, or may not yet: its user sees why within seconds, in the words of who holds it up."""
+"""A stage that cannot start, or may not yet: its user sees why within seconds, in the words of who holds it up."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kubelet import End, FakeKubelet, Stuck, well
-from studio import OperatorProcess, Studio, until
+import yaml
 
-from lora_api.steps import StepName
+from lora_api.stages import StageName
+from tests.support.cluster.harness import PROFILES, NamespaceClient, OperatorProcess, until
+from tests.support.cluster.kubelet import End, FakeKubelet, Stuck, succeed
 
 HELD = [
     (
@@ -28,38 +30,48 @@ HELD = [
 
 @pytest.mark.parametrize(("held", "reason", "words"), HELD, ids=[reason for _, reason, _ in HELD])
 def test_a_pod_that_does_not_start_says_why_and_then_goes_on(
-    studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet, held: Stuck, reason: str, words: str
+    cluster: NamespaceClient,
+    operator: OperatorProcess,
+    kubelet: FakeKubelet,
+    held: Stuck,
+    reason: str,
+    words: str,
 ) -> None:
-    kubelet.script = lambda step, number: held
-    studio.create()
-    until(lambda: studio.condition("Succeeded") == ("Unknown", reason))
-    assert words in studio.message()
-    kubelet.script = well
-    studio.wait_for("Succeeded")
+    kubelet.script = lambda stage, number: held
+    cluster.create()
+    until(lambda: cluster.condition("Succeeded") == ("Unknown", reason))
+    assert words in cluster.message()
+    kubelet.script = succeed
+    cluster.wait_for("Succeeded")
     assert len(kubelet.runs) == 2
 
 
 @pytest.mark.parametrize(("held", "reason", "words"), HELD[:2], ids=[reason for _, reason, _ in HELD[:2]])
 def test_the_start_deadline_ends_it(
-    studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet, held: Stuck, reason: str, words: str
+    cluster: NamespaceClient,
+    operator: OperatorProcess,
+    kubelet: FakeKubelet,
+    held: Stuck,
+    reason: str,
+    words: str,
 ) -> None:
-    kubelet.script = lambda step, number: well(step, number) if step == StepName.ANNOTATE else held
-    studio.create(runPolicy={"startDeadlineSeconds": 5})
-    studio.wait_for("Failed")
-    assert studio.condition("Succeeded") == ("False", "StartDeadlineExceeded")
-    assert words in studio.message()
-    until(lambda: [job.status.succeeded for job in studio.jobs()] == [1])
+    kubelet.script = lambda stage, number: succeed(stage, number) if stage == StageName.ANNOTATE else held
+    cluster.create(runPolicy={"startDeadlineSeconds": 5})
+    cluster.wait_for("Failed")
+    assert cluster.condition("Succeeded") == ("False", "StartDeadlineExceeded")
+    assert words in cluster.message()
+    until(lambda: [job.status.succeeded for job in cluster.jobs()] == [1])
 
 
 def test_a_secret_that_cannot_be_mounted_is_named(
-    studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     """The kubelet tells of it in an Event alone; the pod is just being created."""
-    kubelet.script = lambda step, number: Stuck(waiting="ContainerCreating")
-    studio.create()
-    (pod,) = until(studio.pods)
+    kubelet.script = lambda stage, number: Stuck(waiting="ContainerCreating")
+    cluster.create()
+    (pod,) = until(cluster.pods)
     words = 'MountVolume.SetUp failed for volume "store" : secret "lora-store" not found'
-    reference = {"kind": "Pod", "namespace": studio.namespace, "name": pod.metadata.name}
+    reference = {"kind": "Pod", "namespace": cluster.namespace, "name": pod.metadata.name}
     event = {
         "metadata": {"name": "told-by-a-kubelet"},
         "involvedObject": reference | {"apiVersion": "v1", "uid": pod.metadata.uid},
@@ -67,67 +79,78 @@ def test_a_secret_that_cannot_be_mounted_is_named(
         "message": words,
         "type": "Warning",
     }
-    studio.core.create_namespaced_event(studio.namespace, event)
-    until(lambda: studio.condition("Succeeded") == ("Unknown", "SecretNotFound"))
-    assert words in studio.message()
-    kubelet.script = well
-    studio.wait_for("Succeeded")
+    cluster.core.create_namespaced_event(cluster.namespace, event)
+    until(lambda: cluster.condition("Succeeded") == ("Unknown", "SecretNotFound"))
+    assert words in cluster.message()
+    kubelet.script = succeed
+    cluster.wait_for("Succeeded")
 
 
 def test_a_quota_that_keeps_the_job_out_is_told_and_waited_for(
-    studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
-    studio.core.create_namespaced_resource_quota(studio.namespace, quota)
-    until(lambda: studio.core.read_namespaced_resource_quota("none", studio.namespace).status.hard)
-    studio.create()
-    until(lambda: studio.condition("Succeeded") == ("Unknown", "QuotaExceeded"))
-    assert studio.phase() == "Pending"
-    assert "exceeded quota: none, requested: count/jobs.batch=1" in studio.message()
-    studio.core.delete_namespaced_resource_quota("none", studio.namespace)
-    studio.wait_for("Succeeded")
+    cluster.core.create_namespaced_resource_quota(cluster.namespace, quota)
+    until(lambda: cluster.core.read_namespaced_resource_quota("none", cluster.namespace).status.hard)
+    cluster.create()
+    until(lambda: cluster.condition("Succeeded") == ("Unknown", "QuotaExceeded"))
+    assert cluster.phase() == "Pending"
+    assert "exceeded quota: none, requested: count/jobs.batch=1" in cluster.message()
+    cluster.core.delete_namespaced_resource_quota("none", cluster.namespace)
+    cluster.wait_for("Succeeded")
+
+
+@pytest.fixture
+def bad_labels(operator_files: OperatorProcess) -> Iterator[OperatorProcess]:
+    """An operator whose profile gives pods a label that Kubernetes does not allow."""
+    path = operator_files.folder / "profiles.yaml"
+    before = path.read_text()
+    default = PROFILES["profiles"]["default"] | {"pods": {"annotate": {"labels": {"not a label": "x"}}}}
+    path.write_text(yaml.safe_dump({"profiles": {"default": default}}))
+    operator_files.start()
+    yield operator_files
+    operator_files.stop()
+    path.write_text(before)
 
 
 def test_a_child_that_kubernetes_calls_invalid_ends_the_job_with_its_words(
-    studio: Studio, operator: OperatorProcess
+    cluster: NamespaceClient, bad_labels: OperatorProcess
 ) -> None:
-    studio.create(scheduling={"priorityClassName": "not a name"}, annotation={"mode": "Template"})
-    kubelet = FakeKubelet(studio.api, studio.namespace)
-    with kubelet:
-        studio.wait_for("Failed")
-    assert studio.condition("Succeeded") == ("False", "ConfigurationInvalid")
-    assert "priorityClassName" in studio.message()
+    cluster.create()
+    cluster.wait_for("Failed")
+    assert cluster.condition("Succeeded") == ("False", "ConfigurationInvalid")
+    assert "not a label" in cluster.message()
 
 
 def test_a_queue_holds_a_job_back_and_takes_its_place_away(
-    studio: Studio, operator: OperatorProcess, kubelet: FakeKubelet
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     """What Kueue does to a Job with its label: it suspends it, admits it, and preempts it."""
 
     def suspend(name: str, value: bool) -> None:
-        studio.batch.patch_namespaced_job(name, studio.namespace, {"spec": {"suspend": value}})
+        cluster.batch.patch_namespaced_job(name, cluster.namespace, {"spec": {"suspend": value}})
 
-    def queued(step: StepName) -> Any:
-        selector = f"kueue.x-k8s.io/queue-name=gpus,lora-training.io/step={step}"
-        return studio.batch.list_namespaced_job(studio.namespace, label_selector=selector).items
+    def queued(stage: StageName) -> Any:
+        selector = f"kueue.x-k8s.io/queue-name=gpus,lora-training.io/stage={stage}"
+        return cluster.batch.list_namespaced_job(cluster.namespace, label_selector=selector).items
 
-    def endless(step: StepName, number: int) -> End | None:
-        return well(step, number) if step == StepName.ANNOTATE else None
+    def endless(stage: StageName, number: int) -> End | None:
+        return succeed(stage, number) if stage == StageName.ANNOTATE else None
 
     kubelet.script = endless
-    studio.create(scheduling={"queueName": "gpus"}, runPolicy={"backoffLimit": 0})
-    studio.wait_for("Training")
-    assert len(queued(StepName.ANNOTATE)) == 1
-    (job,) = queued(StepName.TRAIN)
+    cluster.create(scheduling={"queueName": "gpus"}, runPolicy={"backoffLimit": 0})
+    cluster.wait_for("Training")
+    assert len(queued(StageName.ANNOTATE)) == 1
+    (job,) = queued(StageName.TRAIN)
     suspend(job.metadata.name, True)
-    until(lambda: "suspended by its queue" in studio.message())
-    assert studio.phase() == "Queued"
+    until(lambda: "suspended by its queue" in cluster.message())
+    assert cluster.phase() == "Queued"
     time.sleep(2)
-    (held,) = queued(StepName.TRAIN)
+    (held,) = queued(StageName.TRAIN)
     assert held.spec.suspend is True, "the operator does not fight over it"
     assert held.metadata.uid == job.metadata.uid
-    kubelet.script = well
+    kubelet.script = succeed
     suspend(job.metadata.name, False)
-    status = studio.wait_for("Succeeded")
+    status = cluster.wait_for("Succeeded")
     assert status["training"]["attempt"] == 1
     assert max(kubelet.most_live.values()) == 1

@@ -1,4 +1,4 @@
-"""What README and the tutorial tell people to type: run here, or known to be run by another test."""
+"""Every command in the docs is run here, or is covered by the test named beside it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from lora_api.job import parse_job_document
-from quickstart import ROOT, SMALL, environment
-from served import free_port, wait_for_page
+from lora_cli.main import app
+from lora_cli.manifests.writer import dump_yaml
+from tests.support.demo_server import wait_for_page
+from tests.support.helm import VALUE_SETS, render
+from tests.support.ports import free_port
+from tests.support.quickstart import ROOT, SMALL, environment
 
 VENV = Path(sys.prefix)
 LIFE = "tests/cluster/test_chart_life.py::test_the_life_of_a_release"
@@ -23,15 +29,44 @@ CHART = "tests/integration/chart/test_rendering.py::test_helm_finds_nothing_to_w
 CLI = "tests/cluster/test_cli.py::"
 ESTIMATE = "tests/integration/train/test_estimate.py::test_the_sizes_that_are_taken_without_a_model_are_sdxls"
 END_TO_END = "tests/cluster/test_end_to_end.py::test_pictures_become_an_adapter"
+REVIEW = "tests/integration/annotate/test_review.py::test_pull_edit_push_approve"
+HERE = "tests/integration/test_documented_commands.py"
 ELSEWHERE = {
-    r"make test": ".ci/run",
+    r"make test|make lint.*": ".ci/run",
+    r"\.venv/bin/pytest tests/\S+( -k \w+)?": f"{HERE}::test_documented_tests_exist",
+    r"(keys=.*|LORA_TEST_KUBECONFIG=.*)": LIFE,
+    r"LORA_TEST_CHAOS_ROUNDS=.*": "tests/cluster/test_chaos.py",
     r"helm install lora charts/lora-training-operator .*": CHART,
     r"helm test lora .*": LIFE,
     r"make images|kind load docker-image .*": LIFE,
-    r"kubectl create secret generic (lora-store|lora-llm) .*": END_TO_END,
+    r"kubectl create secret generic (lora-store|lora-llm) (?!.*kubeseal).*": END_TO_END,
+    r"kubectl create namespace studio": END_TO_END,
     r"kubectl apply -f (examples/quickstart/)?job\.yaml": END_TO_END,
-    r"kubectl (get|wait) .*loratrainingjobs?\b.*": END_TO_END,
-    r"kubectl port-forward -n lora-system service/lora-lora-training-operator-demo 8501": CHART,
+    r"(uid=\$\()?kubectl (get|wait|describe) loratrainingjobs?\b.*|kubectl (get|wait) .*loratrainingjob/.*": END_TO_END,
+    r"kubectl patch loratrainingjob marble-statue .*retry.*": (
+        "tests/cluster/test_lifetimes.py::test_a_failed_job_is_retried_in_place"
+    ),
+    r"kubectl (get|wait|logs) .*-l .*": f"{HERE}::test_documented_labels_exist",
+    r"kubectl port-forward -n lora-system service/.*": f"{HERE}::test_documented_services_exist",
+    r"kubectl create secret generic lora-webhook .*": "tests/cluster/test_webhook.py::test_the_end_is_announced_once_and_signed",
+    r"make demo IMAGES=\./photos TOKEN=CUS CLASS=backpack": f"{HERE}::test_a_folder_of_ones_own_becomes_an_adapter_by_make",
+    r"\.venv/bin/lora demo --home \.demo --profiles \S+": (
+        "tests/integration/demo/test_new_job.py::test_photographs_become_a_downloaded_adapter"
+    ),
+    r"(\.venv/bin/)?lora train \./photos --token CUS --class backpack": "tests/integration/test_train_command.py::test_a_folder_becomes_an_adapter",
+    r"lora (runs|open photos)": "tests/integration/test_train_command.py::test_a_folder_becomes_an_adapter",
+    r"lora push photos OWNER/my-backpack": "tests/integration/test_train_command.py::test_an_adapter_is_pushed_to_the_hub",
+    r"lora train \./photos --token CUS --class backpack --print": (
+        "tests/unit/cli/test_new_job.py::test_the_manifest_of_a_folder_is_printed_and_valid"
+    ),
+    r"lora init \./photos --token CUS --class backpack": "tests/unit/cli/test_new_job.py::test_a_file_is_written_once",
+    r"lora check job\.yaml --images \./photos": (
+        "tests/unit/cli/test_new_job.py::test_the_check_counts_cost_and_missing_keys"
+    ),
+    r"lora (describe|delete) marble-statue": CLI + "test_a_job_is_described_and_deleted",
+    r"lora images check \./photos --sheet sheet\.png": (
+        "tests/integration/annotate/test_images_check.py::test_problems_are_named_and_shown"
+    ),
     r"lora validate job\.yaml": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
     r"lora estimate job\.yaml --gpu T4": ESTIMATE,
     r"lora (submit job\.yaml|list)": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
@@ -44,26 +79,151 @@ ELSEWHERE = {
     r"ANTHROPIC_API_KEY=\S+ .venv/bin/lora run job.yaml --images \./photos": (
         "tests/integration/test_local_run.py::test_with_a_key_the_captions_are_the_llms"
     ),
+    r"\.venv/bin/lora init \./photos .*": "tests/unit/cli/test_new_job.py::test_a_file_is_written_once",
+    r"\.venv/bin/lora check job\.yaml --images \./photos": (
+        "tests/unit/cli/test_new_job.py::test_the_check_counts_cost_and_missing_keys"
+    ),
+    r"\$EDITOR review/metadata.jsonl|lora captions .* review/.*": REVIEW,
+    r"python -m lora_trainer prefetch --config prefetch\.json": "tests/integration/test_prefetch.py",
 }
-"""Commands that need a cluster, a key or an hour, and the test that does what they do."""
+"""Commands that need a cluster, a key or much time: a pattern, and the test that does what they do."""
+EXTERNAL = {
+    r"cosign .*|docker buildx .*|for image in .*cosign copy.*|helm pull oci://.*": "need a published release",
+    r"python -c .*stabilityai/stable-diffusion-xl-base-1\.0.*|aws s3 cp .*": "need SDXL's weights and a store",
+    r"kubectl create secret .* kubeseal .*": "needs the sealed-secrets controller",
+    r"\.venv/bin/pip install pre-commit|\.venv/bin/pre-commit install": "change the contributor's clone",
+    r"make bench-gpu.*|PYTHONPATH=\S+ python -m benchmarks\.bench_gpu .*": "need an NVIDIA GPU",
+}
+"""Commands that no test can run, and why."""
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    if "\n```sh\n" in path.read_text()
+)
+TUTORIAL = "docs/tutorial/quickstart.md"
 
 
 def commands(page: str) -> list[str]:
     """The lines of a page's shell blocks."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    return [line.partition("   #")[0].strip() for block in blocks for line in block.splitlines() if line]
+    lines = "".join(blocks).replace("\\\n", "").splitlines()
+    return [" ".join(line.partition("   #")[0].split()) for line in lines if line]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/command.md", "docs/install.md", "docs/demo.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_run_by_a_test(page: str) -> None:
-    tutorial = commands("docs/tutorial.md")
-    assert commands(page)
+    covered = [*ELSEWHERE, *EXTERNAL]
+    tutorial = commands(TUTORIAL)
     unknown = [
         command
         for command in commands(page)
-        if command not in tutorial and not any(re.fullmatch(known, command) for known in ELSEWHERE)
+        if command not in tutorial and not any(re.fullmatch(pattern, command) for pattern in covered)
     ]
     assert unknown == []
+
+
+@pytest.mark.parametrize("pattern", [*ELSEWHERE, *EXTERNAL])
+def test_every_pattern_covers_a_documented_command(pattern: str) -> None:
+    documented = [command for page in PAGES for command in commands(page)]
+    assert any(re.fullmatch(pattern, command) for command in documented)
+
+
+def test_documented_lora_commands_have_these_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments of every `lora` command in the docs are parsed by the command itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORA_STORE_ENDPOINT", "localhost:9000")
+    (tmp_path / "job.yaml").touch()
+    for folder in ("photos", "review", "examples"):
+        (tmp_path / folder).mkdir()
+    shutil.copytree(ROOT / "examples" / "quickstart", tmp_path / "examples/quickstart")
+    (tmp_path / "examples/shapes-sdxl").mkdir()
+    documented = {
+        found[1]
+        for page in PAGES
+        for command in commands(page)
+        if (found := re.search(r"\blora (.*)", command))
+    } - {"charts/lora-training-operator"}
+    parsed = 0
+    for line in documented:
+        arguments = shlex.split(line)
+        command: Any = typer.main.get_command(app)
+        while arguments and arguments[0] in getattr(command, "commands", {}):
+            command = command.commands[arguments.pop(0)]
+        if not hasattr(command, "commands"):
+            command.make_context(line, arguments)
+            parsed += 1
+    assert parsed > 10
+
+
+def test_documented_services_exist() -> None:
+    """`kubectl port-forward` names a Service and a port of the rendered chart."""
+    rendered = render({"demo": {"enabled": True}})
+    services = {
+        (item["metadata"]["name"], port["port"])
+        for item in rendered
+        if item["kind"] == "Service"
+        for port in item["spec"]["ports"]
+    }
+    forwarded = [
+        (found[1], int(found[2]))
+        for page in PAGES
+        for command in commands(page)
+        if (found := re.fullmatch(r"kubectl port-forward .*service/(\S+) \d+:(\d+)", command))
+    ]
+    assert forwarded
+    assert set(forwarded) <= services
+
+
+def test_documented_labels_exist() -> None:
+    """Label selectors select what the operator and the chart create."""
+    selectors = {
+        pair
+        for page in PAGES
+        for command in commands(page)
+        for selector in re.findall(r" -l (\S+)", command)
+        for pair in selector.split(",")
+    }
+    assert selectors
+    source = "".join(path.read_text() for path in (ROOT / "operator/lora_operator").rglob("*.py"))
+    chart = str([item["metadata"].get("labels") for item in render(VALUE_SETS["cached-models"])])
+    for key, _, value in (selector.partition("=") for selector in selectors):
+        in_chart = f"'{key}': '{value}'" in chart
+        assert in_chart or key.rpartition("/")[2] in source, key
+
+
+def test_documented_tests_exist() -> None:
+    named = [
+        path for page in PAGES for command in commands(page) for path in re.findall(r"tests/[\w/.]+", command)
+    ]
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_the_index_of_torch_can_be_chosen() -> None:
+    """`make TORCH_INDEX=...` installs torch, and torch alone, from that index."""
+    printed = subprocess.run(
+        ["make", "-n", "-B", ".venv/.installed", "TORCH_INDEX=https://index.test/cpu"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    chosen = [line for line in printed if "https://index.test/cpu" in line]
+    assert len(chosen) == 1
+    assert re.search(r"--index-url https://index\.test/cpu \$\(grep \^torch== constraints\.txt\)", chosen[0])
+    rest = next(index for index, line in enumerate(printed) if "--require-hashes" in line)
+    assert printed.index(chosen[0]) < rest
+
+
+def test_make_help_lists_every_target() -> None:
+    # below `make test`, make would also print the folder that it enters
+    command = ["make", "--no-print-directory", "help"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    listed = [line.split()[0] for line in printed.splitlines()]
+    phony = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert sorted(listed) == sorted(phony[1].split())
+    assert {line.index(line.split()[1], len(line.split()[0])) for line in printed.splitlines()} == {19}
 
 
 @pytest.mark.parametrize("test", sorted(set(ELSEWHERE.values())))
@@ -72,7 +232,7 @@ def test_those_tests_are_there(test: str) -> None:
     assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("page", ["README.md", TUTORIAL])
 def test_the_jobs_that_are_shown_are_valid(page: str) -> None:
     shown = re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     assert shown
@@ -84,15 +244,24 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) ->
     """In a clone whose quickstart has fewer steps."""
     clone = clone_here(tmp_path)
     outputs = {}
-    for command in commands("docs/tutorial.md"):
+    for command in commands(TUTORIAL):
         if any(re.fullmatch(known, command) for known in ELSEWHERE):
             continue
-        outputs[command] = serve(clone, command) if " demo " in command else run(clone, command)
-    said = outputs["make demo"]
+        outputs[command] = serve(clone, command) if "lora demo" in command else run(clone, command)
+    said = next(output for command, output in outputs.items() if command.startswith("make demo"))
     for word in ("Stored at", "Adapter", "sha256", "Loss", "Report"):
         assert word in said
     assert (clone / ".demo/runs/default/quickstart/result/report.html").is_file()
     assert "phase: Succeeded" in outputs["cat .demo/runs/default/quickstart/status.yaml"]
+
+
+def test_a_folder_of_ones_own_becomes_an_adapter_by_make(tmp_path: Path) -> None:
+    clone = clone_here(tmp_path)
+    shutil.copytree(ROOT / "examples/quickstart/images", clone / "photos")
+    fewer = " ".join(f"--set {setting}" for setting in SMALL)
+    command = f"make demo IMAGES=./photos TOKEN=CUS CLASS=ring DEMO_OPTIONS={shlex.quote(fewer)}"
+    assert "Report" in run(clone, command)
+    assert (clone / ".demo/runs/default/photos/result/adapter.safetensors").is_file()
 
 
 def clone_here(folder: Path) -> Path:
@@ -101,6 +270,9 @@ def clone_here(folder: Path) -> Path:
     shutil.copytree(ROOT / "examples", clone / "examples")
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy2(ROOT / name, clone)
+    (clone / "tools").mkdir()
+    for path in (ROOT / "tools").glob("requirements-*.txt"):
+        shutil.copy2(path, clone / "tools")
     (clone / ".venv").mkdir()
     for child in VENV.iterdir():
         if child.name != ".installed":
@@ -115,7 +287,7 @@ def clone_here(folder: Path) -> Path:
         for parent in parents:
             place = place[parent]
         place[last] = int(value)
-    file.write_text(yaml.safe_dump(job))
+    file.write_text(dump_yaml(job))
     return clone
 
 

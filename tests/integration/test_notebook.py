@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from quickstart import ROOT
+from tests.support.quickstart import ROOT
 
 NOTEBOOK = ROOT / "examples" / "lora.ipynb"
 
@@ -27,7 +27,7 @@ def test_the_notebook_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
     client = NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises with the cell's output where one fails
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    for words in ("job.yaml is valid", "fits", "Succeeded", "over 4 steps", "preview-000004-00"):
+    for words in ("job.yaml: notebook is valid", "fits", "Succeeded", "over 4 steps", "preview-000004-00"):
         assert words in said, said
     last = notebook.cells[-1].outputs[-1]
     assert last.data["image/png"]

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from pytest_httpserver import HTTPServer
 
-from conftest import RunningStore
-from helm import render
-from hub import COMMIT, FakeHub
 from lora_api.manifest import sha256_hex
 from lora_api.prefetch import PrefetchConfig
 from lora_api.profile import HubModel, StoreModel
 from lora_trainer.model_cache import CachedModel, find, origin_of
 from lora_trainer.prefetch import main
+from tests.conftest import RunningStore
+from tests.support.helm import render
+from tests.support.hub import COMMIT, FakeHub
 
 MODEL = {"source": "hub", "repo": "studio/sdxl", "revision": COMMIT, "variant": "fp16"}
 VAE = {"repo": "studio/vae"}
@@ -104,7 +104,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_a_training_needs_is_fetched_and_nothing_else(hub: FakeHub, prefetch: Prefetch) -> None:
+def test_only_the_files_that_training_needs_are_fetched(hub: FakeHub, prefetch: Prefetch) -> None:
     files = dict(hub.repos["studio/sdxl"])
     for unwanted in (
         "sd_xl_base_1.0.safetensors",
@@ -133,9 +133,7 @@ def test_what_a_training_needs_is_fetched_and_nothing_else(hub: FakeHub, prefetc
     assert prefetch.run(model)[0] == 0
 
 
-def test_a_killed_run_leaves_no_model_and_the_next_goes_on_from_there(
-    hub: FakeHub, prefetch: Prefetch
-) -> None:
+def test_a_killed_run_leaves_no_model_and_the_next_run_resumes(hub: FakeHub, prefetch: Prefetch) -> None:
     hub.hold = threading.Event()
     process = prefetch.start(MODEL)
     assert hub.holding.wait(30)
@@ -165,13 +163,13 @@ def test_sigterm_ends_a_run_at_once_as_interrupted(hub: FakeHub, prefetch: Prefe
     assert prefetch.found() is None
 
 
-def test_of_two_runs_at_once_one_fetches(hub: FakeHub, prefetch: Prefetch) -> None:
+def test_only_one_of_two_concurrent_runs_downloads(hub: FakeHub, prefetch: Prefetch) -> None:
     hub.hold = threading.Event()
     first = prefetch.start(MODEL)
     assert hub.holding.wait(30)
     second = prefetch.start(MODEL)
     assert second.stderr is not None
-    assert "another process fetches this model" in second.stderr.readline()
+    assert "another process is fetching this model" in second.stderr.readline()
     hub.hold.set()
     logs = [process.communicate(timeout=30)[1] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], logs
@@ -184,7 +182,7 @@ def test_bytes_that_do_not_have_the_hubs_hash_are_not_kept(hub: FakeHub, prefetc
         hub.served = {name: bytes([right[0] ^ 1]) + right[1:]}
         code, log = prefetch.run(MODEL)
         assert code == 69
-        assert f"'studio/sdxl' at {COMMIT} gave a {name} whose hash is not the one it names" in log
+        assert f"'studio/sdxl' at {COMMIT} sent {name} with a wrong hash" in log
         assert prefetch.found() is None
     hub.served = {}
     assert prefetch.run(MODEL)[0] == 0
@@ -193,7 +191,7 @@ def test_bytes_that_do_not_have_the_hubs_hash_are_not_kept(hub: FakeHub, prefetc
     assert contents(found.folder) == hub.repos["studio/sdxl"]
 
 
-def test_a_model_that_is_harmed_is_fetched_again(hub: FakeHub, prefetch: Prefetch) -> None:
+def test_a_damaged_model_is_fetched_again(hub: FakeHub, prefetch: Prefetch) -> None:
     assert prefetch.run(MODEL)[0] == 0
     found = prefetch.found()
     assert found is not None
@@ -206,7 +204,7 @@ def test_a_model_that_is_harmed_is_fetched_again(hub: FakeHub, prefetch: Prefetc
     hub.down = True
     code, log = prefetch.run(MODEL)
     assert code == 69
-    assert f"{WEIGHTS} does not have its sha256" in log
+    assert f"{WEIGHTS} does not match its sha256" in log
     assert path.exists()  # it stays until there is a better one
     hub.down = False
     assert prefetch.run(MODEL)[0] == 0
@@ -229,8 +227,8 @@ def close(hub: FakeHub) -> None:
 @pytest.mark.parametrize(
     ("prepare", "change", "code", "words"),
     [
-        (refuse_nothing, {"repo": "studio/none"}, 64, "is not there, or not public"),
-        (refuse_nothing, {"revision": "f" * 40}, 64, f"at {'f' * 40} is not there"),
+        (refuse_nothing, {"repo": "studio/none"}, 64, "does not exist or is not public"),
+        (refuse_nothing, {"revision": "f" * 40}, 64, f"at {'f' * 40} does not exist"),
         (
             refuse_nothing,
             {"variant": ""},
@@ -238,14 +236,14 @@ def close(hub: FakeHub) -> None:
             "has no weights unet/*.safetensors without a variant: correct",
         ),
         (refuse_nothing, {"variant": "bf16"}, 64, "of the variant 'bf16'"),
-        (refuse_nothing, {"repo": "studio/vae", "variant": ""}, 64, "is no diffusers pipeline"),
-        (gate, {}, 64, "asks for a licence to be accepted"),
+        (refuse_nothing, {"repo": "studio/vae", "variant": ""}, 64, "is not a diffusers pipeline"),
+        (gate, {}, 64, "requires accepting a licence"),
         (close, {}, 69, "cannot be fetched: "),
-        (refuse_nothing, {"repo": "no name"}, 64, "is not there"),
+        (refuse_nothing, {"repo": "no name"}, 64, "does not exist"),
         (refuse_nothing, {"color": "red"}, 64, "color"),
     ],
 )
-def test_each_failure_has_its_code_and_says_what_to_change(
+def test_each_failure_has_an_exit_code_and_names_the_remedy(
     hub: FakeHub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -257,7 +255,7 @@ def test_each_failure_has_its_code_and_says_what_to_change(
 ) -> None:
     """In this process, which is quicker."""
     prepare(hub)
-    hub.be_the_hub(monkeypatch)
+    hub.use(monkeypatch)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     path = tmp_path / "prefetch.json"
     path.write_text(json.dumps({"model": {**MODEL, **change}, "name": "house", "cache": str(tmp_path)}))
@@ -307,7 +305,7 @@ def test_a_model_of_the_store_follows_what_is_uploaded(
     bucket.remove(uploaded.key + "model_index.json")
     code, log = prefetch.run(uploaded.to_wire(), **fields)
     assert code == 64
-    assert "is no diffusers pipeline (no model_index.json)" in log
+    assert "is not a diffusers pipeline (no model_index.json)" in log
     assert find(origin, prefetch.cache) is not None  # what is there stays
 
 
@@ -341,4 +339,4 @@ def test_the_stores_failures_have_their_codes(tmp_path: Path, running_store: Run
     (Path(running_store.access.credentials_dir) / "secretKey").write_text("wrong")
     code, log = prefetch.run(model, **fields)
     assert code == 77
-    assert "refused the profile's credentials" in log
+    assert "refused the credentials for bucket" in log

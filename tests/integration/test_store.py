@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import urllib3
+from PIL import Image
 from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
-from broken import cut_off
-from conftest import RunningStore
+from lora_api.keys import JobKeys, reuse_pointer
 from lora_api.manifest import FileEntry, Manifest, ReusePointer, canonical_json, sha256_hex
 from lora_api.reasons import Reason
+from lora_api.stages import StoreAccess
 from lora_api.status import AdapterStatus
-from lora_api.steps import StoreAccess
 from lora_trainer.errors import (
     BadConfigurationError,
     BadSetupError,
@@ -22,6 +29,9 @@ from lora_trainer.errors import (
     UnavailableError,
 )
 from lora_trainer.store import ObjectMissingError, Store, StoredObject, find_reusable
+from lora_trainer.train.data.class_images import stored_class_image
+from tests.conftest import RunningStore
+from tests.support.broken import cut_off
 
 
 @pytest.fixture
@@ -80,7 +90,7 @@ def test_one_flipped_bit_is_noticed(running_store, root):
 def test_wrong_credentials_are_named_at_once(running_store, root, name):
     (Path(running_store.access.credentials_dir) / name).write_text("wrong")
     store = Store(running_store.access)
-    with pytest.raises(RefusedCredentialsError, match="refused the profile's credentials") as error:
+    with pytest.raises(RefusedCredentialsError, match="refused the credentials") as error:
         store.output.put(root + "x", b"x")
     assert error.value.reason is Reason.CREDENTIALS_REFUSED
 
@@ -105,9 +115,9 @@ def test_a_missing_bucket_is_named(running_store, root):
 
 
 def test_an_endpoint_that_is_none_is_a_bad_configuration(running_store):
-    with pytest.raises(BadConfigurationError, match="store cannot be used"):
+    with pytest.raises(BadConfigurationError, match=r"store .* cannot be used"):
         changed(running_store, endpoint="http://with.a.path/x")
-    with pytest.raises(BadConfigurationError, match=r"/nothing/here\.crt is not there"):
+    with pytest.raises(BadConfigurationError, match=r"/nothing/here\.crt does not exist"):
         changed(running_store, ca_file="/nothing/here.crt", secure=True)
 
 
@@ -141,6 +151,125 @@ def test_a_store_that_comes_back_is_waited_for(odd_server, pauses):
     assert len(pauses) >= 2
 
 
+def read_slowly(listener: socket.socket, first: float, pause: float, received: list[int]) -> None:
+    """Accept connections, and read the body of one upload from each after `first` seconds, with a pause for each 2 MiB."""
+    with suppress(OSError):  # when the test closes the listener
+        while True:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                head = b""
+                while b"\r\n\r\n" not in head:
+                    head += connection.recv(1)
+                left = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])
+                received.append(0)
+                threading.Event().wait(first)
+                while left:
+                    threading.Event().wait(pause)
+                    piece = min(left, 2 * 2**20)
+                    while piece and (data := connection.recv(piece)):
+                        received[-1] += len(data)
+                        piece -= len(data)
+                        left -= len(data)
+                connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "0"\r\nContent-Length: 0\r\n\r\n')
+
+
+@pytest.mark.parametrize(("first", "pause", "connect", "answer"), [(1.5, 0, 0.3, 9), (0, 0.1, 2, 2)])
+def test_a_store_that_reads_slowly_is_waited_for(
+    running_store, pauses, monkeypatch, tmp_path, first, pause, connect, answer
+):
+    """A pause may be as long as the wait for an answer, and the whole upload longer."""
+    monkeypatch.setattr("lora_trainer.store_http.CONNECT_SECONDS", connect)
+    monkeypatch.setattr("lora_trainer.store_http.ANSWER_SECONDS", answer)
+    path, received = tmp_path / "large", list[int]()
+    path.write_bytes(bytes(96 * 2**20))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        host, port = listener.getsockname()
+        threading.Thread(target=read_slowly, args=(listener, first, pause, received), daemon=True).start()
+        changed(running_store, endpoint=f"{host}:{port}").output.put_file("key", path, part_size=128 * 2**20)
+    assert received == [96 * 2**20]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(404, ""), (404, "text/html"), (200, "text/html"), (302, "text/plain")]
+)
+def test_a_proxy_that_answers_for_a_starting_store_is_waited_out(odd_server, pauses, status, kind):
+    """A 404 without S3's words says nothing about the object."""
+    server, store = odd_server
+    for _ in range(3):
+        server.expect_ordered_request("/loras").respond_with_data(
+            "<h1>not yet</h1>" if kind else "", status=status, content_type=kind or "application/xml"
+        )
+    listing = (
+        '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>loras</Name>'
+        "<IsTruncated>false</IsTruncated></ListBucketResult>"
+    )
+    server.expect_ordered_request("/loras").respond_with_data(listing, content_type="application/xml")
+    assert store.output.list("x/", 10) == []
+    assert pauses[:3] == [1, 2, 4]
+
+
+def test_an_address_that_is_no_store_is_given_up_within_a_minute(odd_server, pauses):
+    server, store = odd_server
+    server.expect_request("/loras/key").respond_with_data("not found", status=404)
+    with pytest.raises(UnavailableError, match="cannot be used") as error:
+        store.output.get("key")
+    assert error.value.reason is Reason.STORE_UNAVAILABLE
+    assert 10 < sum(pauses) < 60
+
+
+def answering_to(key: str) -> Callable[[Request], Response]:
+    """A store that knows one access key, as MinIO does after the others were removed."""
+
+    def answer(request: Request) -> Response:
+        if f"Credential={key}/" in request.headers.get("Authorization", ""):
+            return Response(b"here it is", content_type="application/octet-stream")
+        words = (
+            "<Error><Code>InvalidAccessKeyId</Code><Message>The access key does not exist.</Message></Error>"
+        )
+        return Response(words, status=403, content_type="application/xml")
+
+    return answer
+
+
+def test_a_key_that_is_rotated_is_read_from_its_files_again(odd_server, running_store, monkeypatch):
+    server, store = odd_server
+    old = (Path(running_store.access.credentials_dir) / "accessKey").read_text()
+    server.expect_oneshot_request("/loras/key").respond_with_handler(answering_to(old))
+    assert store.output.get("key") == b"here it is"
+    server.expect_request("/loras/key").respond_with_handler(answering_to("the-new-key"))
+    waited: list[float] = []
+
+    def rotate(seconds: float) -> None:
+        """The kubelet updates the files in the third pause, first to a half."""
+        waited.append(seconds)
+        name = {2: "", 3: "the-new-key"}.get(len(waited))
+        if name is not None:
+            (Path(running_store.access.credentials_dir) / "accessKey").write_text(name)
+
+    monkeypatch.setattr("lora_trainer.store.time.sleep", rotate)
+    assert store.output.get("key") == b"here it is"
+    assert len(waited) == 3
+
+
+def test_a_key_that_stays_refused_ends_after_two_minutes(odd_server, running_store, monkeypatch):
+    server, store = odd_server
+    old = (Path(running_store.access.credentials_dir) / "accessKey").read_text()
+    server.expect_oneshot_request("/loras/key").respond_with_handler(answering_to(old))
+    store.output.get("key")
+    server.expect_request("/loras/key").respond_with_handler(answering_to("another"))
+    server.expect_request("/loras/other", method="PUT").respond_with_handler(answering_to("another"))
+    clock = [0.0]
+    monkeypatch.setattr("lora_trainer.store.time.monotonic", lambda: clock[0] + 1)
+    monkeypatch.setattr("lora_trainer.store.time.sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    with pytest.raises(RefusedCredentialsError, match="InvalidAccessKeyId"):
+        store.output.get("key")
+    assert 120 <= clock[0] <= 130
+    with pytest.raises(RefusedCredentialsError):
+        store.output.put("other", b"x")
+    assert clock[0] <= 130, "a right that was never there is not waited for"
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_download_that_is_cut_off_leaves_no_file(odd_server, tmp_path, reset):
     server, store = odd_server
@@ -161,30 +290,40 @@ def test_a_local_disks_error_is_not_the_stores(running_store, root, tmp_path):
         running_store.store.output.get_file(entry.key, tmp_path / "x")
 
 
-def published(running: RunningStore, root: str) -> tuple[Manifest, str]:
+IDENTITY = "sha256:" + "0" * 64
+
+
+def published(running: RunningStore, root: str, **changes: object) -> tuple[Manifest, JobKeys]:
+    """Publish an adapter of the namespace that is called as the test's folder."""
     bucket = running.store.output
-    files = [bucket.put(f"{root}{name}", name.encode()) for name in ("adapter.safetensors", "preview.png")]
+    keys = JobKeys(root.strip("/").replace("/", "-"), "j", "u")
+    names = ("adapter.safetensors", "preview.png")
+    files = [bucket.put(f"{keys.attempt(1)}{name}", name.encode()) for name in names]
     adapter = AdapterStatus(
         uri=bucket.uri(files[0].key),
         sha256=files[0].sha256,
         bytes=files[0].bytes,
         format="diffusers",
-        manifest_key=root + "manifest.json",
+        manifest_key=keys.manifest(1),
     )
     manifest = Manifest(
-        namespace="n", name="j", uid="u", attempt=1, input_hash="sha256:00", adapter=adapter, files=files,
-        steps=1, seed=0, first_loss=0.1, final_loss=0.1, versions={},
-    )  # fmt: skip
+        namespace=keys.namespace, name="j", uid="u", attempt=1, input_hash=IDENTITY, adapter=adapter,
+        files=files, steps=1, seed=0, first_loss=0.1, final_loss=0.1, versions={},
+    ).model_copy(update=changes)  # fmt: skip
     data = canonical_json(manifest.to_wire())
-    bucket.put(root + "manifest.json", data)
-    pointer = ReusePointer(manifest_key=root + "manifest.json", sha256=sha256_hex(data))
-    bucket.put(root + "pointer.json", canonical_json(pointer.to_wire()))
-    return manifest, root + "pointer.json"
+    bucket.put(keys.manifest(1), data)
+    pointer = ReusePointer(manifest_key=keys.manifest(1), sha256=sha256_hex(data))
+    bucket.put(reuse_pointer(keys.namespace, IDENTITY), canonical_json(pointer.to_wire()))
+    return manifest, keys
+
+
+def place(keys: JobKeys, name: str) -> str:
+    return reuse_pointer(keys.namespace, IDENTITY) if name == "pointer" else f"{keys.attempt(1)}{name}"
 
 
 def test_a_publication_is_found_while_every_byte_of_it_is_there(running_store, root):
-    manifest, pointer = published(running_store, root)
-    assert find_reusable(running_store.store.output, pointer) == manifest
+    manifest, keys = published(running_store, root)
+    assert find_reusable(running_store.store.output, keys.namespace, IDENTITY) == manifest
 
 
 @pytest.mark.parametrize(
@@ -193,21 +332,65 @@ def test_a_publication_is_found_while_every_byte_of_it_is_there(running_store, r
         ("preview.png", b"previev.png"),
         ("adapter.safetensors", b"adapter.safetensorsX"),
         ("manifest.json", b"{}"),
-        ("pointer.json", b"not json"),
-        ("pointer.json", json.dumps({"manifestKey": "elsewhere", "sha256": "0"}).encode()),
+        ("manifest.json", b"[" * 900_000),
+        ("pointer", b"not json"),
+        ("pointer", b"[" * 900_000),
+        ("pointer", json.dumps({"manifestKey": "elsewhere", "sha256": "0"}).encode()),
     ],
 )
 def test_a_publication_that_is_harmed_is_not_found(running_store, root, name, content):
-    _, pointer = published(running_store, root)
-    running_store.store.output.put(root + name, content)
-    assert find_reusable(running_store.store.output, pointer) is None
+    _, keys = published(running_store, root)
+    running_store.store.output.put(place(keys, name), content)
+    assert find_reusable(running_store.store.output, keys.namespace, IDENTITY) is None
 
 
-@pytest.mark.parametrize("name", ["preview.png", "adapter.safetensors", "manifest.json", "pointer.json"])
+@pytest.mark.parametrize("name", ["preview.png", "adapter.safetensors", "manifest.json", "pointer"])
 def test_a_publication_with_a_part_missing_is_not_found(running_store, root, name):
-    _, pointer = published(running_store, root)
-    running_store.store.output.remove(root + name)
-    assert find_reusable(running_store.store.output, pointer) is None
+    _, keys = published(running_store, root)
+    running_store.store.output.remove(place(keys, name))
+    assert find_reusable(running_store.store.output, keys.namespace, IDENTITY) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"files": []}, {"namespace": "victim"}, {"uid": "another"}, {"attempt": 2}]
+)
+def test_a_forged_manifest_is_not_reused(running_store, root, change):
+    _, keys = published(running_store, root, **change)
+    assert find_reusable(running_store.store.output, keys.namespace, IDENTITY) is None
+
+
+def test_a_pointer_to_another_content_of_the_manifest_is_not_followed(running_store, root):
+    bucket = running_store.store.output
+    _, keys = published(running_store, root)
+    forged = ReusePointer(manifest_key=keys.manifest(1), sha256="0" * 64)
+    bucket.put(place(keys, "pointer"), canonical_json(forged.to_wire()))
+    assert find_reusable(bucket, keys.namespace, IDENTITY) is None
+
+
+def test_a_pointer_into_another_namespace_is_not_followed(running_store, root):
+    bucket = running_store.store.output
+    _, victim = published(running_store, f"victim-{root}")
+    own = root.strip("/").replace("/", "-")
+    bucket.put(reuse_pointer(own, IDENTITY), bucket.get(reuse_pointer(victim.namespace, IDENTITY)))
+    assert find_reusable(bucket, victim.namespace, IDENTITY) is not None
+    assert find_reusable(bucket, own, IDENTITY) is None
+
+
+def png(mode: str, side: int) -> bytes:
+    out = BytesIO()
+    Image.new(mode, (side, side)).save(out, "png")
+    return out.getvalue()
+
+
+def test_only_images_that_the_generator_could_have_made_are_taken_as_class_images(running_store, root):
+    bucket = running_store.store.output
+    good = png("RGB", 64)
+    assert stored_class_image(bucket, f"{root}missing.png", 64) is None
+    for data in (b"\x89PNG", png("RGBA", 64), png("RGB", 4096), good[:-20], b"<svg/>", b""):
+        bucket.put(f"{root}00000.png", data)
+        assert stored_class_image(bucket, f"{root}00000.png", 64) is None
+    bucket.put(f"{root}00000.png", good)
+    assert stored_class_image(bucket, f"{root}00000.png", 64) == good
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused(running_store, root, pauses):

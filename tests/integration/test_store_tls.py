@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,25 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RunningStore
 from lora_trainer.errors import BadSetupError
 from lora_trainer.store import Store
+from tests.conftest import RunningStore
+from tests.support.certificates import make_certificate
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ca.crt, and a key and a certificate for 127.0.0.1 that this authority signed."""
-    folder = tmp_path_factory.mktemp("tls")
-    (folder / "ext").write_text("subjectAltName=IP:127.0.0.1")
-    ca = ["-x509", "-days", "2", "-subj", "/CN=test authority", "-keyout", "ca.key", "-out", "ca.crt"]
-    for command in (
-        ["req", "-newkey", "rsa:2048", "-nodes", *ca],
-        ["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=store", "-keyout", "tls.key", "-out", "tls.csr"],
-        ["x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-         "-extfile", "ext", "-out", "tls.crt"],
-    ):  # fmt: skip
-        subprocess.run(["openssl", *command], cwd=folder, check=True, capture_output=True)
-    return folder
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

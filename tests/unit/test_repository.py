@@ -34,6 +34,6 @@ def test_the_operator_starts_without_torch() -> None:
 
 
 def test_the_annotation_step_starts_without_torch() -> None:
-    script = "import sys, lora_trainer.annotate.step; print(sorted({'torch', 'kopf', 'kubernetes'} & set(sys.modules)))"
+    script = "import sys, lora_trainer.annotate.stage; print(sorted({'torch', 'kopf', 'kubernetes'} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
+from tools.without_torch import without_torch
+
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 MAY_WRITE = {
-    "release.yml": {"images": {"packages", "id-token"}, "release": {"contents", "packages", "id-token"}}
+    "release.yml": {
+        "images": {"packages", "id-token"},
+        "release": {"contents", "packages", "id-token", "attestations"},
+    },
+    "security.yml": {"codeql": {"security-events"}},
+    "scorecard.yml": {"scorecard": {"security-events", "id-token"}},
 }
 
 
@@ -50,7 +58,7 @@ def test_what_they_call_is_there(path: Path) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for step in steps(workflow):
         # a tag can be moved, a commit cannot
-        assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step["uses"])
+        assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+(/[\w-]+)?@[0-9a-f]{40}", step["uses"])
         for target in re.findall(r"\bmake (?:-s )?([a-z-]+)", step.get("run", "")):
             assert target in targets
         for name in re.findall(r"\b(?:charts|crds)/[\w./-]+", step.get("run", "")):
@@ -61,12 +69,15 @@ def test_what_they_call_is_there(path: Path) -> None:
         assert "uses" in job or job["timeout-minutes"] <= 120
 
 
+BUILDING = [path for path in WORKFLOWS if path.name in ("ci.yml", "release.yml")]
+
+
 def built(path: Path) -> list[dict[str, str]]:
     found: list[dict[str, str]] = load(path)["jobs"]["images"]["strategy"]["matrix"]["include"]
     return found
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", BUILDING, ids=lambda path: path.name)
 def test_the_dockerfiles_have_the_stages_that_are_built(path: Path) -> None:
     for image in built(path):
         assert re.search(rf"^FROM .* AS {image['target']}$", (ROOT / image["file"]).read_text(), re.MULTILINE)
@@ -82,7 +93,7 @@ def test_nothing_is_published_before_the_tests_are_over() -> None:
     jobs = load(ROOT / ".github/workflows/release.yml")["jobs"]
     assert (jobs["test"]["needs"], jobs["images"]["needs"], jobs["release"]["needs"]) == (
         "notes",
-        "test",
+        ["notes", "test"],
         "images",
     )
     assert "workflow_call" in load(ROOT / ".github/workflows/ci.yml")["on"]
@@ -119,3 +130,107 @@ def test_a_tag_that_is_not_the_version_or_has_no_notes_is_refused(
 ) -> None:
     with pytest.raises(SystemExit, match=words):
         release_notes(tag, version, CHANGELOG)
+
+
+REQUIREMENTS = sorted(
+    [
+        *(ROOT / "operator").glob("req*.txt"),
+        *(ROOT / "trainer_image").glob("req*.txt"),
+        *(ROOT / "tools").glob("req*.txt"),
+    ]
+)
+PIN = re.compile(r"^([\w.-]+)==([\w.+!-]+)", re.MULTILINE)
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("path", REQUIREMENTS, ids=lambda path: path.name)
+def test_every_pin_has_hashes_and_the_version_of_the_constraints(path: Path) -> None:
+    constraints = {
+        canonical(name): version for name, version in PIN.findall((ROOT / "constraints.txt").read_text())
+    }
+    blocks = re.split(r"\n(?=\S)", path.read_text())
+    assert blocks
+    for block in blocks:
+        (name, version), *others = PIN.findall(block)
+        assert not others
+        assert "--hash=sha256:" in block, name
+        assert constraints.get(canonical(name), version) == version, f"{name}: run `make pins`"
+
+
+@pytest.mark.parametrize(
+    ("path", "extras"),
+    [
+        ("operator/requirements.txt", ["operator"]),
+        ("trainer_image/requirements-annotate.txt", ["annotate"]),
+        ("trainer_image/requirements-train.txt", ["annotate", "train", "local", "demo"]),
+        ("tools/requirements-dev.txt", ["annotate", "train", "local", "demo", "docs", "operator", "dev"]),
+    ],
+)
+def test_the_pins_cover_the_extras(path: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {canonical(name) for name, _ in PIN.findall((ROOT / path).read_text())}
+    for extra in extras:
+        for requirement in project["optional-dependencies"][extra]:
+            name = canonical(re.match(r"[\w.-]+", requirement)[0])  # type: ignore[index]
+            assert name == project["name"] or name in pinned, f"{name}: run `make pins`"
+
+
+def test_images_and_ci_install_by_hash_from_one_index() -> None:
+    for path in ("operator/Dockerfile", "trainer_image/Dockerfile", "Makefile"):
+        text = (ROOT / path).read_text()
+        assert "extra-index" not in text.lower().replace("_", "-"), path
+        for command in re.findall(r"pip install[^&|;]*?(?:-r |-e )\S+", text.replace("\\\n", " ")):
+            assert "--require-hashes" in command or "--no-deps" in command, command
+    for path in WORKFLOWS:
+        assert "EXTRA_INDEX" not in path.read_text()
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", requirement) for requirement in build)
+
+
+def test_a_cpu_build_leaves_out_torch_and_cuda_and_nothing_else() -> None:
+    text = (ROOT / "trainer_image/requirements-train.txt").read_text()
+    before, after = ({name for name, _ in PIN.findall(part)} for part in (text, without_torch(text)))
+    assert {"torch", "triton"} <= before - after
+    assert all(name.startswith(("torch", "triton", "nvidia-", "cuda-")) for name in before - after)
+    assert after
+
+
+def test_all_images_of_a_release_have_one_base_by_its_digest() -> None:
+    jobs = load(ROOT / ".github/workflows/release.yml")["jobs"]
+    (resolve,) = [step for step in jobs["notes"]["steps"] if step.get("id") == "base"]
+    assert "imagetools inspect python:3.11-slim" in resolve["run"]
+    (build,) = [step for step in jobs["images"]["steps"] if step.get("id") == "build"]
+    assert build["with"]["build-args"] == "BASE=python:3.11-slim@${{ needs.notes.outputs.base }}"
+    assert "image.base.digest=${{ needs.notes.outputs.base }}" in build["with"]["labels"]
+    for path in ("operator/Dockerfile", "trainer_image/Dockerfile"):
+        text = (ROOT / path).read_text()
+        assert "ARG BASE=python:3.11-slim" in text
+        bases = set(re.findall(r"^FROM (\S+)", text, re.MULTILINE))
+        assert bases == {"${BASE}"}, f"{path} has a base that no digest names"
+
+
+def test_each_change_and_each_week_is_scanned() -> None:
+    workflow = load(ROOT / ".github/workflows/security.yml")
+    assert set(workflow["on"]) == {"push", "pull_request", "schedule"}
+    [schedule] = workflow["on"]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", schedule["cron"])
+    said = yaml.safe_dump(list(steps(workflow)))
+    assert "--vulnerability-service osv" in said
+    assert "github/codeql-action/analyze@" in said
+
+
+def test_what_a_release_publishes_is_signed_and_attested() -> None:
+    said = yaml.safe_dump(list(steps(load(ROOT / ".github/workflows/release.yml"))), width=1000)
+    for words in ("cosign sign --yes", "cosign sign-blob", "actions/attest-build-provenance@", "SHA256SUMS"):
+        assert words in said
+    images = [
+        step["with"]
+        for step in steps(load(ROOT / ".github/workflows/release.yml"))
+        if "build-push-action" in step.get("uses", "")
+    ]
+    assert images
+    assert all(image.get("sbom") and image.get("provenance") for image in images)
+    assert "cosign sign --yes --key" not in said, "a key that lasts could be stolen"

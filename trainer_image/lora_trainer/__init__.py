@@ -1,4 +1,4 @@
-"""The two steps of a LoRA training job, as processes: `annotate` and `train`."""
+"""The two stages of a LoRA training job, annotation and training, each run as a process; and the demo's web page."""
 
 from lora_api import __version__
 

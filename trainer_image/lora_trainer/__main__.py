@@ -1,4 +1,4 @@
-"""`python -m lora_trainer annotate|train|launch|prefetch|plan|tiny-sdxl|demo`; each imports what it needs."""
+"""`python -m lora_trainer annotate|train|launch|prefetch|tiny-sdxl|demo`; each imports what it needs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("train", "train and publish the adapter of a job (a worker of `launch`)"),
         ("launch", "run `train` under accelerate, on as many processes as the job has GPUs"),
     ):
-        step = commands.add_parser(name, help=text)
-        step.add_argument("--config", type=Path, required=True, help="the step's JSON file")
+        stage = commands.add_parser(name, help=text)
+        stage.add_argument("--config", type=Path, required=True, help="the stage's JSON file")
     prefetch = commands.add_parser("prefetch", help="fetch a base model into a cache, or verify it there")
     prefetch.add_argument("--config", type=Path, required=True, help="the model's JSON file")
-    plan = commands.add_parser("plan", help="print the memory that a training step will need")
-    plan.add_argument("--config", type=Path, required=True, help="the step's JSON file")
-    plan.add_argument("--gpu", default="24GiB", help="the GPU's memory (default %(default)s)")
     tiny = commands.add_parser("tiny-sdxl", help="write a small SDXL pipeline with random weights")
     tiny.add_argument("directory", type=Path)
     tiny.add_argument("--seed", type=int, default=0)
@@ -41,14 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
     if args.command == "annotate":
-        from .annotate.step import main as annotate
+        from .annotate.stage import main as annotate
 
         return annotate(args.config)
     if args.command == "train":
-        from .train.imports import quick_imports
+        from .train.stage import main as train
 
-        with quick_imports():
-            from .train.step import main as train
         return train(args.config)
     if args.command == "launch":
         from .train.launch import main as launch
@@ -58,22 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .prefetch import main as prefetch_model
 
         return prefetch_model(args.config)
-    if args.command == "plan":
-        from .train.plan import print_plan
-
-        return print_plan(args.config, args.gpu)
-    from .train.tiny import write_tiny_sdxl
+    from .train.model.tiny import write_tiny_sdxl
 
     write_tiny_sdxl(args.directory, seed=args.seed)
     return 0
 
 
 def stop_at_once(number: int, frame: FrameType | None) -> None:
-    """The answer to SIGTERM while libraries are imported and nothing can be lost; a step takes it over."""
+    """Exit on SIGTERM while libraries are imported, when there is no work to save. Each stage sets its own handler."""
     os._exit(ExitCode.INTERRUPTED)
 
 
 if __name__ == "__main__":
-    # the first process of a container gets no signal that it leaves alone
+    # The kernel ignores SIGTERM for the first process of a container unless it has a handler.
     signal.signal(signal.SIGTERM, stop_at_once)
     sys.exit(main())

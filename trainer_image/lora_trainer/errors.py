@@ -1,13 +1,13 @@
-"""How a step fails: each error knows its exit code and the reason that the job's status will show.
+"""Errors of a stage. Each has an exit code and a reason for the status of the LoraTrainingJob.
 
-StepError
-├── BadConfigurationError    64  the step file or a setting in it
+StageError
+├── BadConfigurationError    64  the configuration file or a setting in it
 ├── BadDataError             65  images or captions that cannot be used
-├── NoInputError             66  nothing there to work on
-├── UnavailableError         69  a service that may be back soon (retried)
-├── InterruptedStepError     75  told to stop; work is saved (retried, not charged)
-├── RefusedCredentialsError  77  a key that the service does not accept
-└── BadSetupError            78  a missing bucket, a full disk, a budget: something around the job
+├── NoInputError             66  no input
+├── UnavailableError         69  a service is temporarily unavailable (retried)
+├── InterruptedStageError    75  interrupted after saving (retried, not counted by backoffLimit)
+├── RefusedCredentialsError  77  credentials that a service refused
+└── BadSetupError            78  the environment: a missing bucket, a full disk, an exhausted budget
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from lora_api.reasons import Reason
 from lora_api.status import DatasetStatus
 
 
-class StepError(Exception):
-    """A failure in plain words. The message says what is wrong and what to change."""
+class StageError(Exception):
+    """A failed stage. The message names the problem and what to change."""
 
     exit_code = ExitCode.INTERNAL
     default_reason = Reason.INTERNAL_ERROR
@@ -28,43 +28,44 @@ class StepError(Exception):
     ) -> None:
         """
         Args:
-            dataset: the outcome of the images, where they are what is wrong.
+            reason: the reason for the job's status; None for that of the class.
+            dataset: the status of the dataset, if its images are the cause.
         """
         super().__init__(message)
         self.reason = reason or self.default_reason
         self.dataset = dataset
 
 
-class BadConfigurationError(StepError):
+class BadConfigurationError(StageError):
     exit_code = ExitCode.BAD_CONFIGURATION
     default_reason = Reason.CONFIGURATION_INVALID
 
 
-class BadDataError(StepError):
+class BadDataError(StageError):
     exit_code = ExitCode.BAD_DATA
     default_reason = Reason.DATASET_INVALID
 
 
-class NoInputError(StepError):
+class NoInputError(StageError):
     exit_code = ExitCode.NO_INPUT
     default_reason = Reason.DATASET_INVALID
 
 
-class UnavailableError(StepError):
+class UnavailableError(StageError):
     exit_code = ExitCode.UNAVAILABLE
     default_reason = Reason.STORE_UNAVAILABLE
 
 
-class InterruptedStepError(StepError):
+class InterruptedStageError(StageError):
     exit_code = ExitCode.INTERRUPTED
     default_reason = Reason.INTERRUPTED
 
 
-class RefusedCredentialsError(StepError):
+class RefusedCredentialsError(StageError):
     exit_code = ExitCode.REFUSED_CREDENTIALS
     default_reason = Reason.CREDENTIALS_REFUSED
 
 
-class BadSetupError(StepError):
+class BadSetupError(StageError):
     exit_code = ExitCode.BAD_SETUP
     default_reason = Reason.CONFIGURATION_INVALID

@@ -1,18 +1,18 @@
-"""`lora_trainer prefetch`: one base model into a cache that training pods mount read-only."""
+"""`lora_trainer prefetch`: fetch a base model into a cache that training pods mount read-only."""
 
 from __future__ import annotations
 
 import logging
 import signal
-import sys
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from lora_api.exits import ExitCode
 from lora_api.job import describe
+from lora_api.log_lines import configure_stderr
 from lora_api.prefetch import PrefetchConfig
-from lora_api.steps import StoreAccess
+from lora_api.stages import StoreAccess
 
 from .errors import BadConfigurationError
 from .model_cache import fill, origin_of
@@ -23,12 +23,11 @@ log = logging.getLogger("lora_trainer.prefetch")
 
 
 def main(config_path: Path) -> int:
-    """Fetch a model, or verify every byte of one that is there; the exit code is that of a step."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    """Fetch a model, or verify a cached one. Return an exit code of `lora_api.exits`."""
+    configure_stderr("%(asctime)s %(message)s")
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a first process gets no signal that it leaves alone
+    # The kernel ignores SIGTERM for the first process of a container unless it has a handler.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _prefetch(_load(config_path))
     except BaseException as error:
@@ -46,7 +45,7 @@ def _load(path: Path) -> PrefetchConfig:
     except ValidationError as error:
         raise BadConfigurationError(f"{path}: {describe(error, 'prefetch')}") from None
     if config.model.source == "store" and config.store is None:
-        raise BadConfigurationError(f"{path}: a model of the store needs `store`")
+        raise BadConfigurationError(f"{path}: a model with source `store` needs the field `store`")
     return config
 
 
@@ -55,7 +54,7 @@ def _prefetch(config: PrefetchConfig) -> None:
     if config.store:
         access = StoreAccess.of(config.store, config.credentials_dir, config.ca_file)
         bucket = Store(access).input
-    model = fill(origin_of(config.model, bucket), Path(config.cache), reread=True)
+    model = fill(origin_of(config.model, bucket, config.kind), Path(config.cache), reread=True)
     files = model.contents.files
     size = sum(file.bytes for file in files) / 1e6
     log.info(

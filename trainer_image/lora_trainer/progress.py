@@ -1,4 +1,4 @@
-"""What a running step says of itself, over HTTP: /progress (JSON), /metrics (Prometheus), /healthz."""
+"""HTTP server for the progress of a running stage: /progress (JSON), /metrics (Prometheus), /healthz."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from lora_api.status import Progress
 
 
 class Reporter:
-    """Holds the latest progress and serves it. `update` is cheap: call it at every step."""
+    """Serves the latest progress from a thread. `update` is cheap enough to be called at every step."""
 
     def __init__(self, host: str, port: int) -> None:
+        """
+        Args:
+            port: port to listen on; 0 to choose a free one.
+
+        Raises:
+            OSError: when the port cannot be used.
+        """
         self._progress = Progress()
         registry = CollectorRegistry()
-        self._step = Gauge("lora_step", "Steps done", registry=registry)
-        self._total = Gauge("lora_steps_total", "Steps in all", registry=registry)
+        self._step = Gauge("lora_step", "Steps completed", registry=registry)
+        self._total = Gauge("lora_steps_total", "Total number of steps", registry=registry)
         self._rate = Gauge("lora_steps_per_second", "Steps per second", registry=registry)
         self._loss = Gauge("lora_loss", "Training loss, smoothed", registry=registry)
+        self._likeness = Gauge("lora_likeness", "Similarity to the training images", registry=registry)
+        self._fidelity = Gauge("lora_fidelity", "Similarity to the prompts, base model 1", registry=registry)
         self._server = ThreadingHTTPServer((host, port), _handler(self, registry))
         self.port = self._server.server_address[1]
         threading.Thread(
@@ -36,14 +45,18 @@ class Reporter:
         *,
         loss: float | None = None,
         steps_per_second: float | None = None,
+        likeness: float | None = None,
+        fidelity: float | None = None,
     ) -> None:
-        """Publish a step.
+        """Publish the progress after a step.
 
         Args:
-            step: steps done so far.
-            total: steps in all.
-            loss: a smoothed training loss.
-            steps_per_second: measured over the last few steps.
+            step: number of completed steps.
+            total: total number of steps.
+            loss: smoothed training loss.
+            steps_per_second: rate over the last few steps.
+            likeness: similarity of generated images to the training images.
+            fidelity: similarity of generated images to their prompts, relative to the base model's.
         """
         eta = int((total - step) / steps_per_second) if steps_per_second else None
         self._progress = Progress(
@@ -62,8 +75,13 @@ class Reporter:
             self._rate.set(steps_per_second)
         if loss is not None:
             self._loss.set(loss)
+        if likeness is not None:
+            self._likeness.set(likeness)
+        if fidelity is not None:
+            self._fidelity.set(fidelity)
 
     def snapshot(self) -> dict[str, Any]:
+        """Return the latest progress as JSON data, as /progress serves it."""
         return self._progress.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def close(self) -> None:

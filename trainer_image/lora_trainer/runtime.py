@@ -1,11 +1,9 @@
-"""The life of a step as a process: read the one file, work, leave a result, exit with a code that means something."""
+"""The process of a stage: read the configuration, run, write the result, return a code of `lora_api.exits`."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,52 +12,60 @@ from pydantic import ValidationError
 
 from lora_api.exits import ExitCode
 from lora_api.job import describe
+from lora_api.log_lines import configure_stderr
 from lora_api.reasons import Reason
-from lora_api.steps import (
-    AnnotateStep,
+from lora_api.stages import (
+    AnnotateConfig,
     Outcome,
-    StepConfig,
-    StepResult,
-    TrainStep,
+    StageConfig,
+    StageResult,
+    TrainConfig,
     encode_result,
-    step_adapter,
+    stage_config_adapter,
 )
 
-from .errors import BadConfigurationError, BadSetupError, InterruptedStepError, StepError
+from .errors import BadConfigurationError, BadSetupError, InterruptedStageError, StageError
 from .progress import Reporter
 
 log = logging.getLogger("lora_trainer")
-Config = TypeVar("Config", AnnotateStep, TrainStep)
+Config = TypeVar("Config", AnnotateConfig, TrainConfig)
 
 
 def load_config(path: Path, kind: type[Config]) -> Config:
-    """Read and validate a step file.
+    """Read and validate a stage's configuration file.
 
     Raises:
-        BadConfigurationError: naming the file and each field that is wrong.
+        BadConfigurationError: when the file cannot be read or is invalid; the message names each invalid field.
     """
     try:
-        config = step_adapter.validate_json(path.read_bytes())
+        config = stage_config_adapter.validate_json(path.read_bytes())
     except OSError as error:
-        raise BadConfigurationError(f"cannot read the step file {path}: {error.strerror}") from error
+        raise BadConfigurationError(f"cannot read the configuration {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise BadConfigurationError(f"{path}: {describe(error, 'step')}") from None
+        raise BadConfigurationError(f"{path}: {describe(error, 'stage')}") from None
     if not isinstance(config, kind):
-        raise BadConfigurationError(f"{path} configures the step {config.step!r}, not this one")
+        raise BadConfigurationError(f"{path} is the configuration of the stage {config.stage!r}")
     return config
 
 
-def run_step(path: Path, kind: type[Config], work: Callable[[Config, Reporter], StepResult]) -> int:
-    """Run one step to its end and return the exit code; never raises."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+def run_stage(path: Path, kind: type[Config], work: Callable[[Config, Reporter], StageResult]) -> int:
+    """Run a stage and return its exit code. An exception in the stage becomes its result.
+
+    Args:
+        path: the configuration file.
+        kind: the class of the stage's configuration.
+        work: the stage itself.
+    """
+    configure_stderr("%(asctime)s %(message)s")
     try:
         config = load_config(path, kind)
-    except StepError as error:
+    except StageError as error:
         log.error("%s", error)
         return error.exit_code
     try:
         reporter = Reporter(config.progress_host, config.progress_port)
     except OSError as error:
+        # The stage can run without serving progress: a free port on loopback replaces the configured one.
         reporter = Reporter("127.0.0.1", 0)
         log.warning("progress is not served: port %s: %s", config.progress_port, error.strerror)
     try:
@@ -73,24 +79,25 @@ def run_step(path: Path, kind: type[Config], work: Callable[[Config, Reporter], 
     return code
 
 
-def explain(error: BaseException) -> tuple[StepResult, ExitCode]:
-    """The result and the exit code that an exception means."""
+def explain(error: BaseException) -> tuple[StageResult, ExitCode]:
+    """Map an exception to a result and an exit code. An unexpected one is logged with its trace."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        error = BadSetupError("the disk is full: give the work folder more room", Reason.DISK_FULL)
+        error = BadSetupError("the disk is full: increase the size of the work folder", Reason.DISK_FULL)
     if isinstance(error, KeyboardInterrupt):
-        error = InterruptedStepError("told to stop")
-    if isinstance(error, StepError):
-        interrupted = isinstance(error, InterruptedStepError)
+        error = InterruptedStageError("received a signal to stop")
+    if isinstance(error, StageError):
+        interrupted = isinstance(error, InterruptedStageError)
         outcome = Outcome.INTERRUPTED if interrupted else Outcome.FAILED
-        result = StepResult(outcome=outcome, reason=error.reason, message=str(error), dataset=error.dataset)
+        result = StageResult(outcome=outcome, reason=error.reason, message=str(error), dataset=error.dataset)
         return result, error.exit_code
-    traceback.print_exception(error)
-    message = f"{type(error).__name__}: {error}; the pod's log has the trace"
-    result = StepResult(outcome=Outcome.FAILED, reason=Reason.INTERNAL_ERROR, message=message)
+    log.error("an unexpected error", exc_info=error)
+    message = f"{type(error).__name__}: {error}; the stage's log has the trace"
+    result = StageResult(outcome=Outcome.FAILED, reason=Reason.INTERNAL_ERROR, message=message)
     return result, ExitCode.INTERNAL
 
 
-def write_result(config: StepConfig, result: StepResult) -> None:
+def write_result(config: StageConfig, result: StageResult) -> None:
+    """Write the result to the container's termination log, from which the operator reads it."""
     try:
         Path(config.termination_log).write_bytes(encode_result(result))
     except OSError as error:

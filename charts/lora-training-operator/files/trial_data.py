@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lora_api.steps import StoreAccess
+from lora_api.stages import StoreAccess
 from lora_trainer.store import Store
 
 

@@ -71,7 +71,7 @@ capabilities: {drop: [ALL]}
   verbs: [patch]
 - apiGroups: [batch]
   resources: [jobs]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch]
@@ -105,6 +105,7 @@ capabilities: {drop: [ALL]}
 {{- $models := set (default dict $trial.models) "shapes-sdxl" $model }}
 {{- $_ := set $profiles .Values.trialStore.profile (merge (dict "store" $store "models" $models) (omit $trial "store" "models")) }}
 {{- end }}
+{{- include "lora.checkProfiles" $profiles }}
 {{- toYaml (dict "profiles" $profiles) }}
 {{- end }}
 
@@ -137,5 +138,20 @@ capabilities: {drop: [ALL]}
 - {name: store, mountPath: /var/run/lora/store, readOnly: true}
 {{- if index . 1 }}
 - {name: ca, mountPath: /var/run/lora/ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- /* Words for a list of allowed names, where none is allowed too */ -}}
+{{- define "lora.orNone" -}}
+{{- if . }}unset or one of: {{ join ", " . }}{{ else }}unset{{ end }}
+{{- end }}
+
+{{- /* Refuse what the schema cannot explain */ -}}
+{{- define "lora.checkProfiles" -}}
+{{- range $name, $profile := . }}
+{{- if contains "://" $profile.store.endpoint }}
+{{- $host := regexReplaceAll "^[a-z0-9]+://" $profile.store.endpoint "" | trimSuffix "/" }}
+{{- fail (printf "profiles.%s.store.endpoint: %s must be HOST:PORT without a scheme: write %s, and set store.secure to %v" $name $profile.store.endpoint $host (hasPrefix "https" $profile.store.endpoint)) }}
+{{- end }}
 {{- end }}
 {{- end }}

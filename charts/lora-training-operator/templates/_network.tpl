@@ -37,17 +37,19 @@
 {{- toYaml $found }}
 {{- end }}
 
-{{- /* Where the steps of these profiles must get to */ -}}
+{{- /* Where the stages of these profiles must get to */ -}}
 {{- define "lora.needs" -}}
-{{- $storePorts := list }}{{ $llmPorts := list }}{{ $public := false }}{{ $local := false }}{{ $hub := false }}{{ $uncached := false }}
+{{- $stores := list }}{{ $llms := list }}{{ $public := false }}{{ $local := false }}{{ $hub := false }}{{ $uncached := false }}
 {{- range $name, $profile := . }}
 {{- $scheme := ternary "http" "https" (eq (toString $profile.store.secure) "false") }}
-{{- $storePorts = append $storePorts (include "lora.port" (printf "%s://%s" $scheme $profile.store.endpoint) | int) }}
+{{- $stores = append $stores (include "lora.destination" (printf "%s://%s" $scheme $profile.store.endpoint) | fromYaml) }}
 {{- with $profile.llm }}
 {{- if eq (toString .provider) "transformers" }}
 {{- $local = true }}
 {{- else if .baseURL }}
-{{- $llmPorts = append $llmPorts (include "lora.port" .baseURL | int) }}
+{{- $llms = append $llms (include "lora.destination" (default .baseURL .proxy) | fromYaml) }}
+{{- else if .proxy }}
+{{- $llms = append $llms (include "lora.destination" .proxy | fromYaml) }}
 {{- else }}
 {{- $public = true }}
 {{- end }}
@@ -60,7 +62,47 @@
 {{- end }}
 {{- end }}
 {{- end }}
-{{- dict "storePorts" ($storePorts | uniq | sortAlpha) "llmPorts" ($llmPorts | uniq | sortAlpha) "publicLLM" $public "localLLM" $local "hub" $hub "uncachedHub" $uncached | toYaml }}
+{{- dict "stores" ($stores | uniq) "llms" ($llms | uniq) "publicLLM" $public "localLLM" $local "hub" $hub "uncachedHub" $uncached | toYaml }}
+{{- end }}
+
+{{- /* The webhooks of the profiles: their Secrets and destinations */ -}}
+{{- define "lora.webhooks" -}}
+{{- $secrets := list }}{{ $destinations := list }}
+{{- range $name, $profile := (include "lora.profiles" . | fromYaml).profiles }}
+{{- with $profile.webhook }}
+{{- $secrets = append $secrets .secretName }}
+{{- $destinations = append $destinations (include "lora.destination" .url | fromYaml) }}
+{{- end }}
+{{- end }}
+{{- dict "secrets" ($secrets | uniq | sortAlpha) "destinations" ($destinations | uniq) | toYaml }}
+{{- end }}
+
+{{- /* The port of a URL and, where its host is a Service of the cluster, the namespace */ -}}
+{{- define "lora.destination" -}}
+{{- $host := regexReplaceAll ":[0-9]+$" (urlParse .).host "" }}
+{{- $namespace := "" }}
+{{- if regexMatch "^[^.]+[.][^.]+[.]svc([.]|$)" $host }}
+{{- $namespace = index (splitList "." $host) 1 }}
+{{- end }}
+{{- dict "port" (include "lora.port" . | int) "namespace" $namespace | toYaml }}
+{{- end }}
+
+{{- /* Rules to destinations: to the peers and ports of the values, else to the Services' namespaces, else to any
+address on these ports: (list destinations values) */ -}}
+{{- define "lora.egressTo" -}}
+{{- $values := index . 1 }}
+{{- range index . 0 }}
+{{- $peers := $values.to }}
+{{- if and (not $peers) .namespace }}
+{{- $peers = list (dict "namespaceSelector" (dict "matchLabels" (dict "kubernetes.io/metadata.name" .namespace))) }}
+{{- end }}
+{{- include "lora.egress" (list $peers (default (list .port) $values.ports)) }}
+{{- end }}
+{{- end }}
+
+{{- /* Namespaces whose pods get policies */ -}}
+{{- define "lora.jobNamespaces" -}}
+{{- default .Values.watchNamespaces .Values.networkPolicy.jobNamespaces | uniq | toJson }}
 {{- end }}
 
 {{- /* The port of a URL */ -}}

@@ -1,7 +1,7 @@
-"""What to do next, as a pure function of what is known: no clock, no I/O, nothing remembered.
+"""Decide what to do next, as a pure function of the snapshot and the time: without a clock, I/O or state.
 
-`decide` asks a chain of small policies in order; the first that settles the matter ends it. It may be
-asked again at any time, with the same or a newer snapshot, and says the same thing again.
+`decide` runs a chain of policies in order, until one returns True. It may be called at any time. The same snapshot
+and time give the same decision.
 """
 
 from __future__ import annotations
@@ -9,45 +9,59 @@ from __future__ import annotations
 from datetime import datetime
 
 from ..snapshot import Snapshot
-from .admission import accept, understand
+from .admission import validate_profile, validate_resource
 from .annotate import annotate, await_approval
 from .decision import (
     Action,
     Announcement,
     Decision,
-    RemoveJob,
+    DeleteChildJob,
+    DeleteResource,
+    SendWebhook,
     StartAnnotation,
     StartTraining,
-    StopStep,
 )
-from .lifetime import enforce_deadline, latch, suspend
-from .story import Story
+from .lifetime import WEBHOOK_GRACE, enforce_deadline, finish_terminal, suspend, terminate
+from .status_draft import StatusDraft
 from .train import train
 
-POLICIES = (latch, understand, accept, enforce_deadline, suspend, annotate, await_approval, train)
+POLICIES = (
+    terminate,
+    finish_terminal,
+    validate_resource,
+    validate_profile,
+    enforce_deadline,
+    suspend,
+    annotate,
+    await_approval,
+    train,
+)
+"""Each changes the draft, and returns True when the policies after it must not run."""
 
 
 def decide(snapshot: Snapshot, now: datetime) -> Decision:
-    """Decide about one job.
+    """Decide what to do about one job.
 
     Args:
-        snapshot: all that is known of it.
-        now: an aware time; every deadline is measured against it.
+        snapshot: everything that is known about the job.
+        now: the current time, with a time zone. Every deadline is measured against it.
     """
-    story = Story(snapshot, now)
-    for settles in POLICIES:
-        if settles(story):
+    draft = StatusDraft(snapshot, now)
+    for policy in POLICIES:
+        if policy(draft):
             break
-    return story.decision()
+    return draft.decision()
 
 
 __all__ = [
+    "WEBHOOK_GRACE",
     "Action",
     "Announcement",
     "Decision",
-    "RemoveJob",
+    "DeleteChildJob",
+    "DeleteResource",
+    "SendWebhook",
     "StartAnnotation",
     "StartTraining",
-    "StopStep",
     "decide",
 ]

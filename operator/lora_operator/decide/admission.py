@@ -1,4 +1,4 @@
-"""Can this job be worked on at all?"""
+"""Policies that check a job's spec and status, and whether its profile allows the job."""
 
 from __future__ import annotations
 
@@ -7,53 +7,54 @@ from lora_api.profile import Profile
 from lora_api.reasons import Reason
 from lora_api.status import ConditionType
 
-from .story import Problem, Story
+from ..quantities import parse_quantity
+from .status_draft import Problem, StatusDraft
 
 
-def understand(story: Story) -> bool:
-    """A resource that cannot be read ends here, and says what is wrong with it."""
-    snapshot = story.snapshot
-    story.write(observed_generation=snapshot.generation)
+def validate_resource(draft: StatusDraft) -> bool:
+    """Fail a resource whose spec or status cannot be read, with the fields that are wrong."""
+    snapshot = draft.snapshot
+    draft.write(observed_generation=snapshot.generation)
     if snapshot.status_error:
-        story.condition(ConditionType.ACCEPTED, "False", Reason.STATUS_INVALID, snapshot.status_error)
-        story.fail(
+        draft.set_condition(ConditionType.ACCEPTED, "False", Reason.STATUS_INVALID, snapshot.status_error)
+        draft.fail(
             Reason.STATUS_INVALID,
-            f"somebody changed the status so that it cannot be read ({snapshot.status_error}): create a new object",
+            f"the stored status is not valid ({snapshot.status_error}): create a new object",
         )
         return True
     if snapshot.spec is None:
-        story.condition(ConditionType.ACCEPTED, "False", Reason.SPEC_INVALID, snapshot.spec_error)
-        story.fail(Reason.SPEC_INVALID, snapshot.spec_error)
+        draft.set_condition(ConditionType.ACCEPTED, "False", Reason.SPEC_INVALID, snapshot.spec_error)
+        draft.fail(Reason.SPEC_INVALID, snapshot.spec_error)
         return True
-    if story.status.start_time is None:
-        story.write(start_time=story.now)
-    effective = snapshot.spec.to_wire()
-    if story.status.effective != effective:
-        story.write(effective=effective)
+    if draft.status.start_time is None:
+        draft.write(start_time=draft.now)
+    effective = snapshot.spec.effective()
+    if draft.status.effective != effective:
+        draft.write(effective=effective)
     return False
 
 
-def accept(story: Story) -> bool:
-    """The profile must exist, allow the namespace and name the models.
+def validate_profile(draft: StatusDraft) -> bool:
+    """Fail a job whose profile does not exist or does not allow it.
 
-    A job that was accepted once is not failed when its profile goes away later: it goes on as far as
-    it can, and waits where it would need the profile.
+    A job that was accepted before is not failed when its profile is changed or removed: a stage that runs
+    continues, and the next one waits until the profile allows it again.
     """
-    problem = find_problem(story.spec, story.snapshot.namespace, story.snapshot.profile)
-    accepted = story.status.condition(ConditionType.ACCEPTED)
+    problem = find_problem(draft.spec, draft.snapshot.namespace, draft.snapshot.profile)
+    accepted = draft.status.condition(ConditionType.ACCEPTED)
     if problem is None:
-        story.condition(ConditionType.ACCEPTED, "True", Reason.VALID)
+        draft.set_condition(ConditionType.ACCEPTED, "True", Reason.VALID)
         return False
     if accepted is not None and accepted.status == "True":
-        story.problem = problem
+        draft.problem = problem
         return False
-    story.condition(ConditionType.ACCEPTED, "False", problem.reason, problem.message)
-    story.fail(problem.reason, problem.message)
+    draft.set_condition(ConditionType.ACCEPTED, "False", problem.reason, problem.message)
+    draft.fail(problem.reason, problem.message)
     return True
 
 
 def find_problem(spec: JobSpec, namespace: str, profile: Profile | None) -> Problem | None:
-    """Why a job cannot be accepted under a profile; None when it can."""
+    """Find the reason why a job cannot be accepted under a profile; None when it can."""
     if profile is None or not profile.allows(namespace):
         return Problem(
             Reason.PROFILE_NOT_FOUND,
@@ -66,6 +67,14 @@ def find_problem(spec: JobSpec, namespace: str, profile: Profile | None) -> Prob
             Reason.MODEL_NOT_ALLOWED,
             f"spec.baseModel: profile {spec.profile!r} has no model {spec.base_model!r}; it has: {known}",
         )
+    if problem := _find_excess(spec, profile):
+        return problem
+    if spec.training.validation.measures_scores and profile.scoring is None:
+        return Problem(
+            Reason.MODEL_NOT_ALLOWED,
+            f"spec.training.validation: profile {spec.profile!r} has no scoring models; "
+            "publish by loss or the last step, without scores",
+        )
     if spec.annotation.mode != AnnotationMode.LLM:
         return None
     if profile.llm is None:
@@ -73,11 +82,42 @@ def find_problem(spec: JobSpec, namespace: str, profile: Profile | None) -> Prob
             Reason.MODEL_NOT_ALLOWED,
             f"spec.annotation.mode: profile {spec.profile!r} has no LLM; use Existing or Template",
         )
-    if profile.llm.choose(spec.annotation.model) is None:
+    model = profile.llm.choose(spec.annotation.model)
+    if model is None:
         known = ", ".join(profile.llm.models)
         return Problem(
             Reason.MODEL_NOT_ALLOWED,
             f"spec.annotation.model: profile {spec.profile!r} does not allow "
             f"{spec.annotation.model!r}; it allows: {known}",
         )
+    limited = spec.annotation.limits.max_cost_usd is not None
+    if limited and profile.llm.provider != "transformers" and model not in profile.llm.prices:
+        return Problem(
+            Reason.CONFIGURATION_INVALID,
+            f"spec.annotation.limits.maxCostUSD: profile {spec.profile!r} has no price for {model!r}, so the "
+            "limit cannot be enforced; add llm.prices to the profile or remove the limit",
+        )
+    return None
+
+
+def _find_excess(spec: JobSpec, profile: Profile) -> Problem | None:
+    """Find a limit of a stage's pods that is below its request, or above the profile's maximum."""
+    for stage in ("annotate", "train"):
+        requested, pods = getattr(spec.resources, stage), getattr(profile.pods, stage)
+        if requested.cpu_limit and parse_quantity(requested.cpu_limit) < parse_quantity(requested.cpu):
+            return Problem(
+                Reason.CONFIGURATION_INVALID,
+                f"spec.resources.{stage}.cpuLimit: {requested.cpu_limit} is below the request, "
+                f"spec.resources.{stage}.cpu: {requested.cpu}",
+            )
+        for field, value, maximum in (
+            ("cpuLimit", requested.cpu_limit, pods.max_cpu_limit),
+            ("ephemeralStorage", requested.ephemeral_storage, pods.max_ephemeral_storage),
+        ):
+            if value and maximum and parse_quantity(value) > parse_quantity(maximum):
+                return Problem(
+                    Reason.CONFIGURATION_INVALID,
+                    f"spec.resources.{stage}.{field}: {value} is above the maximum of profile "
+                    f"{spec.profile!r}, {maximum}",
+                )
     return None

@@ -1,103 +1,163 @@
-"""The annotation step: from nothing to captions, or straight to an adapter that is already there."""
+"""Policies of the annotation stage, which ends with captions or with an earlier adapter that is reused."""
 
 from __future__ import annotations
 
 from lora_api.job import Approval
 from lora_api.reasons import Reason
+from lora_api.stages import Outcome, StageName, StageResult
 from lora_api.status import CaptionsStatus, ConditionType, Phase
-from lora_api.steps import Outcome, StepName, StepResult
 
 from ..names import child_name
-from .decision import StartAnnotation
-from .drive import Start, drive, wait_for_start
-from .steps import Broken, Done, Running, Starting
-from .story import Story
+from ..snapshot import Child
+from .decision import DeleteChildJob, StartAnnotation
+from .locate import (
+    GiveUp,
+    Start,
+    charge,
+    charge_replaced,
+    describe_running,
+    enforce_disruption_limit,
+    locate_stage,
+    previous_pod,
+    report_starting,
+    wait_for_previous_pod,
+)
+from .results import find_foreign
+from .stages import Broken, Done, Running, StageState, Starting, disruptions
+from .status_draft import StatusDraft
 
-WORKING = (Reason.ANNOTATING, "the images are cleaned and captioned")
-"""One message from the Job's creation to its end: a pod that starts is no news here, and one write less."""
+IN_PROGRESS = (Reason.ANNOTATING, "the images are cleaned and captioned")
+"""Reason and message from the child Job's creation to its end. They do not change when a pod starts, which saves a
+status write."""
 
 
-def annotate(story: Story) -> bool:
-    captions = story.status.captions or CaptionsStatus()
+def annotate(draft: StatusDraft) -> bool:
+    """Run the annotation stage. Returns True until there are captions."""
+    captions = draft.status.captions or CaptionsStatus()
     if captions.sha256:
+        draft.stop_finished(StageName.ANNOTATE)
         return False
-    position = drive(story, StepName.ANNOTATE, captions.attempt, captions.job_name)
-    if position is None:
-        story.go(Phase.ANNOTATING, Reason.ANNOTATING, "waiting for the pod before to end")
+    match locate_stage(draft, StageName.ANNOTATE, captions.attempt, captions.job_name):
+        case None:
+            wait_for_previous_pod(draft, Phase.ANNOTATING, Reason.ANNOTATING)
+            return True
+        case Start() as start:
+            return _start(draft, captions, start)
+        case GiveUp(child, state):
+            charged = charge(draft, captions, child, state)
+            if charged is not None:
+                draft.actions.append(DeleteChildJob(child.name, child.uid))
+                draft.write(captions=charged.model_copy(update={"job_name": ""}))
+                draft.set_phase(
+                    Phase.ANNOTATING, Reason.ANNOTATING, f"{state.message}; {previous_pod(draft)}"
+                )
+            return True
+        case (child, state):
+            return _update_from_child(draft, captions, child, state)
+
+
+def _update_from_child(draft: StatusDraft, captions: CaptionsStatus, child: Child, state: StageState) -> bool:
+    """Update the status from the state of the child Job. Returns False when the captions are ready."""
+    charged = charge_replaced(draft, captions, child)
+    if charged is None:
         return True
-    if isinstance(position, Start):
-        return _start(story, captions, position.attempt)
-    child, state = position
-    story.write(captions=captions.model_copy(update={"attempt": child.attempt, "job_name": child.name}))
+    draft.write(
+        captions=charged.model_copy(
+            update={
+                "attempt": child.attempt,
+                "job_name": child.name,
+                "job_uid": child.uid,
+                "disruptions": max(captions.disruptions, disruptions(child)),
+            }
+        )
+    )
     match state:
         case Broken(reason, message, dataset):
-            story.write(dataset=dataset)
-            story.condition(ConditionType.CAPTIONS_READY, "False", reason, message)
-            story.fail(reason, message)
+            draft.write(dataset=dataset)
+            draft.set_condition(ConditionType.CAPTIONS_READY, "False", reason, message)
+            draft.fail(reason, message)
             return True
         case Done(result):
-            return _finish(story, result)
-        case Running():
-            _report(story)
-            story.go(Phase.ANNOTATING, *WORKING)
+            return _finish(draft, result)
+        case _ if enforce_disruption_limit(draft, child, None):
+            return True
+        case Running(pod):
+            _write_progress(draft)
+            problem, message = describe_running(child.attempt, pod)
+            draft.set_phase(Phase.ANNOTATING, *((problem, message) if problem else IN_PROGRESS))
+            draft.requeue_at(state.check_at)
             return True
         case Starting():
-            return wait_for_start(story, child, state, Phase.ANNOTATING, WORKING)
+            return report_starting(draft, child, state, Phase.ANNOTATING, IN_PROGRESS)
     raise AssertionError(state)
 
 
-def _start(story: Story, captions: CaptionsStatus, attempt: int) -> bool:
-    if story.blocked(Phase.ANNOTATING if captions.attempt else Phase.PENDING):
+def _start(draft: StatusDraft, captions: CaptionsStatus, start: Start) -> bool:
+    """Start an attempt, unless something prevents it. Always returns True: there are no captions yet."""
+    if draft.record_blockers(Phase.ANNOTATING if captions.attempt else Phase.PENDING):
         return True
-    name = child_name(story.snapshot.name, story.snapshot.uid, StepName.ANNOTATE, attempt)
-    story.actions.append(StartAnnotation(attempt))
-    story.write(captions=captions.model_copy(update={"attempt": attempt, "job_name": name}))
-    story.go(Phase.ANNOTATING, *WORKING)
+    if start.after is not None:
+        charged = charge(draft, captions, draft.snapshot.child(StageName.ANNOTATE), start.after)
+        if charged is None:
+            return True
+        captions = charged
+    name = child_name(draft.snapshot.name, draft.snapshot.uid, StageName.ANNOTATE, start.attempt)
+    draft.actions.append(StartAnnotation(start.attempt))
+    draft.write(
+        captions=captions.model_copy(
+            update={"attempt": start.attempt, "job_name": name, "job_uid": "", "disruptions": 0}
+        )
+    )
+    draft.set_phase(Phase.ANNOTATING, *IN_PROGRESS)
+    draft.requeue_after_start()
     return True
 
 
-def _report(story: Story) -> None:
-    progress, captions = story.snapshot.progress, story.status.captions
+def _write_progress(draft: StatusDraft) -> None:
+    """Write the progress of the running pod."""
+    progress, captions = draft.snapshot.progress, draft.status.captions
     if progress is not None and captions is not None:
-        counted = {"done": progress.step, "total": progress.total_steps}
-        story.write(progress=progress, captions=captions.model_copy(update=counted))
+        counts = {"done": progress.step, "total": progress.total_steps}
+        draft.write(progress=progress, captions=captions.model_copy(update=counts))
 
 
-def _finish(story: Story, result: StepResult) -> bool:
-    """Take over what the step found; True when the job ends with it."""
-    captions = story.status.captions or CaptionsStatus()
+def _finish(draft: StatusDraft, result: StageResult) -> bool:
+    """Write the stage's result to the status. Returns True when the job ends with it."""
+    if foreign := find_foreign(draft.snapshot, result):
+        draft.fail(Reason.RESULT_REFUSED, f"the annotation stage reported {foreign}, which is not this job's")
+        return True
+    captions = draft.status.captions or CaptionsStatus()
     if result.captions is not None:
-        found = result.captions
-        captions = captions.model_copy(
-            update={
-                "key": found.key,
-                "sha256": found.sha256,
-                "dataset_sha256": found.dataset_sha256,
-                "total": found.total,
-                "done": found.total,
-                "usage": found.usage,
-            }
-        )
-    story.write(dataset=result.dataset, input_hash=result.input_hash, captions=captions, progress=None)
+        update = {
+            "key": result.captions.key,
+            "sha256": result.captions.sha256,
+            "dataset_sha256": result.captions.dataset_sha256,
+            "total": result.captions.total,
+            "done": result.captions.total,
+            "usage": result.captions.usage,
+        }
+        captions = captions.model_copy(update=update)
+    draft.write(dataset=result.dataset, input_hash=result.input_hash, captions=captions, progress=None)
     if result.outcome == Outcome.REUSED and result.adapter is not None:
-        story.condition(ConditionType.CAPTIONS_READY, "True", Reason.CAPTIONED)
-        story.write(adapter=result.adapter, previews=result.previews)
-        story.succeed(Reason.REUSED, f"nothing has changed since {result.adapter.uri} was trained")
+        draft.set_condition(ConditionType.CAPTIONS_READY, "True", Reason.CAPTIONED)
+        draft.write(adapter=result.adapter, previews=result.previews)
+        draft.succeed(Reason.REUSED, f"nothing has changed since {result.adapter.uri} was trained")
         return True
     if result.captions is None:
-        story.fail(Reason.INTERNAL_ERROR, "the annotation step ended without captions")
+        draft.fail(Reason.INTERNAL_ERROR, "the annotation stage ended without captions")
         return True
-    story.condition(ConditionType.CAPTIONS_READY, "True", Reason.CAPTIONED, f"{captions.total} captions")
+    draft.set_condition(ConditionType.CAPTIONS_READY, "True", Reason.CAPTIONED, f"{captions.total} captions")
+    draft.stop_finished(StageName.ANNOTATE)
     return False
 
 
-def await_approval(story: Story) -> bool:
-    """`annotation.approval: Required` holds the job until a reviewer names the captions."""
-    annotation, captions = story.spec.annotation, story.status.captions
+def await_approval(draft: StatusDraft) -> bool:
+    """Wait until a reviewer sets `annotation.approvedCaptions`, if `annotation.approval` is Required."""
+    annotation, captions = draft.spec.annotation, draft.status.captions
     if annotation.approval != Approval.REQUIRED or annotation.approved_captions:
         return False
     assert captions is not None
-    story.go(
+    draft.set_phase(
         Phase.AWAITING_APPROVAL,
         Reason.AWAITING_APPROVAL,
         f"review {captions.key} and set spec.annotation.approvedCaptions to sha256:{captions.sha256}",

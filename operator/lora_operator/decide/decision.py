@@ -1,45 +1,61 @@
-"""What can be decided. Decisions are data: `lora_operator.apply` and local mode carry them out."""
+"""Decisions as data. `lora_operator.apply` and the local runner carry them out."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
 
+from lora_api.profile import Webhook
 from lora_api.reasons import Reason
 from lora_api.status import JobStatus
 
 
 @dataclass(frozen=True)
 class StartAnnotation:
+    """Create the child Job of the annotation stage."""
+
     attempt: int
 
 
 @dataclass(frozen=True)
 class StartTraining:
+    """Create the child Job of the training stage."""
+
     attempt: int
     captions_sha256: str
+    """Digest of the captions to train on, without the prefix `sha256:`."""
     input_hash: str
+    """Input hash, with the prefix `sha256:`."""
 
 
 @dataclass(frozen=True)
-class StopStep:
-    """Delete a step's Job; its pod saves a checkpoint on the way out."""
+class DeleteChildJob:
+    """Delete a stage's child Job. Its pod saves a checkpoint when it gets SIGTERM."""
 
     job_name: str
     uid: str
 
 
 @dataclass(frozen=True)
-class RemoveJob:
-    """Delete the resource itself: its time to live is over. Published artifacts stay."""
+class DeleteResource:
+    """Delete the resource after its time to live. Published artifacts stay."""
 
 
-Action = StartAnnotation | StartTraining | StopStep | RemoveJob
+@dataclass(frozen=True)
+class SendWebhook:
+    """Announce the end of the job. A message that is being sent is not sent twice."""
+
+    webhook: Webhook
+    deadline: datetime
+    """When to give up. One attempt is made in any case."""
+
+
+Action = StartAnnotation | StartTraining | DeleteChildJob | DeleteResource | SendWebhook
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """An Event to post once the status is written."""
+    """An Event to create once the status is written."""
 
     reason: Reason
     message: str
@@ -48,9 +64,10 @@ class Announcement:
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do and what to say of it. `wake_at` asks to be asked again even if nothing happens."""
+    """The new status and the actions that go with it."""
 
     status: JobStatus
     actions: tuple[Action, ...] = ()
     announcements: tuple[Announcement, ...] = ()
-    wake_at: datetime | None = None
+    requeue_at: datetime | None = None
+    """Time of the next decision even if no event arrives. Set for every job that has not ended."""

@@ -1,6 +1,6 @@
-"""From a job and its profile to what runs: the step's file and the Job around it. Pure."""
+"""Pure functions that build a stage's configuration file and its child Job from a job and its profile."""
 
-from .job import build_job
-from .step import CLUSTER, Places, build_step, command
+from .job import build_job, runs_the_same
+from .stage import ALLOCATOR, CLUSTER, Places, build_stage_config, command
 
-__all__ = ["CLUSTER", "Places", "build_job", "build_step", "command"]
+__all__ = ["ALLOCATOR", "CLUSTER", "Places", "build_job", "build_stage_config", "command", "runs_the_same"]

@@ -1,46 +1,59 @@
-"""The batch/v1 Job of a step, to the restricted Pod Security Standard.
+"""The batch/v1 Job of a stage, which meets the restricted Pod Security Standard.
 
-Nothing that a job's author writes reaches a command, an image, a volume, an environment variable or a
-security context: those are all made here from settings and the profile.
+Commands, images, volumes, environment variables and security contexts are built from the settings and the profile.
+None of them contains text from a job's spec.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from lora_api import API_VERSION, KIND
 from lora_api.exits import PERMANENT, ExitCode
-from lora_api.job import JobSpec
+from lora_api.job import JobSpec, Method
 from lora_api.profile import Profile
-from lora_api.steps import AnnotateStep, StepName, TrainStep
+from lora_api.stages import AnnotateConfig, StageName, TrainConfig
 
 from .. import names
 from ..settings import Images
 from ..snapshot import Snapshot
-from .step import CLUSTER, admitted, command
+from .pods import build_resources, build_scheduling, stage_pods
+from .stage import ALLOCATOR, CLUSTER, command, spec_and_profile
 
 USER = 65532
-CONTAINER = "step"
+"""User and group ID of the stage's process."""
 GRACE_SECONDS = 120
-"""For a step to be finished and its checkpoint uploaded after SIGTERM."""
+"""Time to save and upload a checkpoint after SIGTERM."""
+LONG_GRACE_SECONDS = 900
+"""The same for a fine-tuned UNet, whose checkpoint has about 12 GB."""
+TMP_SIZE = "4Gi"
+WORK_SIZE = "64Gi"
+"""Size limits of a pod's emptyDirs, far above what a stage writes. The kubelet evicts a pod that exceeds them, before it
+fills its node."""
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+API_DEFAULTS = {"dnsPolicy", "schedulerName", "terminationMessagePolicy", "creationTimestamp", "priority"}
+"""Fields of a pod template that the API server adds."""
+SCHEDULING = {"nodeSelector", "tolerations", "priorityClassName", "runtimeClassName", "imagePullSecrets"}
+"""Fields of a pod that `runs_the_same` does not compare: they say where a pod runs, not what."""
 
 
-def build_job(snapshot: Snapshot, config: AnnotateStep | TrainStep, images: Images) -> dict[str, Any]:
-    """The Job that runs a step, its configuration inside it.
+def build_job(snapshot: Snapshot, config: AnnotateConfig | TrainConfig, images: Images) -> dict[str, Any]:
+    """Build the child Job that runs a stage, with its configuration.
 
-    The step's file travels as an annotation that the kubelet projects into the pod, so a step and its
-    configuration are created by one request, or not at all (docs/adr/0001).
+    The stage's configuration file is an annotation that the kubelet projects into the pod, so both are created
+    by one request or not at all (docs/adr/0001).
     """
-    spec, profile = admitted(snapshot)
-    step, attempt = config.step, config.attempt
+    spec, profile = spec_and_profile(snapshot)
+    stage, attempt = config.stage, config.attempt
+    pods = stage_pods(profile, stage)
     labels = {
         names.MANAGED_BY: names.OPERATOR,
         "app.kubernetes.io/name": "lora-trainer",
-        "app.kubernetes.io/component": str(step),
+        "app.kubernetes.io/component": str(stage),
         names.JOB_UID: snapshot.uid,
-        names.STEP: str(step),
+        names.STAGE: str(stage),
         names.ATTEMPT: str(attempt),
     }
     queue = {KUEUE_QUEUE: spec.scheduling.queue_name} if spec.scheduling.queue_name else {}
@@ -56,35 +69,48 @@ def build_job(snapshot: Snapshot, config: AnnotateStep | TrainStep, images: Imag
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": names.child_name(snapshot.name, snapshot.uid, step, attempt),
+            "name": names.child_name(snapshot.name, snapshot.uid, stage, attempt),
             "namespace": snapshot.namespace,
             "labels": labels | queue,
-            "annotations": {names.JOB_NAME: snapshot.name},
+            "annotations": {names.OWNER_NAME: snapshot.name},
             "ownerReferences": [owner],
         },
         "spec": {
-            "backoffLimit": spec.run_policy.backoff_limit,
+            "backoffLimit": max(0, spec.run_policy.backoff_limit - _failures(snapshot, stage)),
             "ttlSecondsAfterFinished": spec.run_policy.child_ttl_seconds_after_finished,
             "podFailurePolicy": _pod_failure_policy(),
             "template": {
                 "metadata": {
-                    "labels": labels,
-                    "annotations": {
-                        names.JOB_NAME: snapshot.name,
-                        names.STEP_CONFIG: config.model_dump_json(by_alias=True),
+                    "labels": pods.labels | labels,
+                    "annotations": pods.annotations
+                    | {
+                        names.OWNER_NAME: snapshot.name,
+                        names.STAGE_CONFIG: config.model_dump_json(by_alias=True),
                     },
                 },
-                "spec": _pod(spec, profile, config, images),
+                "spec": _build_pod(spec, profile, config, images),
             },
         },
     }
 
 
+def _failures(snapshot: Snapshot, stage: StageName) -> int:
+    """Count the failures of earlier attempts, which count towards the same limit as those within a child Job."""
+    status = snapshot.status.training if stage == StageName.TRAIN else snapshot.status.captions
+    return status.failures if status else 0
+
+
 def _pod_failure_policy() -> dict[str, Any]:
+    """Build the rules for failed pods. The first rule that matches applies.
+
+    Disrupted and interrupted pods are replaced and not charged to backoffLimit. An exit code in `PERMANENT` fails the
+    Job at once. All other failures are retried within backoffLimit.
+    """
+
     def on_exit(action: str, codes: list[int]) -> dict[str, Any]:
         return {
             "action": action,
-            "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": codes},
+            "onExitCodes": {"containerName": names.STAGE_CONTAINER, "operator": "In", "values": codes},
         }
 
     disrupted = {"type": "DisruptionTarget", "status": "True"}
@@ -97,14 +123,22 @@ def _pod_failure_policy() -> dict[str, Any]:
     }
 
 
-def _pod(spec: JobSpec, profile: Profile, config: AnnotateStep | TrainStep, images: Images) -> dict[str, Any]:
-    training = config.step == StepName.TRAIN
-    volumes, mounts = _volumes(profile, config)
+def _grace_seconds(spec: JobSpec, stage: StageName) -> int:
+    """Return the seconds between SIGTERM and SIGKILL, in which training finishes its step and saves a checkpoint."""
+    tunes_unet = stage == StageName.TRAIN and spec.training.method == Method.DREAMBOOTH_EXTRACT
+    return LONG_GRACE_SECONDS if tunes_unet else GRACE_SECONDS
+
+
+def _build_pod(
+    spec: JobSpec, profile: Profile, config: AnnotateConfig | TrainConfig, images: Images
+) -> dict[str, Any]:
+    training = config.stage == StageName.TRAIN
+    volumes, mounts = _build_volumes(profile, config)
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": _grace_seconds(spec, config.stage),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
@@ -114,18 +148,19 @@ def _pod(spec: JobSpec, profile: Profile, config: AnnotateStep | TrainStep, imag
         },
         "containers": [
             {
-                "name": CONTAINER,
+                "name": names.STAGE_CONTAINER,
                 "image": images.train if training or _has_local_model(config) else images.annotate,
                 "imagePullPolicy": images.pull_policy,
-                "command": ["python", *command(config.step, CLUSTER.config)],
+                "command": ["python", *command(config.stage, CLUSTER.config)],
                 "env": [
                     {"name": "HOME", "value": "/tmp"},  # noqa: S108 - an emptyDir of the pod's own
                     {"name": "HF_HOME", "value": f"{CLUSTER.work}/huggingface"},
-                    *([] if _may_ask_the_hub(config) else [{"name": "HF_HUB_OFFLINE", "value": "1"}]),
+                    *([] if _needs_hub(config) else [{"name": "HF_HUB_OFFLINE", "value": "1"}]),
                     {"name": "PYTHONUNBUFFERED", "value": "1"},
+                    *({"name": name, "value": value} for name, value in ALLOCATOR.items() if training),
                 ],
                 "ports": [{"name": "progress", "containerPort": CLUSTER.progress_port}],
-                "resources": _resources(spec, training),
+                "resources": build_resources(spec, profile, config.stage, _downloads_model(config)),
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
                     "readOnlyRootFilesystem": True,
@@ -137,59 +172,37 @@ def _pod(spec: JobSpec, profile: Profile, config: AnnotateStep | TrainStep, imag
         ],
         "volumes": volumes,
     }
-    if images.pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in images.pull_secrets]
-    if training:
-        pod |= _scheduling(spec)
-    return pod
+    return pod | build_scheduling(spec, profile, config.stage, images)
 
 
-def _has_local_model(config: AnnotateStep | TrainStep) -> bool:
+def _has_local_model(config: AnnotateConfig | TrainConfig) -> bool:
     """Whether captions come from a model inside the pod, which needs torch and no key."""
     return (
-        isinstance(config, AnnotateStep) and config.llm is not None and config.llm.provider == "transformers"
+        isinstance(config, AnnotateConfig)
+        and config.llm is not None
+        and config.llm.provider == "transformers"
     )
 
 
-def _may_ask_the_hub(config: AnnotateStep | TrainStep) -> bool:
-    """Whether a model must be downloaded from there by this pod."""
-    if isinstance(config, TrainStep):
-        return config.base_model.source == "hub" and not config.prefetched
+def _downloads_model(config: AnnotateConfig | TrainConfig) -> bool:
+    """Whether the base model is downloaded to the pod's own disk."""
+    return isinstance(config, TrainConfig) and not config.prefetched
+
+
+def _needs_hub(config: AnnotateConfig | TrainConfig) -> bool:
+    """Whether the pod must download a model from the Hugging Face hub."""
+    if isinstance(config, TrainConfig):
+        models = [config.base_model]
+        if config.scoring:
+            models += [config.scoring.likeness, config.scoring.fidelity]
+        return any(model.source == "hub" for model in models) and not config.prefetched
     return _has_local_model(config)
 
 
-def _resources(spec: JobSpec, training: bool) -> dict[str, Any]:
-    if not training:
-        asked = spec.resources.annotate
-        return {
-            "requests": {"cpu": asked.cpu, "memory": asked.memory},
-            "limits": {"memory": asked.memory},
-        }
-    wanted = spec.resources.train
-    limits: dict[str, Any] = {"memory": wanted.memory}
-    if wanted.gpus:
-        limits[wanted.gpu_resource] = str(wanted.gpus)
-    return {"requests": {"cpu": wanted.cpu, "memory": wanted.memory}, "limits": limits}
-
-
-def _scheduling(spec: JobSpec) -> dict[str, Any]:
-    wanted = spec.scheduling
-    fields: dict[str, Any] = {
-        "priorityClassName": wanted.priority_class_name,
-        "runtimeClassName": wanted.runtime_class_name,
-        "nodeSelector": wanted.node_selector,
-        "tolerations": [
-            {name: value for name, value in toleration.to_wire().items() if value not in ("", None)}
-            for toleration in wanted.tolerations
-        ],
-    }
-    return {name: value for name, value in fields.items() if value}
-
-
-def _volumes(
-    profile: Profile, config: AnnotateStep | TrainStep
+def _build_volumes(
+    profile: Profile, config: AnnotateConfig | TrainConfig
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Volumes and their mounts: each credential only where its step needs it."""
+    """Build the volumes and their mounts. A credential is mounted only in the stage that needs it."""
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
 
@@ -201,8 +214,11 @@ def _volumes(
         items = [{"key": key, "path": key} for key in keys]
         return {"secret": {"secretName": name, "defaultMode": 0o440, "items": items}}
 
+    def authority(name: str) -> dict[str, Any]:
+        return {"configMap": {"name": name, "items": [{"key": "ca.crt", "path": "ca.crt"}]}}
+
     config_path = PurePosixPath(CLUSTER.config)
-    field = {"fieldPath": f"metadata.annotations['{names.STEP_CONFIG}']"}
+    field = {"fieldPath": f"metadata.annotations['{names.STAGE_CONFIG}']"}
     add(
         "config",
         str(config_path.parent),
@@ -210,22 +226,60 @@ def _volumes(
     )
     add("store", CLUSTER.store_secret, secret(profile.store.secret_name, ["accessKey", "secretKey"]))
     if profile.store.ca_config_map:
-        ca = {
-            "configMap": {"name": profile.store.ca_config_map, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
-        }
-        add("ca", str(PurePosixPath(CLUSTER.store_ca).parent), ca)
-    asks_a_service = isinstance(config, AnnotateStep) and config.llm is not None
-    if asks_a_service and profile.llm is not None and not _has_local_model(config):
-        add("llm", CLUSTER.llm_secret, secret(profile.llm.secret_name, ["apiKey"]))
-    add("tmp", "/tmp", {"emptyDir": {}}, writable=True)  # noqa: S108 - an emptyDir of the pod's own
-    add("work", CLUSTER.work, {"emptyDir": {}}, writable=True)
-    if isinstance(config, TrainStep):
+        add("ca", str(PurePosixPath(CLUSTER.store_ca).parent), authority(profile.store.ca_config_map))
+    needs_service = isinstance(config, AnnotateConfig) and config.llm is not None
+    if needs_service and profile.llm is not None and not _has_local_model(config):
+        if profile.llm.secret_name:
+            add("llm", CLUSTER.llm_secret, secret(profile.llm.secret_name, ["apiKey"]))
+        if profile.llm.ca_config_map:
+            add("llm-ca", str(PurePosixPath(CLUSTER.llm_ca).parent), authority(profile.llm.ca_config_map))
+    add("tmp", "/tmp", {"emptyDir": {"sizeLimit": TMP_SIZE}}, writable=True)  # noqa: S108 - an emptyDir of the pod's own
+    add("work", CLUSTER.work, {"emptyDir": {"sizeLimit": WORK_SIZE}}, writable=True)
+    if isinstance(config, TrainConfig):
         claim = profile.model_cache.persistent_volume_claim
         if config.prefetched:
             add("cache", CLUSTER.cache, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
         else:
-            add("cache", CLUSTER.cache, {"emptyDir": {}}, writable=True)
+            add("cache", CLUSTER.cache, {"emptyDir": {"sizeLimit": WORK_SIZE}}, writable=True)
         if config.spec.resources.train.gpus > 1:
             # what NCCL shares between processes; a container's own /dev/shm has 64 MB
             add("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}, writable=True)  # noqa: S108
     return volumes, mounts
+
+
+def runs_the_same(existing: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
+    """Return whether the pods of an existing Job run the same as those of the Job `body`, apart from resources and scheduling.
+
+    Resources are not compared, because the API server writes quantities in another form. A Job whose template was
+    changed by a webhook is different.
+    """
+    template, expected = existing["spec"]["template"], body["spec"]["template"]
+    spec, expected_spec = template["spec"], expected["spec"]
+    if not set(spec) <= set(expected_spec) | API_DEFAULTS | SCHEDULING:
+        return False
+    stage_config = template["metadata"].get("annotations", {}).get(names.STAGE_CONFIG)
+    return (
+        stage_config == expected["metadata"]["annotations"][names.STAGE_CONFIG]
+        and _equals(spec["containers"], expected_spec["containers"])
+        and _equals(spec.get("volumes", []), expected_spec["volumes"])
+    )
+
+
+def _equals(actual: Any, expected: Any) -> bool:
+    """Return whether two values are equal but for resources, defaults of the API server and the modes of volumes."""
+    if isinstance(expected, Mapping):
+        return (
+            isinstance(actual, Mapping)
+            and set(actual) - set(expected) <= API_DEFAULTS | {"defaultMode", "apiVersion", "protocol"}
+            and all(
+                name in actual and (name == "resources" or _equals(actual[name], value))
+                for name, value in expected.items()
+            )
+        )
+    if isinstance(expected, list):
+        return (
+            isinstance(actual, list)
+            and len(actual) == len(expected)
+            and all(_equals(*pair) for pair in zip(actual, expected, strict=True))
+        )
+    return bool(actual == expected)

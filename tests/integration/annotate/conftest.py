@@ -17,13 +17,14 @@ from PIL import Image
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from conftest import RunningStore, make_spec
+from lora_api.job import ConceptType
 from lora_api.keys import JobKeys
-from lora_api.steps import AnnotateStep, StepResult, decode_result
-from lora_trainer.annotate.caption import Fields
-from lora_trainer.annotate.step import main
+from lora_api.stages import AnnotateConfig, StageResult, decode_result
+from lora_trainer.annotate.concept_fields import FIELDS as FIELDS_BY_TYPE
+from lora_trainer.annotate.stage import main
+from tests.conftest import RunningStore, make_spec
 
-FIELDS = dict.fromkeys(Fields.model_fields, "") | {
+FIELDS = dict.fromkeys(FIELDS_BY_TYPE[ConceptType.SUBJECT], "") | {
     "framing": "close-up at eye level",
     "setting": "on a green lawn",
     "lighting": "soft daylight",
@@ -151,14 +152,16 @@ class Job:
         return JobKeys(self.namespace, "statue", self.uid)
 
     def upload(self, name: str, data: bytes) -> str:
-        self.running.store.input.put(self.prefix + name, data)
+        # By the client itself: the bucket refuses keys that customers may use all the same.
+        bucket = self.running.store.input
+        bucket._client.put_object(bucket.name, self.prefix + name, BytesIO(data), len(data))
         return self.prefix + name
 
-    def config(self) -> AnnotateStep:
+    def config(self) -> AnnotateConfig:
         spec = make_spec(**({"dataset": {"prefix": self.prefix}} | self.spec))
-        return AnnotateStep.model_validate(
+        return AnnotateConfig.model_validate(
             {
-                "step": "annotate",
+                "stage": "annotate",
                 "namespace": self.namespace,
                 "name": "statue",
                 "uid": self.uid,
@@ -173,8 +176,8 @@ class Job:
             }
         )
 
-    def run(self) -> tuple[int, StepResult]:
-        path = self.folder / "step.json"
+    def run(self) -> tuple[int, StageResult]:
+        path = self.folder / "stage.json"
         path.write_text(self.config().model_dump_json(by_alias=True))
         code = main(path)
         result = decode_result((self.folder / "termination-log").read_text())
@@ -225,6 +228,8 @@ def make_job(
                 "credentialsDir": str(secret),
                 "model": "claude-haiku-5-5",
                 "price": {"input": "0.10", "output": "0.50"},
+                "timeoutSeconds": 20,
+                "retrySeconds": 5,
             }
         return job
 

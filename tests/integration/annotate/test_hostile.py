@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from conftest import make_spec
 from lora_api.exits import ExitCode
 from lora_api.job import JobSpec
 from lora_api.keys import JobKeys
 from lora_api.reasons import Reason
-from lora_api.steps import decode_result
-from lora_trainer.annotate.intake import check_intake, list_dataset, take_in
+from lora_api.stages import decode_result
+from lora_trainer.annotate.intake import check_intake, clean_dataset
+from lora_trainer.annotate.listing import list_dataset
 from lora_trainer.errors import BadDataError, NoInputError
 from lora_trainer.store import Store, StoredObject
-
-from ...unit.annotate.corpus import CORPUS
+from tests.conftest import make_spec
+from tests.support.image_files import CORPUS
 
 QUICK = {name: case for name, case in CORPUS.items() if not name.startswith(("large", "bomb"))}
-LITTER = (".DS_Store", "Thumbs.db", "._plain.jpg", "__MACOSX/plain.jpg")
+IGNORED = (".DS_Store", "Thumbs.db", "._plain.jpg", "__MACOSX/plain.jpg")
 
 
 def files_under(folder: Path) -> set[Path]:
@@ -35,29 +35,29 @@ def test_the_corpus_has_its_designed_outcomes_and_leaves_no_file_behind(make_job
     job.spec["dataset"] = {"prefix": job.prefix, "onBadImage": "Skip", "maxImages": 100}
     for name, case in QUICK.items():
         job.upload(name, case.make())
-    for name in LITTER:
-        job.upload(name, b"litter")
+    for name in IGNORED:
+        job.upload(name, b"ignored")
 
     home = tmp_path / "home"
     home.mkdir()
-    path = job.folder / "step.json"
+    path = job.folder / "stage.json"
     path.write_text(job.config().model_dump_json(by_alias=True))
     environment = os.environ | {"HOME": str(home), "TMPDIR": str(home)}
     command = [sys.executable, "-m", "lora_trainer", "annotate", "--config", path]
     assert subprocess.run(command, cwd=home, env=environment, check=False).returncode == ExitCode.OK
     assert files_under(home) == set()
-    assert files_under(job.folder) == {Path("step.json"), Path("termination-log")}
+    assert files_under(job.folder) == {Path("stage.json"), Path("termination-log")}
 
     result = decode_result((job.folder / "termination-log").read_text())
     report = json.loads(job.running.store.output.get(job.keys.dataset_report))
     taken = {image["key"].removeprefix(job.prefix): image for image in report["images"]}
     skipped = {item["key"].removeprefix(job.prefix): item["reason"] for item in report["skipped"]}
     assert set(taken) == {name for name, case in QUICK.items() if not case.refused}
-    assert set(skipped) == {name for name, case in QUICK.items() if case.refused} | set(LITTER)
+    assert set(skipped) == {name for name, case in QUICK.items() if case.refused} | set(IGNORED)
     for name, image in taken.items():
         assert image["fileName"][:3].isdigit()
         assert QUICK[name].remark in "; ".join(image["warnings"]), name
-    assert any("nearly the same as" in warning for warning in taken["plain.png"]["warnings"])
+    assert any("a copy of" in warning for warning in taken["plain.png"]["warnings"])
     assert len((job.folder / "termination-log").read_bytes()) <= 4096
     assert result.dataset.images == len(taken)
 
@@ -119,8 +119,8 @@ def test_keys_that_climb_out_are_never_names(running_store, small_photographs, u
     store.input = bucket
     keys = JobKeys("studio", "statue", uid)
     spec = JobSpec.model_validate(make_spec(dataset={"prefix": "a/"}))
-    intake = take_in(store, keys, spec, list_dataset(bucket, "a/"))
-    assert [picture.entry.key for picture in intake.pictures] == [keys.image(n) for n in range(5)]
+    intake = clean_dataset(store, keys, spec, list_dataset(bucket, "a/"))
+    assert [image.entry.key for image in intake.images] == [keys.image(n) for n in range(5)]
     assert files_under(tmp_path) == before
 
 
@@ -137,10 +137,10 @@ def test_a_prefix_with_litter_only_has_no_images():
     assert error.value.reason is Reason.DATASET_INVALID
 
 
-def test_a_file_above_30_mb_is_not_even_fetched(running_store, uid):
+def test_a_file_above_64_mb_is_not_even_fetched(running_store, uid):
     class Huge(Stub):
         def list(self, prefix, limit):
-            return [StoredObject("a/huge.jpg", 31 << 20, "etag")]
+            return [StoredObject("a/huge.jpg", 65 << 20, "etag")]
 
         def get(self, key):
             raise AssertionError("it was fetched")
@@ -148,7 +148,8 @@ def test_a_file_above_30_mb_is_not_even_fetched(running_store, uid):
     store = Store(running_store.access)
     store.input = Huge({})
     spec = JobSpec.model_validate(make_spec(dataset={"prefix": "a/"}))
-    with pytest.raises(BadDataError, match="larger than 30 MB"):
+    with pytest.raises(BadDataError, match="larger than 64 MB"):
         check_intake(
-            spec, take_in(store, JobKeys("studio", "statue", uid), spec, list_dataset(store.input, "a/"))
+            spec,
+            clean_dataset(store, JobKeys("studio", "statue", uid), spec, list_dataset(store.input, "a/")),
         )

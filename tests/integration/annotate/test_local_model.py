@@ -1,8 +1,9 @@
-"""Captions by a vision-language model in the step's own process: a tiny one of random weights, built here."""
+"""Captions by a vision-language model in the stage's own process: tiny ones, built here."""
 
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,20 +13,28 @@ from lora_api.reasons import Reason
 pytest.importorskip("torch")
 
 
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+PHRASES = {"a": "close-up from above", "s": "", "t": "on a green lawn", "g": "soft daylight"}
+"""What the model that speaks says after a prompt with this last letter, which is the third of a field's name."""
+
+
+def build(folder: Path, *, speaks: bool, template: bool = True) -> Path:
+    """A LLaVA of a few thousand weights: random ones, or ones that make each word follow from the one before."""
     import torch
     import transformers as t
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    symbols = ["<s>", "</s>", "<pad>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    # Every phrase has words of its own, so that one word decides the next.
+    chains = [[f"\u0120{word}{letter}" for word in phrase.split()] for letter, phrase in PHRASES.items()]
+    words = [word for chain in chains for word in chain]
+    symbols = ["<s>", "</s>", "<pad>", "<image>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *words]
     tokenizer = Tokenizer(models.BPE(vocab={symbol: n for n, symbol in enumerate(symbols)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    template = (
+    chat = (
         "{% for message in messages %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}"
+        "{{ part['text'].split('Answer with the ')[1][:3] }}{% endif %}"
         "{% endfor %}{% endfor %}"
     )
     processor = t.LlavaProcessor(
@@ -41,35 +50,75 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         patch_size=14,
         vision_feature_select_strategy="default",
-        chat_template=template,
+        chat_template=chat if template else None,
         num_additional_image_tokens=1,
     )
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    large = {"hidden_size": 288, "intermediate_size": 16, "num_attention_heads": 2}
     torch.manual_seed(0)
     model = t.LlavaForConditionalGeneration(
         t.LlavaConfig(
-            vision_config=t.CLIPVisionConfig(**size, num_hidden_layers=2, image_size=28, patch_size=14),
+            vision_config=t.CLIPVisionConfig(**small, num_hidden_layers=2, image_size=28, patch_size=14),
             text_config=t.LlamaConfig(
-                **size, num_hidden_layers=1, vocab_size=len(symbols), max_position_embeddings=8192
+                **large,
+                num_hidden_layers=1,
+                vocab_size=len(symbols),
+                max_position_embeddings=8192,
+                tie_word_embeddings=False,
             ),
             image_token_index=symbols.index("<image>"),
         )
     )
-    folder = tmp_path_factory.mktemp("tiny-vlm")
+    if speaks:
+        number = symbols.index
+        following = {}
+        for letter, chain in zip(PHRASES, chains, strict=True):
+            path = [letter, *chain, "</s>"]
+            following |= {number(a): number(b) for a, b in pairwise(path)}
+        layer = model.model.language_model.layers[0]
+        with torch.no_grad():
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+            model.model.language_model.embed_tokens.weight.copy_(torch.eye(len(symbols), 288))
+            model.lm_head.weight.zero_()
+            model.lm_head.weight[number("</s>")] = 0.1
+            for first, second in following.items():
+                model.lm_head.weight[second, first] = 10.0
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_captions(make_job, tiny_model):
-    job = make_job(annotation={"onCaptionFailure": "Template"})
-    job.llm = {"provider": "transformers", "credentialsDir": "", "model": str(tiny_model)}
+def test_captions(make_job, tmp_path):
+    job = make_job()
+    model = build(tmp_path / "vlm", speaks=True)
+    job.llm = {"provider": "transformers", "credentialsDir": "", "model": str(model)}
     code, result = job.run()
-    assert code == 0
-    assert all(row["text"].startswith("a photo of CUS statue, ") for row in job.captions())
+    assert code == 0, result.message
+    assert job.captions()[0]["text"].startswith("a photo of CUS statue, close-upa froma abovea, ont")
     assert result.captions.usage.requests == 5
     assert result.captions.usage.output_tokens > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_without_sense_is_not_replaced_by_templates(make_job, tmp_path):
+    job = make_job(annotation={"onCaptionFailure": "Template"})
+    model = build(tmp_path / "vlm", speaks=False)
+    job.llm = {"provider": "transformers", "credentialsDir": "", "model": str(model)}
+    code, result = job.run()
+    assert (code, result.reason) == (78, Reason.CONFIGURATION_INVALID)
+    assert "no reply of the model" in result.message
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_model_without_a_chat_template_is_named_when_it_loads(make_job, tmp_path):
+    job = make_job()
+    model = build(tmp_path / "vlm", speaks=True, template=False)
+    job.llm = {"provider": "transformers", "credentialsDir": "", "model": str(model)}
+    code, result = job.run()
+    assert (code, result.reason) == (78, Reason.MODEL_UNAVAILABLE)
+    assert "chat template" in result.message
 
 
 def test_a_model_that_is_not_there_is_named(make_job, tmp_path):

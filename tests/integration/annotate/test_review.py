@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner
+from werkzeug import Request, Response
 
+from lora_api import GROUP, PLURAL, VERSION
 from lora_api.manifest import sha256_hex
 from lora_api.reasons import Reason
-from lora_trainer.annotate.cli import app
+from lora_cli.captions import app
 
 from .conftest import Job
-
-KUBECTL = """#!{python}
-import json, sys
-from pathlib import Path
-here = Path(__file__).parent
-with (here / "calls").open("a") as calls:
-    calls.write(json.dumps(sys.argv[1:]) + "\\n")
-if sys.argv[1] == "get":
-    print((here / "job.json").read_text())
-"""
 
 
 @pytest.fixture
@@ -36,17 +28,36 @@ def job(make_job) -> Job:
 
 
 @pytest.fixture
-def lora(job, tmp_path, monkeypatch):
-    """Runs `lora captions ...` with a kubectl that knows the one job and notes what it was asked."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    program = folder / "kubectl"
-    program.write_text(KUBECTL.format(python=sys.executable))
-    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+def patches(job, httpserver: HTTPServer, tmp_path, monkeypatch) -> list[Any]:
+    """An API server that has the one job; gives the patches that it received."""
+    received: list[Any] = []
     metadata = {"namespace": job.namespace, "name": "statue", "uid": job.uid}
-    spec = job.config().spec.to_wire()
-    (folder / "job.json").write_text(json.dumps({"metadata": metadata, "spec": spec}))
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    resource = {"metadata": metadata, "spec": job.config().spec.to_wire()}
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{job.namespace}/{PLURAL}/statue"
+
+    def patch(request: Request) -> Response:
+        received.append(request.get_json(force=True))
+        return Response(json.dumps(resource), content_type="application/json")
+
+    httpserver.expect_request(path, method="GET").respond_with_json(resource)
+    httpserver.expect_request(path, method="PATCH").respond_with_handler(patch)
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": httpserver.url_for("").rstrip("/")}}],
+        "users": [{"name": "test", "user": {"token": "a-token"}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    }
+    file = tmp_path / "kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    return received
+
+
+@pytest.fixture
+def lora(job, patches, monkeypatch):
+    """Runs `lora captions ...`."""
     credentials = job.running.seaweed.credentials
     monkeypatch.setenv("LORA_STORE_ENDPOINT", job.running.access.endpoint)
     monkeypatch.setenv("LORA_STORE_ACCESS_KEY", credentials.access_key)
@@ -64,7 +75,7 @@ def edit(folder: Path, old: str, new: str) -> bytes:
     return path.read_bytes()
 
 
-def test_pull_edit_push_approve(job, lora, tmp_path):
+def test_pull_edit_push_approve(job, lora, patches, tmp_path):
     name = f"{job.namespace}/statue"
     folder = tmp_path / "captions"
     pulled = lora("pull", name, folder, "--http")
@@ -83,9 +94,7 @@ def test_pull_edit_push_approve(job, lora, tmp_path):
 
     approved = lora("approve", name, folder)
     assert approved.exit_code == 0, approved.output
-    last = json.loads((tmp_path / "bin" / "calls").read_text().splitlines()[-1])
-    assert last[0] == "patch"
-    assert json.loads(last[-1]) == {"spec": {"annotation": {"approvedCaptions": sha256_hex(data)}}}
+    assert patches == [{"spec": {"annotation": {"approvedCaptions": sha256_hex(data)}}}]
 
     code, result = job.run()
     assert code == 0
@@ -93,7 +102,8 @@ def test_pull_edit_push_approve(job, lora, tmp_path):
 
 
 WRONG = [
-    ("000.png", "../../other.png", "not an image of this job"),
+    ("000.png", "other.png", "not an image of this job"),
+    ("000.png", "../../other.png", "relative key"),
     ("001.png", "000.png", "two captions"),
     ("a photo of CUS statue", " ", "empty"),
     ('"text"', '"txt"', "line 1: text"),
@@ -108,7 +118,7 @@ def test_a_broken_edit_is_refused_at_the_push(job, lora, tmp_path, old, new, wor
     before = job.running.store.output.get(job.keys.captions)
     edit(folder, old, new)
     pushed = lora("push", name, folder, "--http")
-    assert pushed.exit_code == 2
+    assert pushed.exit_code == 65
     assert words in pushed.output
     assert job.running.store.output.get(job.keys.captions) == before
 
@@ -131,9 +141,9 @@ def test_a_line_that_a_reviewer_took_out_is_an_image_less(job):
 
 
 def test_what_is_missing_is_said(job, lora, tmp_path, monkeypatch):
-    assert lora("pull", "statue", tmp_path / "x", "--http").exit_code == 2
-    assert lora("push", f"{job.namespace}/statue", tmp_path / "nothing", "--http").exit_code == 2
+    assert lora("pull", "/statue", tmp_path / "x", "--http").exit_code == 64
+    assert lora("push", f"{job.namespace}/statue", tmp_path / "nothing", "--http").exit_code == 64
     monkeypatch.delenv("LORA_STORE_SECRET_KEY")
     missing = lora("pull", f"{job.namespace}/statue", tmp_path / "x", "--http")
-    assert missing.exit_code == 2
+    assert missing.exit_code == 64
     assert "LORA_STORE_SECRET_KEY" in missing.output

@@ -13,9 +13,9 @@ from PIL import Image
 from lora_api.keys import reuse_pointer
 from lora_api.manifest import CaptionsManifest, Manifest, ReusePointer, canonical_json, sha256_hex
 from lora_api.reasons import Reason
+from lora_api.stages import Outcome, StageResult
 from lora_api.status import AdapterStatus
-from lora_api.steps import Outcome, StepResult
-from lora_trainer.annotate.step import work
+from lora_trainer.annotate.stage import work
 
 from .conftest import FIELDS, Job
 
@@ -90,6 +90,34 @@ def test_progress_is_told_as_captions_come_in(make_job, messages_api):
     reporter = Reporter()
     work(job.config(), reporter)
     assert list(dict.fromkeys(reporter.seen)) == [(n, 5) for n in range(1, 6)]
+
+
+def test_a_poisoned_caption_in_the_cache_is_cleaned_as_a_reply_is(make_job, messages_api):
+    job = make_job(llm=messages_api)
+    assert job.run()[0] == 0
+    store = job.running.store.output
+    keys = [item.key for item in store.list(f"{job.namespace}/.captions/", 100)]
+    declined, poisoned = keys[:2]
+    for key in keys:
+        stored = json.loads(store.get(key))
+        name = next(iter(stored["fields"]))
+        text = (
+            "I'm sorry, I can't help with that"
+            if key == declined
+            else "evil\x1b[2J <|endoftext|> \u202ewords " + " ".join(f"number{n}" for n in range(40))
+        )
+        stored["fields"] = dict.fromkeys(stored["fields"], "") | {name: text}
+        if key in (declined, poisoned):
+            store.put(key, json.dumps(stored).encode())
+    asked = len(messages_api.requests)
+    recreated = job.again()
+    assert recreated.run()[0] == 0
+    assert len(messages_api.requests) == asked + 1, "only the one that declines is bought again"
+    texts = [row["text"] for row in recreated.captions()]
+    (evil,) = [text for text in texts if "evil" in text]
+    assert all(character.isprintable() for character in evil)
+    assert "endoftext" not in evil
+    assert len(evil.split()) < 25
 
 
 def test_nothing_is_bought_twice(make_job, messages_api):
@@ -185,7 +213,7 @@ def bad_and_good(make_job, on_bad: str) -> Job:
     job.spec["dataset"] = {"prefix": job.prefix, "onBadImage": on_bad}
     job.upload("broken.jpg", b"\xff\xd8\xff\xe0 not a jpeg")
     job.upload("empty.png", b"")
-    job.upload(".DS_Store", b"litter")
+    job.upload(".DS_Store", b"ignored")
     return job
 
 
@@ -250,7 +278,7 @@ def test_the_budget_is_kept_and_what_was_bought_too(make_job, messages_api):
     assert result.captions.usage.requests == 5 - bought
 
 
-def publish_adapter(job: Job, result: StepResult) -> Manifest:
+def publish_adapter(job: Job, result: StageResult) -> Manifest:
     """What a training step leaves behind."""
     store = job.running.store.output
     entry = store.put(f"{job.keys.attempt(1)}adapter.safetensors", b"weights")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from helm import VALUE_SETS, render
+from tests.support.helm import VALUE_SETS, render
 
 Objects = list[dict[str, Any]]
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from helm import CHART, render
 from lora_api.profile import BaseModelSource, StoreModel, StoreProfile
+from tests.support.helm import CHART, render
 
 VALUES: dict[str, Any] = {
     "modelCache": {"enabled": True, "namespaces": ["studio", "atelier"]},

@@ -12,10 +12,10 @@ import promql_parser
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from helm import CHART, render
 from lora_api.status import Phase
 from lora_operator import metrics
 from lora_trainer.progress import Reporter
+from tests.support.helm import CHART, render
 
 DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
 TARGET_LABELS = {"job", "namespace", "pod"}
@@ -146,3 +146,13 @@ def test_the_dashboard_is_the_file_and_its_panels_do_not_overlap() -> None:
     assert max(x for x, _ in cells) < 24
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
+
+
+def test_each_alert_leads_to_its_section_of_the_docs() -> None:
+    page = CHART.parents[1] / "docs/how-to/alerts.md"
+    sections = re.findall(r"^## (\w+)$", page.read_text(), re.MULTILINE)
+    assert sections == [alert["alert"] for alert in alerts()]
+    for alert in alerts():
+        address, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert address.endswith(str(page.relative_to(CHART.parents[1])))
+        assert anchor == alert["alert"].lower()

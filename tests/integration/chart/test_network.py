@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from builders import HASH, snapshot
-from helm import render
-from lora_api.steps import StepName
+from lora_api.stages import StageName
 from lora_operator.decide import StartAnnotation, StartTraining
-from lora_operator.manifests import CLUSTER, build_job, build_step
+from lora_operator.manifests import CLUSTER, build_job, build_stage_config
 from lora_operator.settings import Images
+from tests.support.builders import HASH, snapshot
+from tests.support.helm import VALUE_SETS, render
 
 INTERNET = "0.0.0.0/0"
 
@@ -36,10 +36,10 @@ def reach(policy: dict[str, Any]) -> set[tuple[int, str]]:
     return {(port["port"], where(rule)) for rule in policy["egress"] for port in rule["ports"]}
 
 
-DNS = (53, "any")
+DNS = (53, "selected")
 STORE = {"endpoint": "minio.minio.svc:9000"}
 CASES = [
-    ("defaults", {}, {DNS, (9000, "any"), (443, INTERNET)}, {DNS, (9000, "any"), (443, INTERNET)}),
+    ("defaults", {}, {DNS, (9000, "selected"), (443, INTERNET)}, {DNS, (9000, "selected"), (443, INTERNET)}),
     (
         "no LLM, model in the store",
         {
@@ -48,26 +48,26 @@ CASES = [
                 "sdxl-base-1.0": {"source": "store", "key": "m/", "repo": None, "variant": None, "vae": None}
             },
         },
-        {DNS, (9000, "any")},
-        {DNS, (9000, "any")},
+        {DNS, (9000, "selected")},
+        {DNS, (9000, "selected")},
     ),
     (
         "LLM in the cluster",
         {"llm": {"provider": "openai", "baseURL": "http://vllm.llm.svc:8000/v1"}},
-        {DNS, (9000, "any"), (8000, "any")},
-        {DNS, (9000, "any"), (443, INTERNET)},
+        {DNS, (9000, "selected"), (8000, "selected")},
+        {DNS, (9000, "selected"), (443, INTERNET)},
     ),
     (
         "LLM elsewhere",
         {"llm": {"provider": "openai", "baseURL": "https://llm.example.com/v1"}},
-        {DNS, (9000, "any"), (443, "any")},
-        {DNS, (9000, "any"), (443, INTERNET)},
+        {DNS, (9000, "selected"), (443, "any")},
+        {DNS, (9000, "selected"), (443, INTERNET)},
     ),
     (
         "model in the pod",
         {"llm": {"provider": "transformers"}},
-        {DNS, (9000, "any"), (443, INTERNET)},
-        {DNS, (9000, "any"), (443, INTERNET)},
+        {DNS, (9000, "selected"), (443, INTERNET)},
+        {DNS, (9000, "selected"), (443, INTERNET)},
     ),
     (
         "store without a port",
@@ -84,8 +84,8 @@ CASES = [
     (
         "models from a cache",
         {"modelCache": {"persistentVolumeClaim": "models"}},
-        {DNS, (9000, "any"), (443, INTERNET)},
-        {DNS, (9000, "any")},
+        {DNS, (9000, "selected"), (443, INTERNET)},
+        {DNS, (9000, "selected")},
     ),
 ]
 
@@ -133,12 +133,19 @@ def test_a_namespace_that_no_profile_allows_is_given_nothing() -> None:
         assert all(rule.get("ports") for rule in spec["egress"])
 
 
+def test_the_watched_namespaces_get_policies_unless_others_are_named() -> None:
+    found = policies({"watchNamespaces": ["studio"]})
+    assert {("studio", "lora-annotate"), ("studio", "lora-train")} <= found.keys()
+    found = policies({"watchNamespaces": ["studio"], "networkPolicy": {"jobNamespaces": ["other"]}})
+    assert {namespace for namespace, _ in found} == {"lora-system", "other"}
+
+
 def test_policies_select_the_pods_that_the_operator_makes() -> None:
     found = policies({"networkPolicy": {"jobNamespaces": ["studio"]}})
-    starts = {StepName.ANNOTATE: StartAnnotation(1), StepName.TRAIN: StartTraining(1, "c" * 64, HASH)}
+    starts = {StageName.ANNOTATE: StartAnnotation(1), StageName.TRAIN: StartTraining(1, "c" * 64, HASH)}
     for step, start in starts.items():
         view = snapshot()
-        job = build_job(view, build_step(view, start, CLUSTER), Images("a", "t"))
+        job = build_job(view, build_stage_config(view, start, CLUSTER), Images("a", "t"))
         labels = job["spec"]["template"]["metadata"]["labels"]
         port = job["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]
         policy = found["studio", f"lora-{step}"]
@@ -182,3 +189,26 @@ def test_where_policies_are_off_there_are_none() -> None:
         )
         == {}
     )
+
+
+def test_the_operator_reaches_the_webhooks_of_the_profiles_and_gets_their_secrets() -> None:
+    values = VALUE_SETS["announcing"]
+    found = reach(policies(values)["lora-system", "lora"])
+    without = reach(policies({})["lora-system", "lora"])
+    assert found - without == {DNS, (8080, "selected"), (443, "any")} - without
+    peer = {"ipBlock": {"cidr": "10.1.2.3/32"}}
+    named = reach(policies({**values, "networkPolicy": {"webhook": {"to": [peer]}}})["lora-system", "lora"])
+    assert {(8080, "10.1.2.3/32"), (443, "10.1.2.3/32")} <= named
+    deployment = next(item for item in render(values) if item["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    mounts = {
+        mount["name"]: mount["mountPath"]
+        for mount in pod["containers"][0]["volumeMounts"]
+        if mount["name"].startswith("webhook")
+    }
+    secrets = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
+    assert {mounts[name]: secret["secretName"] for name, secret in secrets.items()} == {
+        "/etc/lora-webhooks/lora-webhook": "lora-webhook",
+        "/etc/lora-webhooks/studio-webhook": "studio-webhook",
+    }
+    assert all(secret["optional"] for secret in secrets.values())

@@ -13,11 +13,12 @@ import grimp
 import pytest
 from kubernetes.aio import client
 
-from helm import render
 from lora_api import GROUP, PLURAL
 from lora_operator import api
-from lora_operator.handlers import Wiring
+from lora_operator.handlers import EventHandlers
+from lora_operator.kopf_adapter import _build_registry
 from lora_operator.settings import ProfilesFile, read_settings
+from tests.support.helm import render
 
 
 class Permission(NamedTuple):
@@ -31,9 +32,11 @@ VERBS = {
     "list_pages": "list",
     "create": "create",
     "replace": "update",
+    "patch": "patch",
     "patch_status": "patch",
     "delete": "delete",
 }
+REVIEWS = {"tokenreviews", "subjectaccessreviews"}
 KINDS = {name: kind for name, kind in vars(api).items() if isinstance(kind, api.Kind)}
 
 
@@ -71,7 +74,11 @@ def watches(tmp_path: Path) -> set[Permission]:
     settings = read_settings({"LORA_ANNOTATE_IMAGE": "a", "LORA_TRAIN_IMAGE": "t"})
     profiles = tmp_path / "profiles.yaml"
     profiles.write_text("profiles: {}")
-    registry = Wiring(settings, ProfilesFile(profiles), api.Api(client.ApiClient())).registry
+    handlers = EventHandlers(settings, ProfilesFile(profiles), api.Api(client.ApiClient()))
+
+    async def stop() -> None: ...
+
+    registry = _build_registry(handlers.watches, handlers.start, stop)
     selectors = registry._watching.get_all_selectors() | registry._indexing.get_all_selectors()
     return {
         Permission(str(selector.group), str(selector.plural or selector.any_name), verb)
@@ -97,8 +104,14 @@ def needed() -> set[Permission]:
 
 
 def test_the_operators_role_is_what_its_code_calls(tmp_path: Path) -> None:
-    everywhere = {permission for permission in needed() if permission.resource != "leases"}
+    everywhere = {permission for permission in needed() if permission.resource not in {"leases", *REVIEWS}}
     assert granted(render(), "lora") == everywhere | watches(tmp_path)
+
+
+def test_tokens_are_reviewed_only_where_the_metrics_ask_for_them() -> None:
+    objects = render({"metrics": {"authentication": "Token"}})
+    assert granted(objects, "lora-metrics") == {p for p in needed() if p.resource in REVIEWS}
+    assert not [o for o in render() if o["kind"] == "ClusterRole" and "metrics" in o["metadata"]["name"]]
 
 
 def test_where_several_elect_a_leader_the_role_is_what_that_takes() -> None:
@@ -110,7 +123,7 @@ def test_no_call_is_overlooked() -> None:
     assert verbs == set(VERBS)
     with pytest.raises(AssertionError, match="of which kind is"):
         list(calls("async def f(self, kind):\n    await self.api.delete(kind, 'a', 'b', 'c')\n"))
-    assert set(calls("self.api.create(JOBS, 'a', {})")) == {("batch", "jobs", "create")}
+    assert set(calls("self.api.create(BATCH_JOBS, 'a', {})")) == {("batch", "jobs", "create")}
     for name, source in modules():
         others = name != "lora_operator.api" and (
             "kubernetes.aio import" in source or "kubernetes import" in source
@@ -121,7 +134,7 @@ def test_no_call_is_overlooked() -> None:
 def test_no_role_has_a_wildcard_or_reads_secrets(rendered: list[dict[str, Any]]) -> None:
     for found in rendered:
         for rule in found.get("rules", []) if found["kind"] in ("Role", "ClusterRole") else []:
-            words = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+            words = {word for names in rule.values() for word in names}
             assert not words & {"*", "secrets", "escalate", "bind", "impersonate"}, found["metadata"]["name"]
 
 
@@ -160,3 +173,38 @@ def test_users_of_the_cluster_see_and_edit_jobs() -> None:
         return {label.rsplit("-", 1)[1] for label in role["metadata"]["labels"] if "aggregate-to" in label}
 
     assert (to("lora-view"), to("lora-edit")) == ({"view", "edit", "admin"}, {"edit", "admin"})
+
+
+def test_the_demo_is_off_and_read_only_by_default() -> None:
+    assert not [body for body in render({}) if body["metadata"]["name"].endswith("-demo")]
+    values: dict[str, Any] = {
+        "demo": {"enabled": True, "jobs": {"access": "serviceAccount", "namespaces": ["studio"]}}
+    }
+    found = {body["kind"]: body for body in render(values) if body["metadata"]["name"].endswith("-demo")}
+    [container] = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "LORA_READ_ONLY", "value": "true"} in container["env"]
+    assert [rule["verbs"] for rule in found["Role"]["rules"]] == [["list"]]
+    values["demo"]["readOnly"] = False
+    [role] = [
+        body
+        for body in render(values)
+        if (body["kind"], body["metadata"].get("namespace")) == ("Role", "studio")
+        and body["metadata"]["name"].endswith("-demo")
+    ]
+    assert [rule["verbs"] for rule in role["rules"]] == [["list", "create"]]
+
+
+def test_the_account_that_reads_metrics_can_do_nothing_else() -> None:
+    objects = render({"metrics": {"authentication": "Token"}, "serviceMonitor": {"enabled": True}})
+    account = "lora-metrics-reader"
+    bound = [
+        body["roleRef"]["name"]
+        for body in objects
+        if body["kind"] in ("RoleBinding", "ClusterRoleBinding")
+        and account in [subject["name"] for subject in body["subjects"]]
+    ]
+    assert bound == [account]
+    [role] = [
+        body for body in objects if (body["kind"], body["metadata"]["name"]) == ("ClusterRole", account)
+    ]
+    assert role["rules"] == [{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}]

@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from helm import CHART, VALUE_SETS, helm, render
 from lora_api.profile import Profiles
+from tests.support.helm import CHART, VALUE_SETS, helm, render
 
 OLDEST, NEWEST = "1.31", kubernetes_validate.latest_version()
 FOREIGN = "monitoring.coreos.com/v1"
@@ -68,7 +68,13 @@ def test_names_stay_short_enough_for_the_longest_release() -> None:
     assert max(len(name) for name in names) <= 63
 
 
-CLUSTER_WIDE = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+CLUSTER_WIDE = {
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
+}
 
 
 def test_every_object_says_where_it_goes_and_whose_it_is(rendered: list[dict[str, Any]]) -> None:
@@ -96,6 +102,7 @@ def test_every_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
         kinds = {kind for volume in pod.get("volumes", []) for kind in volume if kind != "name"}
         assert kinds <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, name
+        assert all(v["emptyDir"].get("sizeLimit") for v in pod.get("volumes", []) if "emptyDir" in v), name
         assert "initContainers" not in pod
         for container in pod["containers"]:
             assert container["securityContext"] == {
@@ -106,9 +113,15 @@ def test_every_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
             assert container["resources"], name
 
 
-def test_only_pods_that_ask_the_api_server_have_a_token(rendered: list[dict[str, Any]]) -> None:
+def test_only_pods_that_ask_the_api_server_have_a_token(
+    rendered: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    values = VALUE_SETS[request.node.callspec.params["rendered"]]
+    asking = {"operator", "test"}
+    if values.get("demo", {}).get("jobs", {}).get("access") == "serviceAccount":
+        asking.add("demo")
     for name, meta, pod in pods(rendered):
-        asks = meta["labels"]["app.kubernetes.io/component"] in ("operator", "test")
+        asks = meta["labels"]["app.kubernetes.io/component"] in asking
         assert pod["automountServiceAccountToken"] is asks, name
 
 

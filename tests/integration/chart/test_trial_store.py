@@ -17,10 +17,10 @@ import yaml
 from minio import Minio
 from minio.error import MinioException
 
-from helm import CHART, render
 from lora_api.job import parse_spec
 from lora_api.profile import Profiles
-from lora_operator.local.seaweed import _free_ports
+from lora_cli.local.seaweed import free_ports
+from tests.support.helm import CHART, render
 
 QUICKSTART = yaml.safe_load((CHART.parents[1] / "examples" / "quickstart" / "job.yaml").read_text())
 MODEL = CHART.parents[1] / "examples" / "shapes-sdxl"
@@ -77,7 +77,7 @@ def store(trial: list[dict[str, Any]], tmp_path: Path) -> Iterator[tuple[str, Mi
     (deployment,) = named(trial, "Deployment", "lora-trial-store")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     program, mini, *options = container["command"]
-    master, volume, filer, s3 = _free_ports("127.0.0.1", 4)
+    master, volume, filer, s3 = free_ports("127.0.0.1", 4)
     ours = {"-dir": tmp_path / "data", "-ip.bind": "127.0.0.1", "-s3.port": s3}
     ours |= {"-master.port": master, "-volume.port": volume, "-filer.port": filer}
     kept = [option for option in options if option.partition("=")[0] not in ours]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from helm import CHART, helm, render
+from tests.support.helm import CHART, helm, render
+from tools.chart.generate import generated, values_table
 
 DIGEST = "sha256:" + "0" * 64
 REFUSED = [
@@ -60,6 +58,14 @@ def test_what_is_unknown_or_ill_typed_is_refused(values: Any, word: str) -> None
 
 INCOMPLETE = [
     ({"rbac": {"scope": "namespaced"}}, "rbac.scope: namespaced needs watchNamespaces"),
+    (
+        {
+            "rbac": {"scope": "namespaced"},
+            "watchNamespaces": ["studio"],
+            "metrics": {"authentication": "Token"},
+        },
+        "metrics.authentication: Token needs rbac.scope: cluster",
+    ),
     ({"demo": {"enabled": True, "profile": "nope"}}, 'there is no profile "nope"'),
     ({"demo": {"enabled": True, "ingress": {"enabled": True}}}, "needs demo.ingress.host"),
     ({"trialStore": {"enabled": True}, "watchNamespaces": ["studio"]}, "default is none of watchNamespaces"),
@@ -76,7 +82,7 @@ def test_values_that_need_others_say_so(values: Any, words: str) -> None:
 
 
 def test_the_values_that_the_docs_show_are_values() -> None:
-    text = (CHART.parents[1] / "docs" / "install.md").read_text()
+    text = (CHART.parents[1] / "docs/how-to/install.md").read_text()
     (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert render(yaml.safe_load(shown))
 
@@ -91,7 +97,9 @@ def test_the_trial_runs_the_images_that_make_builds() -> None:
     (box,) = deployment["spec"]["template"]["spec"]["containers"]
     named = {item["value"] for item in box["env"] if item["name"].endswith("_IMAGE")} | {box["image"]}
     assert named == set(re.findall(r" build -t (\S+)", (CHART.parents[1] / "Makefile").read_text()))
-    (loaded,) = re.findall(r"kind load docker-image (.*)", (CHART.parents[1] / "docs/install.md").read_text())
+    (loaded,) = re.findall(
+        r"kind load docker-image (.*)", (CHART.parents[1] / "docs/how-to/install.md").read_text()
+    )
     assert named == set(loaded.split())
 
 
@@ -102,11 +110,33 @@ def test_the_trial_runs_the_images_that_make_builds() -> None:
         ({"trialStore": {"enabled": True}}, "kubectl apply -f examples/quickstart/job.yaml"),
         ({"demo": {"enabled": True}}, "kubectl port-forward -n lora-system service/lora-demo 8501:80"),
         ({}, "name their namespaces in networkPolicy.jobNamespaces"),
+        ({"networkPolicy": {"enabled": False}}, "networkPolicy.enabled is false"),
+        ({}, "networkPolicy.metricsFrom: /metrics may be read by any pod"),
+        ({}, "networkPolicy.apiServer.to: the operator may connect to any address on ports 443, 6443"),
+        (
+            {"networkPolicy": {"dns": {"to": []}}},
+            "networkPolicy.dns.to: pods may connect to any address on port 53",
+        ),
+        (
+            {"profiles": {"default": {"store": {"endpoint": "s3.example.com"}}}},
+            "networkPolicy.store.to: pods of jobs may connect to any address on port 443",
+        ),
     ],
 )
 def test_the_notes_say_what_to_do_next(values: Any, words: str) -> None:
     where = ("--namespace", "lora-system", "--dry-run=client")
     assert words in helm("install", "lora", str(CHART), *where, values=values).stdout
+
+
+def test_the_notes_warn_of_nothing_that_is_closed() -> None:
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "x"}}}]
+    policy = {"jobNamespaces": ["studio"], "apiServer": {"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}}
+    where = ("--namespace", "lora-system", "--dry-run=client")
+    for values in (
+        {"networkPolicy": policy | {"metricsFrom": peers}},
+        {"networkPolicy": policy, "metrics": {"authentication": "Token"}},
+    ):
+        assert "WARNING" not in helm("install", "lora", str(CHART), *where, values=values).stdout
 
 
 def test_the_schema_leaves_no_map_open() -> None:
@@ -146,27 +176,13 @@ def missing(schema: dict[str, Any], values: dict[str, Any], path: str = "") -> I
             yield from missing(child, values[name], f"{path}{name}.")
 
 
-def generator() -> ModuleType:
-    folder = CHART.parent
-    sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.spec_from_file_location("chart_generate", folder / "generate.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-    return module
-
-
 def test_what_is_generated_is_up_to_date() -> None:
-    for path, content in generator().generated().items():
+    for path, content in generated().items():
         assert path.read_bytes() == content, f"{path.name}: run `make chart`"
 
 
 def test_the_table_takes_its_words_from_the_comments() -> None:
-    table = generator().values_table("# -- One.\n# Two.\na: {b: 1}\nc:\n  # -- Three.\n  d: x\n  e: []\n")
+    table = values_table("# -- One.\n# Two.\na: {b: 1}\nc:\n  # -- Three.\n  d: x\n  e: []\n")
     assert table.splitlines()[2:] == [
         '| `a` | `{"b": 1}` | One. Two. |',
         '| `c.d` | `"x"` | Three. |',

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lora_api.manifest import Manifest
 from lora_api.profile import StoreModel
-from lora_api.steps import StoreAccess
-from lora_operator.local.command import DEFAULT_PROFILE
-from lora_operator.local.seaweed import Seaweed
+from lora_api.stages import StoreAccess
+from lora_cli.local.seaweed import Seaweed
+from lora_cli.local.shared_store import SERVER
+from lora_cli.profiles import DEFAULT_PROFILE
 from lora_trainer.store import Store
-from quickstart import QUICKSTART, lora_run, write_tiny_model
-from served import Demo, publish_another, serve
+from tests.support.demo_server import Demo, publish_another, serve
+from tests.support.quickstart import QUICKSTART, lora_run, write_tiny_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-TIMEOUT_MS = 150_000
+TIMEOUT_MS = 90_000
 """Of a machine with better things to do."""
 
 
@@ -73,6 +75,8 @@ def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]
     """The page as a pod runs it: on a profile and a Secret's files."""
     folder = tmp_path_factory.mktemp("demo")
     buckets = [DEFAULT_PROFILE.store.input_bucket, DEFAULT_PROFILE.store.output_bucket]
+    with FileLock(home / "store" / SERVER, timeout=60):
+        pass  # the store of `lora run` ends after its command
     with Seaweed(home / "store", buckets) as seaweed:
         profile = yaml.safe_load((QUICKSTART / "profiles.yaml").read_text())["profiles"]["default"]
         profile["store"] = {"endpoint": seaweed.endpoint, "secure": False}
@@ -96,7 +100,7 @@ def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]
         store = Store(access)
         finished = publish_more(store)
         with serve(settings) as url:
-            yield Demo(url, home, store, seaweed, finished)
+            yield Demo(url, home, store, seaweed, finished, settings)
 
 
 def publish_more(store: Store) -> Manifest:

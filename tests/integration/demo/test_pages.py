@@ -16,11 +16,13 @@ from playwright.sync_api import Locator, Page, expect
 
 from lora_api.keys import JobKeys
 from lora_api.manifest import sha256_hex
-from quickstart import LORA, QUICKSTART, environment, lora_run
-from served import Demo, free_port, wait_for_page
+from lora_cli.manifests.writer import dump_yaml
+from tests.support.demo_server import Demo, wait_for_page
+from tests.support.ports import free_port
+from tests.support.quickstart import LORA, QUICKSTART, environment, lora_run
 
 STATE = "dataset.testScriptState"
-WITH, WITHOUT = re.compile("^With the adapter"), re.compile("^Without")
+WITH, WITHOUT = re.compile("^With the adapters? · seed 0:"), re.compile("^Base model · seed 0:")
 
 
 def picture_of(image: Locator) -> np.ndarray:
@@ -37,9 +39,9 @@ def assert_shown(image: Locator) -> None:
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
-def draw(page: Page) -> tuple[np.ndarray, np.ndarray]:
+def generate(page: Page) -> tuple[np.ndarray, np.ndarray]:
     """With the adapters, and without."""
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.wait_for_function(f"document.querySelector('[data-testid=stApp]').{STATE} == 'running'")
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
     return picture_of(page.get_by_alt_text(WITH)), picture_of(page.get_by_alt_text(WITHOUT))
@@ -70,7 +72,7 @@ def choose(page: Page, *names: str) -> None:
     page.keyboard.press("Escape")
 
 
-def open_page(page: Page, demo: Demo, name: str = "Draw") -> None:
+def open_page(page: Page, demo: Demo, name: str = "Generate") -> None:
     page.goto(demo.url)
     page.get_by_role("link", name=name).click()
     expect(page.get_by_role("heading", name=name, level=1)).to_be_visible()
@@ -85,14 +87,14 @@ def test_pictures_with_the_adapter_differ_from_the_base_models(
     page.get_by_label("Prompt", exact=True).fill("on a beach")
     set_steps(page, 3)
     expect(page.get_by_text("a photo of CUS ring, on a beach")).to_be_visible()
-    adapted, base = draw(page)
-    page.screenshot(path=pictures / "draw.png")
+    adapted, base = generate(page)
+    page.screenshot(path=pictures / "generate.png")
     assert adapted.shape == base.shape == (64, 64, 3)
     assert np.abs(adapted - base).max() > 0
 
     page.get_by_role("slider").press("Home")  # strength 0
     settle(page)
-    rested, again = draw(page)
+    rested, again = generate(page)
     assert (again == base).all()
     assert (rested == base).all()
 
@@ -101,9 +103,9 @@ def test_adapters_are_blended(page: Page, demo: Demo, pictures: Path) -> None:
     open_page(page, demo)
     choose(page, "loud")
     set_steps(page, 2)
-    loud, base = draw(page)
+    loud, base = generate(page)
     choose(page, "loud", "quickstart")
-    both, base_again = draw(page)
+    both, base_again = generate(page)
     page.screenshot(path=pictures / "blend.png")
     assert (base == base_again).all()
     assert np.abs(loud - base).max() > 0
@@ -112,14 +114,14 @@ def test_adapters_are_blended(page: Page, demo: Demo, pictures: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("harmed", "is not the file that was published"), ("lost", "is gone from the store")],
+    [("harmed", "was changed after it was published"), ("lost", "is missing from the store")],
 )
 def test_an_adapter_that_came_to_harm_is_named_and_not_loaded(
     page: Page, demo: Demo, pictures: Path, name: str, words: str
 ) -> None:
     open_page(page, demo)
     choose(page, name)
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text(words)
     expect(page.get_by_role("alert")).to_contain_text(f"default/{name}/")
     page.screenshot(path=pictures / f"{name}.png")
@@ -130,25 +132,25 @@ def test_adapters_of_two_base_models_are_not_blended(page: Page, demo: Demo) -> 
     open_page(page, demo)
     choose(page, "foreign", "quickstart")
     expect(page.get_by_role("alert")).to_contain_text("different base models")
-    expect(page.get_by_role("button", name="Draw", exact=True)).to_be_disabled()
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_disabled()
 
 
 def test_jobs_are_shown_with_their_reports(page: Page, demo: Demo, pictures: Path) -> None:
     open_page(page, demo, "Jobs")
     assert_shown(page.get_by_alt_text("a photo of a CUS ring on a red background", exact=True))
     page.screenshot(path=pictures / "jobs.png")
-    page.get_by_role("button", name="Report").click()
-    report = page.frame_locator("iframe")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download report").click()
+    written = demo.store.output.get(demo.finished.adapter.report_key)
+    assert Path(download.value.path()).read_bytes() == written
+    page.get_by_role("button", name="Report", exact=True).click()
+    report = page.frame_locator("iframe").frame_locator("iframe")
     expect(report.get_by_role("heading", level=1)).to_contain_text("CUS ring")
     for picture in report.locator("img").all():
         picture.scroll_into_view_if_needed()
         assert_shown(picture)
     settle(page)
     page.screenshot(path=pictures / "jobs-report.png")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Download").click()
-    written = demo.store.output.get(demo.finished.adapter.report_key)
-    assert Path(download.value.path()).read_bytes() == written
     page.get_by_role("button", name="All jobs").click()
     assert_shown(page.get_by_alt_text("a photo of a CUS ring on a red background", exact=True))
 
@@ -158,7 +160,7 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     job = yaml.safe_load((QUICKSTART / "job.yaml").read_text())
     job["metadata"]["name"] = "reviewed"
     file = pictures / "reviewed.yaml"
-    file.write_text(yaml.safe_dump(job))
+    file.write_text(dump_yaml(job))
 
     def run() -> subprocess.CompletedProcess[str]:
         keys = demo.seaweed.credentials
@@ -182,7 +184,7 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     open_page(page, demo, "Captions")
     page.get_by_role("combobox", name="Job").click()
     page.get_by_role("option").filter(has_text="default/reviewed").click()
-    expect(page.get_by_text("This job waits for your approval.")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("This job is waiting for your approval.")).to_be_visible(timeout=60_000)
     for picture in page.get_by_role("img").all():
         assert_shown(picture)
     box = page.get_by_role("textbox", name="000.png")
@@ -194,7 +196,7 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     expect(page.get_by_role("button", name="Approve")).to_be_enabled()
     page.screenshot(path=pictures / "captions.png")
     page.get_by_role("button", name="Approve").click()
-    expect(page.get_by_text("Approved: start `lora run` again".replace("`", ""))).to_be_visible()
+    expect(page.get_by_text("Approved. Start `lora run` again".replace("`", ""))).to_be_visible()
     page.screenshot(path=pictures / "approved.png")
 
     data = demo.store.output.get(keys.captions)
@@ -240,8 +242,13 @@ def test_lora_demo_serves_local_runs(page: Page, home: Path, model: Path, tmp_pa
 
 
 def test_lora_demo_names_a_home_without_a_store(tmp_path: Path) -> None:
+    """A page that starts jobs makes one; a read-only page would stay empty."""
     ended = subprocess.run(
-        [LORA, "demo", "--home", tmp_path], check=False, capture_output=True, text=True, timeout=60
+        [LORA, "demo", "--home", tmp_path, "--read-only"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ended.returncode == 64
-    assert f"{tmp_path} holds no local store" in ended.stderr
+    assert f"{tmp_path} has no local store" in ended.stderr

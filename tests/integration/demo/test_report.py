@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from lora_api.steps import TrainStep
-from lora_trainer.train.report import Facts, Shown, Timing, render
-from served import Demo
+from lora_api.stages import TrainConfig
+from lora_trainer.train.report import ReportData, Timing, TrainingImage, render
+from tests.support.demo_server import Demo
 
 HOSTILE = (
     """<script>window.harmed = 1</script>"'><img src=x onerror="window.harmed = 2">&lt;b&gt;{{ 7 * 7 }}"""
 )
-MOST_BYTES = 5 << 20
+MAX_BYTES = 5 << 20
 
 
 def assert_whole(page: Page) -> None:
@@ -32,7 +32,7 @@ def test_the_report_opens_from_disk_without_a_network(
     browser: Browser, home: Path, pictures: Path, device: str, width: int, scheme: str
 ) -> None:
     file = home / "runs/default/quickstart/result/report.html"
-    assert file.stat().st_size < MOST_BYTES
+    assert file.stat().st_size < MAX_BYTES
     context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, color_scheme=scheme)
     page = context.new_page()
     asked: list[str] = []
@@ -52,21 +52,21 @@ def test_what_people_and_models_wrote_stays_text(page: Page, demo: Demo, tmp_pat
     step = next((demo.home / "runs/default/quickstart").glob("quickstart-train-*.json"))
     preview = demo.finished.previews[0].model_copy(update={"prompt": HOSTILE})
     found = demo.store.output.list("default/quickstart/", 100)
-    photograph = next(item.key for item in found if item.key.endswith("images/000.png"))
+    image = next(item.key for item in found if item.key.endswith("images/000.png"))
     fetch: Callable[[str], bytes] = demo.store.output.get
-    facts = Facts(
-        config=TrainStep.model_validate_json(step.read_bytes()),
+    data = ReportData(
+        config=TrainConfig.model_validate_json(step.read_bytes()),
         manifest=demo.finished.model_copy(update={"previews": [preview], "versions": {HOSTILE: HOSTILE}}),
         records=[],
-        trained_on=[Shown(photograph, HOSTILE, None)],
-        bases={},
+        training_images=[TrainingImage(image, HOSTILE, None)],
+        base_previews={},
         captions=None,
         timing=Timing(1, 2, 3),
         device=HOSTILE,
         fetch=fetch,
     )
     file = tmp_path / "report.html"
-    file.write_text(render(facts))
+    file.write_text(render(data))
     page.goto(file.as_uri())
     page.wait_for_timeout(200)
     assert page.evaluate("window.harmed") is None

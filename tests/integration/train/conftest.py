@@ -15,15 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import RunningStore, make_spec
 from lora_api.job import parse_spec
 from lora_api.manifest import Manifest, sha256_hex
 from lora_api.profile import StoreModel
-from lora_api.steps import StepResult, TrainStep
+from lora_api.stages import StageResult, TrainConfig
 from lora_trainer.progress import Reporter
 from lora_trainer.store import Store
-from lora_trainer.train.step import work
-from lora_trainer.train.tiny import write_tiny_sdxl
+from lora_trainer.train.model.tiny import write_tiny_sdxl
+from lora_trainer.train.stage import work
+from tests.conftest import RunningStore, make_spec
 
 THIRD_PARTY_WARNINGS = [
     # diffusers hands tensors to numpy in a way that numpy 2 will drop.
@@ -55,6 +55,14 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shallow_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a third of the layers, for tests that train hundreds of times."""
+    folder = tmp_path_factory.mktemp("shallow-sdxl")
+    write_tiny_sdxl(folder, depth=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_velocity(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model, taken to predict the velocity."""
     folder = tmp_path_factory.mktemp("tiny-velocity")
@@ -81,12 +89,12 @@ def pictures(photographs: list[Path]) -> list[bytes]:
 class Job:
     """A training job in the store, and ways to run it."""
 
-    config: TrainStep
+    config: TrainConfig
     store: Store
     folder: Path
     """Of this job on this machine."""
 
-    def run(self) -> StepResult:
+    def run(self) -> StageResult:
         """The step in this process."""
         reporter = Reporter("127.0.0.1", 0)
         try:
@@ -95,7 +103,7 @@ class Job:
             reporter.close()
 
     def config_file(self) -> Path:
-        path = self.folder / "step.json"
+        path = self.folder / "stage.json"
         path.write_text(json.dumps(self.config.to_wire()))
         return path
 
@@ -103,7 +111,8 @@ class Job:
         return Job(self.config.model_copy(update=changes), self.store, self.folder)
 
     def attempt_file(self, name: str) -> bytes:
-        return self.store.output.get(self.config.keys.attempt(self.config.attempt) + name)
+        # An adapter of the highest rank is larger than what the product reads into memory.
+        return self.store.output.get(self.config.keys.attempt(self.config.attempt) + name, 1 << 30)
 
     def manifest(self) -> Manifest:
         return Manifest.model_validate_json(self.store.output.get(self.config.keys.manifest(1)))
@@ -123,26 +132,36 @@ def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes]
     """Make a job of its own in the store; `training` replaces small, quick settings."""
     counter = itertools.count()
 
-    def make(lines: list[dict[str, Any]] | None = None, model: Path = tiny_sdxl, **training: Any) -> Job:
+    def make(
+        lines: list[dict[str, Any]] | None = None,
+        model: Path = tiny_sdxl,
+        output: dict[str, Any] | None = None,
+        concept: dict[str, Any] | None = None,
+        **training: Any,
+    ) -> Job:
         store = running_store.store
         model_key = f"models/{model.name}/"
         for path in model.rglob("*"):
             if path.is_file() and not store.input.exists(f"{model_key}{path.relative_to(model)}"):
                 store.input.put_file(f"{model_key}{path.relative_to(model)}", path)
+        rate = {} if "Prodigy" in training.get("optimizer", "") else {"learningRate": "1e-3"}
         settings = {
             "resolution": 64,
             "rank": 4,
             "maxSteps": 4,
-            "learningRate": "1e-3",
+            **rate,
             "optimizer": "AdamW",
             "mixedPrecision": "fp32",
             "preview": {"numInferenceSteps": 2},
             **training,
         }
-        spec = parse_spec(make_spec(training=settings, resources={"train": {"gpus": 0}}))
+        replaced = {"concept": concept} if concept else {}
+        spec = parse_spec(
+            make_spec(training=settings, output=output or {}, resources={"train": {"gpus": 0}}, **replaced)
+        )
         folder = tmp_path / f"job-{next(counter)}"
         folder.mkdir()
-        config = TrainStep(
+        config = TrainConfig(
             namespace="studio",
             name="statue",
             uid=f"{tmp_path.name}-{folder.name}",

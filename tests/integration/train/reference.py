@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lora_api.job import Crop, Training
-from lora_trainer.train.dataset import bucket
+from lora_trainer.aspect import aspect_bucket
 
 
 def chance(seed: int, *path: object) -> torch.Generator:
@@ -156,7 +156,7 @@ class Reference:
         width, height = image.size
         across = down = self.training.resolution
         if self.training.crop == Crop.BUCKETS:
-            across, down = bucket(width, height, self.training.resolution)
+            across, down = aspect_bucket(width, height, self.training.resolution)
         scale = max(across / width, down / height)
         left, top = (width - across / scale) / 2, (height - down / scale) / 2
         box = (left, top, min(left + across / scale, width), min(top + down / scale, height))

@@ -13,10 +13,10 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load
 
-from integration.train.conftest import AdapterMaker, Job, JobMaker
-from integration.train.reference import Reference, chance
-from integration.train.test_resuming import Lost, checkpoint_steps, lose, stop_after
-from integration.train.test_training import instance_samples
+from tests.integration.train.conftest import AdapterMaker, Job, JobMaker
+from tests.integration.train.reference import Reference, chance
+from tests.integration.train.test_resuming import Lost, checkpoint_steps, lose, stop_after
+from tests.integration.train.test_training import instance_samples
 
 AVERAGED = {
     "maxSteps": 5,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from integration.train.conftest import JobMaker
 from lora_api.exits import ExitCode
-from lora_api.steps import Outcome, decode_result
+from lora_api.stages import Outcome, decode_result
+from tests.integration.train.conftest import JobMaker
 
 
 def start(verb: str, config: Path) -> subprocess.Popen[bytes]:

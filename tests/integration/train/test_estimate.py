@@ -16,11 +16,11 @@ import yaml
 from diffusers import UNet2DConditionModel
 from typer.testing import CliRunner, Result
 
-from conftest import make_spec
-from integration.train.conftest import JobMaker
 from lora_api import API_VERSION, KIND
-from lora_trainer.estimate import SDXL, estimate
-from lora_trainer.train.plan import text_elements
+from lora_cli.estimate import SDXL, estimate
+from lora_trainer.train.memory.workloads import text_elements
+from tests.conftest import make_spec
+from tests.integration.train.conftest import JobMaker
 
 MEASURED = """
 import sys
@@ -81,6 +81,23 @@ def test_a_job_that_cannot_fit_is_explained(tiny_sdxl: Path, tmp_path: Path) -> 
     assert "gradient checkpointing on" in said.stdout
 
 
+def test_variants_add_up_their_time_and_need_the_memory_of_the_largest(
+    tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    def figures(**training: Any) -> dict[str, Any]:
+        said = ask(
+            tmp_path, make_spec(training=training), "--model", str(tiny_sdxl), "--gpu", "L4", "-o", "json"
+        )
+        assert said.exit_code == 0, said.output
+        return dict(json.loads(said.stdout))
+
+    variants = [{"name": "small", "maxSteps": 100}, {"name": "large", "rank": 256}]
+    together = figures(validation={"everySteps": 50}, variants=variants)
+    solo = [figures(maxSteps=100), figures(rank=256)]
+    assert together["bytes"] == max(each["bytes"] for each in solo)
+    assert together["seconds"] == pytest.approx(sum(each["seconds"] for each in solo), abs=0.2)
+
+
 def test_the_sizes_that_are_taken_without_a_model_are_sdxls() -> None:
     """As counted from the published weights' headers."""
     with torch.device("meta"):
@@ -92,9 +109,14 @@ def test_the_sizes_that_are_taken_without_a_model_are_sdxls() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--gpu", "abacus"], "write its memory as 24GiB, cpu, or one of: T4"),
+        (["--gpu", "abacus"], "write its memory as 24GiB or 24GB, cpu, or one of: T4"),
+        (["--gpu", "V100"], "no kernels for compute capability 7.0"),
+        (
+            ["--gpu", "T4", "--set", "training.mixedPrecision=bf16"],
+            "the GPU T4 (compute capability 7.5) has no bf16",
+        ),
         (["--gpu", "cpu"], "fp16 does not run on a CPU"),
-        (["--model", "/nowhere"], "/nowhere is no model's folder"),
+        (["--model", "/nowhere"], "/nowhere is not a model's folder"),
     ],
 )
 def test_what_cannot_be_estimated_is_said(tmp_path: Path, options: list[str], words: str) -> None:

@@ -1,13 +1,13 @@
-"""That training teaches what its pictures show: one concept, the real step, a judge."""
+"""That training teaches what its images show: one concept, the real step, a judge."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bench.shapes import concepts, judge, pipeline
-from bench.shapes.scores import score
-from bench.shapes.trials import Workbench
-from lora_operator.local.seaweed import Seaweed
+from benchmarks.trials import Workbench
+from lora_cli.local.seaweed import Seaweed
+from tools.shapes import concepts, judge, pipeline
+from tools.shapes.scores import score
 
 
 def test_an_adapter_draws_its_concept_where_it_is_told_to(seaweed: Seaweed, tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_an_adapter_draws_its_concept_where_it_is_told_to(seaweed: Seaweed, tmp_
     painter = pipeline.load()
     base, _ = score(painter, concept, model, samples=1)
     trained = Workbench.open(tmp_path / "work", seaweed, pipeline.FOLDER).train(
-        concept, concepts.pictures(concept), concepts.captions(concept, concepts.Captions.GOOD)
+        concept, concepts.images(concept), concepts.captions(concept, concepts.Captions.GOOD)
     )
     painter.load_lora_weights(trained.adapter)
     adapted, _ = score(painter, concept, model)

@@ -12,13 +12,13 @@ import pytest
 import urllib3
 from safetensors import SafetensorError
 
-from integration.train.conftest import AdapterMaker, Job, JobMaker
-from integration.train.test_resuming import checkpoint_steps, stop_after
 from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
-from lora_api.steps import decode_result
+from lora_api.stages import decode_result
 from lora_trainer.train import checkpoint
-from lora_trainer.train.step import main
+from lora_trainer.train.stage import main
+from tests.integration.train.conftest import AdapterMaker, Job, JobMaker
+from tests.integration.train.test_resuming import checkpoint_steps, stop_after
 
 SETTINGS = {"maxSteps": 6, "checkpoint": {"everySteps": 2, "keepLast": 2}}
 

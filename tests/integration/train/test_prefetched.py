@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from pytest_httpserver import HTTPServer
 
-from hub import COMMIT, FakeHub
 from lora_api.exits import ExitCode
 from lora_api.profile import HubModel, HubVae
 from lora_api.reasons import Reason
-from lora_api.steps import Outcome
+from lora_api.stages import Outcome
 from lora_trainer.errors import BadSetupError
 from lora_trainer.model_cache import find, origin_of
 from lora_trainer.prefetch import main
+from tests.support.hub import COMMIT, FakeHub
 
 MODEL = HubModel(
     source="hub", repo="studio/tiny", revision=COMMIT, variant="fp16", vae=HubVae(repo="studio/vae")
@@ -36,7 +36,7 @@ def cache(
     path = tmp_path / "prefetch.json"
     path.write_text(json.dumps({"name": "tiny", "model": MODEL.to_wire(), "cache": str(folder)}))
     with monkeypatch.context() as here:
-        hub.be_the_hub(here)
+        hub.use(here)
         here.setattr(signal, "signal", lambda *_: None)
         assert main(path) == ExitCode.OK
     return folder
@@ -65,7 +65,7 @@ def test_a_model_that_is_not_whole_is_a_bad_setup_that_names_the_job(make_job, c
     weights = next(found.folder.glob("unet/*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
     for case in (another, job):
-        with pytest.raises(BadSetupError, match="prefetch Job has failed, or is still at work") as error:
+        with pytest.raises(BadSetupError, match="prefetch Job has failed or is still running") as error:
             case.run()
         assert error.value.reason is Reason.MODEL_UNAVAILABLE
         assert "-n studio -l app.kubernetes.io/component=prefetch" in str(error.value)

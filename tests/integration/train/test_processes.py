@@ -12,8 +12,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from integration.train.conftest import Job, JobMaker
 from lora_api.exits import ExitCode
+from tests.integration.train.conftest import Job, JobMaker
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 KILLS = int(os.environ.get("LORA_TEST_KILLS", "2"))
@@ -46,7 +46,7 @@ import os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from lora_trainer.train.step import main
+from lora_trainer.train.stage import main
 for line in sys.stdin:
     child = os.fork()
     if not child:

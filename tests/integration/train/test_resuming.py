@@ -12,12 +12,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from integration.train.conftest import AdapterMaker, Job, JobMaker
 from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
-from lora_api.steps import Outcome, decode_result
-from lora_trainer.errors import InterruptedStepError, StepError
+from lora_api.stages import Outcome, decode_result
+from lora_trainer.errors import InterruptedStageError, StageError
 from lora_trainer.train import loop
+from tests.integration.train.conftest import AdapterMaker, Job, JobMaker
 
 SETTINGS = {
     "maxSteps": 9,
@@ -43,10 +43,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], obj
     """Act in the middle of optimizer step `step`."""
     real = loop.accumulate
 
-    def accumulate(learner: loop.Learner, number: int) -> torch.Tensor:
+    def accumulate(state: loop.TrainState, number: int) -> torch.Tensor:
         if number + 1 == step:
             act()
-        return real(learner, number)
+        return real(state, number)
 
     monkeypatch.setattr(loop, "accumulate", accumulate)
 
@@ -65,7 +65,7 @@ def test_interrupted_and_lost_runs_give_the_same_adapter(
     job = make_job(**SETTINGS)
     with monkeypatch.context() as patch:
         stop_after(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(InterruptedStepError, match="step 2 is saved"):
+        with pytest.raises(InterruptedStageError, match="step 2 is saved"):
             job.run()
     assert checkpoint_steps(job) == [2]
     with monkeypatch.context() as patch:
@@ -123,18 +123,29 @@ def test_a_loss_that_is_no_number_ends_the_job_unpublished(
     job = make_job(maxSteps=8, checkpoint={"everySteps": 1, "keepLast": 9})
     real = loop.accumulate
 
-    def accumulate(learner: loop.Learner, number: int) -> torch.Tensor:
+    def accumulate(state: loop.TrainState, number: int) -> torch.Tensor:
         if number == 1:
-            next(iter(learner.parameters.values())).data.fill_(float("nan"))
-        return real(learner, number)
+            next(iter(state.parameters.values())).data.fill_(float("nan"))
+        return real(state, number)
 
     monkeypatch.setattr(loop, "accumulate", accumulate)
-    with pytest.raises(StepError, match=r"since step 2 at learning rate 0\.001") as caught:
+    with pytest.raises(StageError, match=r"since step 2 at learning rate 0\.001") as caught:
         job.run()
     assert caught.value.reason == Reason.DIVERGED
     assert caught.value.exit_code == ExitCode.BAD_DATA
     assert not job.store.output.exists(job.config.keys.manifest(1))
     assert checkpoint_steps(job) == [1]
+
+
+def test_what_an_earlier_attempt_published_is_taken_if_its_inputs_are_the_same(make_job: JobMaker) -> None:
+    job = make_job(maxSteps=1)
+    first = job.run()
+    later = job.with_config(attempt=3).run()
+    assert later.adapter == first.adapter
+    assert not job.store.output.list(job.config.keys.attempt(3), 10), "nothing was trained"
+    other = job.with_config(attempt=4, input_hash="sha256:" + "0" * 64).run()
+    assert other.adapter is not None
+    assert other.adapter.manifest_key == job.config.keys.manifest(4)
 
 
 def launch(job: Job) -> subprocess.Popen[bytes]:

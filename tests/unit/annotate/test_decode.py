@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageCms
 
-from lora_trainer.annotate.decode import BadImageError, decode
-
-from .corpus import CORPUS, encode, picture
+from lora_trainer.annotate.decode import decode
+from lora_trainer.annotate.loading import BadImageError
+from tests.support.image_files import CORPUS, encode, four_colours
 
 CORNERS = {
     (0.1, 0.1): (220, 20, 20),
@@ -30,7 +30,7 @@ FOUR_COLOURS = [
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    subprocess.run([sys.executable, Path(__file__).with_name("corpus.py"), folder], check=True)
+    subprocess.run([sys.executable, "-m", "tests.support.image_files", folder], check=True)
     return folder
 
 
@@ -77,7 +77,7 @@ def test_colour_profiles_are_applied(profile):
     red, blue = swapped.index(b"rXYZ"), swapped.index(b"bXYZ")
     swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
     data = bytes(swapped) if profile == "exchanged" else b"no profile"
-    image = decode(encode(picture(), "PNG", icc_profile=data)).image
+    image = decode(encode(four_colours(), "PNG", icc_profile=data)).image
     expected = (20, 20, 220) if profile == "exchanged" else (220, 20, 20)
     assert near(image.getpixel((30, 30)), expected, 10)
 
@@ -93,7 +93,7 @@ def test_alpha_lies_over_white():
     assert decode(CORPUS["alpha.png"].make()).image.getpixel((30, 30)) == (255, 255, 255)
 
 
-def test_a_large_sideways_picture_is_upright_and_small():
+def test_a_large_sideways_image_is_upright_and_small():
     exif = Image.Exif()
     exif[274] = 6
     out = BytesIO()
@@ -112,7 +112,8 @@ def test_the_whole_corpus_fits_into_the_pods_memory(corpus):
     script = """
 import re, sys
 from pathlib import Path
-from lora_trainer.annotate.decode import BadImageError, decode
+from lora_trainer.annotate.decode import decode
+from lora_trainer.annotate.loading import BadImageError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         decode(path.read_bytes()).png()
@@ -128,20 +129,20 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
     assert peak < 480, lines  # MB; the pod has 512
 
 
-def test_pictures_are_told_apart_by_their_pixels():
+def test_images_are_told_apart_by_their_pixels():
     first, same, other = (decode(CORPUS[name].make()) for name in ("plain.png", "plain.bmp", "exif-1.jpg"))
     assert first.pixels_sha256() == same.pixels_sha256() != other.pixels_sha256()
 
 
 def test_what_a_model_is_shown_is_small(corpus):
-    jpeg, width, height = decode((corpus / "large.jpg").read_bytes()).look((0.0, 0.0, 1.0, 1.0))
+    jpeg, width, height = decode((corpus / "large.jpg").read_bytes()).thumbnail_jpeg((0.0, 0.0, 1.0, 1.0))
     assert max(width, height) == 768
     assert len(jpeg) < 200_000
 
 
 def test_a_model_is_shown_the_part_that_is_trained_on():
     clean = decode(CORPUS["plain.png"].make())
-    jpeg, width, height = clean.look((0.5, 0.0, 1.0, 0.5))
+    jpeg, width, height = clean.thumbnail_jpeg((0.5, 0.0, 1.0, 0.5))
     assert (width, height) == (160, 144)
     with Image.open(BytesIO(jpeg)) as seen:
         assert near(seen.getpixel((80, 70)), (20, 200, 20))

@@ -1,71 +1,263 @@
-"""Captions that came with the images, in whatever state."""
+"""Captions that came with the images, in whatever form: each file and row is used or named in a warning."""
 
 from __future__ import annotations
 
 import json
+import unicodedata
+from pathlib import Path
 
 import pytest
 
-from lora_trainer.annotate.existing import MAX_LIST_BYTES, caption_of, read_existing
-from lora_trainer.store import StoredObject
+from lora_trainer.annotate.existing import MAX_LIST_BYTES, CaptionFiles, read_existing
+from lora_trainer.annotate.listing import list_dataset
+from lora_trainer.annotate.sources import LocalFolder
+from lora_trainer.annotate.text_encoding import UnreadableTextError, decode_text
 
 
-class Stub:
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-
-    def get(self, key: str) -> bytes:
-        return self.files[key]
-
-
-def read(**files: bytes) -> dict[str, str]:
-    named = {f"set/{name.replace('_', '.')}": data for name, data in files.items()}
-    listed = [StoredObject(key, len(data), "etag") for key, data in named.items()]
-    return read_existing(Stub(named), "set/", listed)
+def read(folder: Path, images: list[str], files: dict[str, bytes]) -> CaptionFiles:
+    for name in images:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"image")
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    listing = list_dataset(LocalFolder(folder), "")
+    assert sorted(item.key for item in listing.images) == sorted(images)
+    return read_existing(LocalFolder(folder), "", listing.captions, images)
 
 
 def line(**row: object) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-def test_text_files_and_lists():
+def test_files_and_lists(tmp_path):
     found = read(
-        a_txt=b"\xef\xbb\xbfa photo of CUS\r\nstatue\n",
-        b_TXT=b"in the rain",
-        metadata_jsonl=line(file_name="c.png", text="at night")
-        + b"\n"
-        + line(file_name="a.jpg", prompt="wins"),
+        tmp_path,
+        ["a.jpg", "b.heic", "c.png", "d.png", "e.webp"],
+        {
+            "a.txt": b"\xef\xbb\xbfa photo of CUS\r\nstatue\n",
+            "b.TXT": b"in the rain",
+            "e.caption": b"by kohya",
+            "metadata.jsonl": line(file_name="c.png", text="at night")
+            + b"\n"
+            + line(file_name="a.jpg", prompt="the list wins"),
+        },
     )
-    assert caption_of(found, "set/a.jpg") == "wins"
-    assert caption_of(found, "set/a.webp") == "a photo of CUS statue"
-    assert caption_of(found, "set/b.heic") == "in the rain"
-    assert caption_of(found, "set/c.png") == "at night"
-    assert caption_of(found, "set/d.png") is None
+    assert found.captions == {
+        "a.jpg": "the list wins",
+        "b.heic": "in the rain",
+        "c.png": "at night",
+        "e.webp": "by kohya",
+    }
+    assert found.warnings == ["a.txt: its image has a caption from another file; not used"]
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", ["a.txt", "a.caption", "metadata.jsonl", "metadata.csv"])
+def test_usual_encodings(tmp_path, name, encoding):
+    words = "a photo of CUS gâteau, in the café at dusk"
+    content = {
+        "metadata.jsonl": json.dumps({"file_name": "a.jpg", "text": words}, ensure_ascii=False) + "\n",
+        "metadata.csv": f'file_name,text\r\na.jpg,"{words}"\r\n',
+    }.get(name, words)
+    assert read(tmp_path, ["a.jpg"], {name: content.encode(encoding)}).captions == {"a.jpg": words}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_wide_text_with_a_mark(encoding):
+    mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}[encoding]
+    assert decode_text(mark + "café".encode(encoding)) == "café"
+
+
+NFC, NFD = (unicodedata.normalize(form, "Käse.jpg") for form in ("NFC", "NFD"))
 
 
 @pytest.mark.parametrize(
-    "text",
-    [b"", b" \n\t", b"\xff\xfe\x00", b"\x00\x01\x02", b"word " * 5000],
-    ids=lambda text: repr(text[:4]),
-)
-def test_a_text_file_that_says_nothing_is_no_caption(text):
-    assert caption_of(read(a_txt=text), "set/a.jpg") is None
-
-
-@pytest.mark.parametrize(
-    "data",
+    ("image", "name"),
     [
-        b"not json\n",
-        b"[1, 2]\n",
-        line(text="no name"),
-        line(file_name=7, text="a number"),
-        line(file_name="a.jpg"),
-        line(file_name="a.jpg", text=""),
-        line(file_name="a.jpg", text="x" * MAX_LIST_BYTES),
+        (NFC, NFD),
+        (NFD, NFC),
+        ("a.jpg", "./a.jpg"),
+        ("sub/a.jpg", "sub\\a.jpg"),
+        ("sub/a.jpg", "./sub//a.jpg"),
+        ("IMG.JPG", "img.jpg"),
+        ("IMG.JPG", "IMG"),
+        ("a b (1).jpg", "a b (1).jpg"),
+        ("10_statue/a.jpg", "10_statue/a.jpg"),
     ],
 )
-def test_a_line_that_cannot_be_read_is_left_out_and_the_others_stay(data):
-    assert caption_of(read(metadata_jsonl=data), "set/a.jpg") is None
-    if len(data) < MAX_LIST_BYTES:
-        found = read(metadata_jsonl=data + line(file_name="b.jpg", text="good"))
-        assert caption_of(found, "set/b.jpg") == "good"
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_names_in_lists(tmp_path, image, name, form):
+    row = (
+        line(file_name=name, text="words")
+        if form == "jsonl"
+        else f'file_name,text\n"{name}",words\n'.encode()
+    )
+    found = read(tmp_path, [image], {f"metadata.{form}": row})
+    assert found.captions == {image: "words"}
+    assert found.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [("IMG.JPG", "img.txt"), (NFD, NFC[:-4] + ".txt"), ("a.jpg", "a.jpg.txt"), ("A.PNG", "a.caption")],
+)
+def test_names_of_files(tmp_path, image, name):
+    assert read(tmp_path, [image], {name: b"words"}).captions == {image: "words"}
+
+
+def test_a_list_names_images_beside_it(tmp_path):
+    found = read(
+        tmp_path, ["x/a.jpg", "y/a.jpg"], {"y/metadata.jsonl": line(file_name="a.jpg", text="words")}
+    )
+    assert found.captions == {"y/a.jpg": "words"}
+
+
+def test_a_name_that_fits_two_images_names_neither(tmp_path):
+    found = read(tmp_path, ["a.jpg", "A.jpg"], {"metadata.jsonl": line(file_name="a.JPG", text="words")})
+    assert found.captions == {}
+    assert "'a.JPG' names 2 images" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["/home/me/sub/a.jpg", "C:\\Users\\me\\sub\\a.jpg", "../set/sub/a.jpg", "file:///x/sub/a.jpg"]
+)
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_paths_of_another_machine_name_the_image_at_their_end(tmp_path, name, form):
+    row = (
+        line(file_name=name, text="words")
+        if form == "jsonl"
+        else f'file_name,text\n"{name}",words\n'.encode()
+    )
+    found = read(tmp_path, ["sub/a.jpg", "b.jpg"], {f"metadata.{form}": row})
+    assert found.captions == {"sub/a.jpg": "words"}
+    elsewhere = line(file_name="/home/me/other.jpg", text="words")
+    assert read(tmp_path / "2", ["sub/a.jpg"], {"metadata.jsonl": elsewhere}).captions == {}
+
+
+def test_the_first_column_with_a_value_is_used(tmp_path):
+    rows = [
+        {"file_name": None, "image": "a.jpg", "text": "", "caption": "at dusk"},
+        {"image": {"path": "b.jpg", "bytes": None}, "prompt": "at dawn"},
+    ]
+    found = read(tmp_path, ["a.jpg", "b.jpg"], {"metadata.jsonl": b"".join(line(**row) for row in rows)})
+    assert found.captions == {"a.jpg": "at dusk", "b.jpg": "at dawn"}
+    assert found.warnings == []
+
+
+OTHER_ENCODINGS = {
+    "shift_jis": "夕方の海辺", "gbk": "黄昏的海滩", "big5": "黃昏的海灘", "euc-kr": "해변에서 저녁에", "iso2022_jp": "夕方の海辺",
+    "cp1251": "на пляже вечером", "koi8-r": "на пляже вечером", "mac_roman": "in the café", "cp437": "in the café",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", OTHER_ENCODINGS)
+def test_text_of_other_encodings_is_refused_and_not_guessed(encoding):
+    with pytest.raises(UnreadableTextError, match="save it as UTF-8"):
+        decode_text(OTHER_ENCODINGS[encoding].encode(encoding))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "in the café – “à côté” d’un lac",
+        "Größe: 10 €, „süß“",
+        "été à l’île… naïve",
+        "lake—calm, ½ shade",
+        "«créée»",
+        "mañana",
+    ],
+)
+def test_western_text_of_windows_is_read(words):
+    assert decode_text(words.encode("cp1252")) == words
+
+
+def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
+    row = json.dumps({"file_name": "a.jpg", "text": "one\u2028two\u0085three"}, ensure_ascii=False)
+    assert read(tmp_path, ["a.jpg"], {"metadata.jsonl": row.encode()}).captions == {"a.jpg": "one two three"}
+
+
+def test_several_captions_of_one_image(tmp_path):
+    found = read(tmp_path, ["a.jpg"], {"metadata.jsonl": line(file_name="a.jpg", text=["first", "second"])})
+    assert found.captions == {"a.jpg": "first"}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiters(tmp_path, delimiter):
+    data = f'File_Name{delimiter}Caption\na.jpg{delimiter}"one, two; three"\nb.jpg{delimiter}\n'
+    found = read(tmp_path, ["a.jpg", "b.jpg"], {"metadata.csv": data.encode()})
+    assert found.captions == {"a.jpg": "one, two; three"}
+    assert "line 3" in found.warnings[0]
+
+
+def test_commas_without_quotes_do_not_cut_a_caption(tmp_path):
+    last = b"file_name,text\na.jpg,a photo of CUS, on a lawn, at dusk\nb.jpg,short\n"
+    found = read(tmp_path, ["a.jpg", "b.jpg"], {"metadata.csv": last})
+    assert found.captions == {"a.jpg": "a photo of CUS, on a lawn, at dusk", "b.jpg": "short"}
+    middle = b"file_name,text,tags\na.jpg,a photo of CUS, on a lawn,x\nb.jpg,short,y\n"
+    found = read(tmp_path, ["a.jpg", "b.jpg"], {"metadata.csv": middle})
+    assert found.captions == {"b.jpg": "short"}
+    assert "metadata.csv line 2: it has 4 columns and the first line 3" in found.warnings[0]
+
+
+def test_csv_of_excel_with_a_separator_line_and_line_breaks(tmp_path):
+    data = '\ufeffsep=;\r\nfile_name;text\r\na.jpg;"one\r\ntwo"\r\n'.encode()
+    assert read(tmp_path, ["a.jpg"], {"metadata.csv": data}).captions == {"a.jpg": "one two"}
+
+
+def test_a_quote_that_is_not_closed_does_not_swallow_rows_in_silence(tmp_path):
+    data = b'file_name,text\na.jpg,fine\nb.jpg,"never ends\nc.jpg,lost\n'
+    found = read(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], {"metadata.csv": data})
+    assert found.captions == {"a.jpg": "fine"}
+    assert "not closed" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.txt", b"", "empty"),
+        ("a.txt", b" \n\t", "empty"),
+        ("a.txt", b"\xff\xfe\x00", "UTF-16"),
+        ("a.txt", b"\x00\x01\x02", "binary"),
+        ("a.caption", b"\x89PNG\r\n\x1a\n\x00\x00\x00", "binary"),
+        ("a.txt", b"word " * 5000, "16 KiB"),
+        ("notes.txt", b"my notes", "no image of this name"),
+        ("other.jsonl", b"{}", "not read"),
+        ("metadata.jsonl", b"not json\n", "line 1: it is not JSON"),
+        ("metadata.jsonl", b"[1, 2]\n", "not a JSON object"),
+        ("metadata.jsonl", b"[" * 500, "not JSON"),
+        ("metadata.jsonl", line(text="no name"), "no file_name"),
+        ("metadata.jsonl", line(file_name=7, text="a number"), "no file_name"),
+        ("metadata.jsonl", line(file_name="a.jpg"), "no text"),
+        ("metadata.jsonl", line(file_name="a.jpg", text=""), "empty"),
+        ("metadata.jsonl", line(file_name="a.jpg", text=None), "empty"),
+        ("metadata.jsonl", line(file_name="a.jpg", text=7), "not a string"),
+        ("metadata.jsonl", line(file_name="gone.jpg", text="words"), "'gone.jpg' is not an image"),
+        ("metadata.jsonl", line(file_name="a.jpg", text="x" * MAX_LIST_BYTES), "1024 KiB"),
+        ("metadata.csv", b"a.jpg,words\n", "first line must name"),
+        ("metadata.csv", b"file_name,text\ngone.jpg,words\n", "not an image"),
+    ],
+)
+def test_what_is_not_used_is_named(tmp_path, name, data, words):
+    found = read(tmp_path, ["a.jpg"], {name: data})
+    assert found.captions == {}
+    assert len(found.warnings) == 1
+    assert words in found.warnings[0]
+    assert name in found.warnings[0]
+
+
+def test_one_bad_row_does_not_spoil_the_others(tmp_path):
+    data = b"not json\n" + line(file_name="a.jpg", text="good") + line(file_name="a.jpg", text="again")
+    found = read(tmp_path, ["a.jpg"], {"metadata.jsonl": data})
+    assert found.captions == {"a.jpg": "good"}
+    assert [warning[:21] for warning in found.warnings] == ["metadata.jsonl line 1", "metadata.jsonl line 3"]
+
+
+def test_an_unreadable_caption_is_its_images_problem(tmp_path):
+    found = read(tmp_path, ["a.jpg"], {"a.txt": b"\x00\x01\x02"})
+    assert "a.txt cannot be read" in found.problems["a.jpg"]

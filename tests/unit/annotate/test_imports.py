@@ -9,12 +9,12 @@ SCRIPT = """
 import sys
 for name in ("torch", "torchvision", "transformers", "scipy", "typer", "kubernetes", "lora_operator"):
     sys.modules[name] = None  # importing it is an ImportError
-import lora_trainer.annotate.step
+import lora_trainer.annotate.stage
 import lora_trainer.annotate.providers.anthropic
 import lora_trainer.annotate.providers.openai
-from lora_trainer.annotate.providers import make_provider
+from lora_trainer.annotate.providers.factory import make_provider
 from lora_trainer.errors import BadSetupError
-from lora_api.steps import LLMAccess
+from lora_api.stages import LLMAccess
 try:
     make_provider(LLMAccess(provider="transformers", credentials_dir="", model="any"))
 except BadSetupError as error:

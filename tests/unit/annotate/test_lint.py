@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from lora_trainer.annotate.cli import app
-from lora_trainer.annotate.lint import Problem, check_captions, usual_trigger
+from lora_cli.captions import app
+from lora_trainer.annotate.lint import Problem, check_captions, usual_token
 
 GOOD = {
     "0.png": "a photo of CUS statue, close-up, on a green lawn",
@@ -27,8 +27,8 @@ def problems(text: str, token: str = "CUS", noun: str = "") -> set[Problem]:
         ("a photo of CUS statue under a tree", set()),
         ("", {Problem.EMPTY}),
         ("  \n", {Problem.EMPTY}),
-        ("a photo of a statue under a tree", {Problem.MISSING_TRIGGER}),
-        ("a photo of CUSTOM statue", {Problem.MISSING_TRIGGER}),
+        ("a photo of a statue under a tree", {Problem.MISSING_TOKEN}),
+        ("a photo of CUSTOM statue", {Problem.MISSING_TOKEN}),
         ("a photo of CUS sculpture under a tree", {Problem.OTHER_CLASS}),
         ("Here is CUS statue in the rain", {Problem.PREAMBLE}),
         ("This image shows CUS statue in the rain", {Problem.PREAMBLE}),
@@ -51,9 +51,9 @@ def test_the_class_may_be_given():
 
 
 def test_the_trigger_is_guessed_from_most_captions():
-    assert usual_trigger(GOOD) == "CUS"
-    assert usual_trigger({"0": "a photo of a dog", "1": "a photo of a cat"}) == ""
-    assert usual_trigger({}) == ""
+    assert usual_token(GOOD) == "CUS"
+    assert usual_token({"0": "a photo of a dog", "1": "a photo of a cat"}) == ""
+    assert usual_token({}) == ""
 
 
 def run(*arguments):
@@ -65,13 +65,13 @@ def test_check_reads_metadata(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     result = run("check", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "3 captions, 0 with problems, trigger 'CUS'" in result.output
+    assert "3 captions, 0 with problems, token 'CUS'" in result.output
 
-    rows[1]["text"] = "a nice picture"
+    rows[1]["text"] = "a nice image"
     (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     result = run("check", tmp_path, "--token", "CUS", "--class", "statue")
     assert result.exit_code == 1
-    assert "1.png: missing-trigger" in result.output
+    assert "1.png: missing-token" in result.output
 
 
 def test_check_reads_text_files_beside_images(tmp_path):
@@ -87,4 +87,4 @@ def test_check_reads_text_files_beside_images(tmp_path):
 def test_check_says_what_it_cannot_read(tmp_path, content):
     if content:
         (tmp_path / "metadata.jsonl").write_text(content)
-    assert run("check", tmp_path).exit_code == 2
+    assert run("check", tmp_path).exit_code == (65 if content else 64)

@@ -12,15 +12,15 @@ import lupa
 import pytest
 import yaml
 
-from builders import CAPTIONED, NOW, REUSED, TRAINED, child, failed, pod, snapshot, training
 from lora_api.reasons import Reason
+from lora_api.stages import StageName
 from lora_api.status import JobStatus, Phase, Progress
-from lora_api.steps import StepName
 from lora_operator.decide import decide
 from lora_operator.snapshot import Snapshot
+from tests.support.builders import CAPTIONED, NOW, REUSED, TRAINED, child, failed, pod, snapshot, training
 
 GITOPS = Path(__file__).parents[3] / "examples" / "gitops"
-ANNOTATE, TRAIN = StepName.ANNOTATE, StepName.TRAIN
+ANNOTATE, TRAIN = StageName.ANNOTATE, StageName.TRAIN
 HEALTH = "resource.customizations.health.lora-training.io_LoraTrainingJob"
 
 
@@ -81,6 +81,7 @@ CASES: list[tuple[str, JobStatus, Phase, str, str]] = [
         "Healthy",
         "Current",
     ),
+    ("deleted", decided(replace(RUNNING, deleting=True)), Phase.TERMINATING, "Progressing", "InProgress"),
     ("failed", decided(snapshot(status=training(), children=(BROKEN,))), Phase.FAILED, "Degraded", "Failed"),
     ("not accepted", decided(snapshot(profile=None)), Phase.FAILED, "Degraded", "Failed"),
 ]

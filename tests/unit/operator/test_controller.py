@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -13,12 +14,28 @@ import pytest
 import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
-from builders import UID, annotated, wire_spec
-from lora_operator import controller as controller_module
-from lora_operator.api import CONFLICT, FORBIDDEN, JOBS, NOT_FOUND, RESOURCES, Kind, Object, Page
+from lora_api.stages import StageName
+from lora_api.status import CaptionsStatus, JobStatus
+from lora_operator import running_limits, staleness
+from lora_operator.api import BATCH_JOBS, CONFLICT, FORBIDDEN, NOT_FOUND, RESOURCES, Kind, Object, Page
 from lora_operator.apply import Cluster
 from lora_operator.controller import Controller
+from lora_operator.decide import DeleteChildJob, decide
+from lora_operator.names import child_name
 from lora_operator.settings import Images, ProfilesFile
+from lora_operator.snapshot import Snapshot
+from tests.support.builders import (
+    CAPTIONED,
+    NOW,
+    UID,
+    annotated,
+    child,
+    pod,
+    seconds,
+    snapshot,
+    training,
+    wire_spec,
+)
 
 KEY = ("studio", "statue")
 PROFILES = {
@@ -47,6 +64,8 @@ class World:
         self.version = 1
         self.calls: list[str] = []
         self.created: Counter[str] = Counter()
+        self.deleted: list[tuple[str, str]] = []
+        """Name and UID of each delete call."""
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.resource = self._add_resource(UID)
 
@@ -91,15 +110,25 @@ class World:
         name = body["metadata"]["name"]
         if (kind.plural, name) in self.objects:
             raise ApiException(status=CONFLICT)
-        if kind == JOBS and self.quota:
+        if kind == BATCH_JOBS and self.quota:
             raise ApiException(status=FORBIDDEN, reason="exceeded quota: jobs")
-        if kind == JOBS:
+        if kind == BATCH_JOBS:
             self.created[name] += 1
             ours = {"uid": "j", "creationTimestamp": datetime.now(UTC).isoformat()}
             body = {**body, "metadata": {**body["metadata"], **ours}, "status": {}}
         kept = self._keep(kind, body)
         self._answer()
         return kept
+
+    async def patch(self, kind: Kind, namespace: str, name: str, changes: Object) -> Object:
+        self._called("patch", kind)
+        return self._keep(kind, merged(self.objects[kind.plural, name], changes))
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, _: str = "") -> None:
+        self._called("delete", kind)
+        self.deleted.append((name, uid))
+        if self.objects[kind.plural, name]["metadata"]["uid"] == uid:
+            del self.objects[kind.plural, name]
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, changes: Object) -> Object:
         self._called("patch", kind)
@@ -130,7 +159,7 @@ def controller(world: World, folder: Path) -> Controller:
     path = folder / "profiles.yaml"
     path.write_text(yaml.safe_dump({"profiles": PROFILES}))
     made = Controller(Cluster(world, Images("annotate:test", "train:test")), ProfilesFile(path))  # type: ignore[arg-type]
-    made.cache.resources.put(world.resource)
+    made.cache.resources.update(world.resource)
     return made
 
 
@@ -227,12 +256,12 @@ def test_watches_are_given_a_moment_to_agree_before_anybody_looks(
     asyncio.run(work(on, 1))
     name = status(world)["training"]["jobName"]
     del world.objects["jobs", name]
-    on.cache.children.lose((KEY[0], name))
+    on.cache.children.forget((KEY[0], name))
     world.calls.clear()
     asyncio.run(work(on, 2))
     assert world.calls == [], "it may come back with the next event"
-    later = controller_module.monotonic() + controller_module.SETTLE_SECONDS
-    monkeypatch.setattr(controller_module, "monotonic", lambda: later)
+    later = staleness.monotonic() + staleness.SETTLE_SECONDS
+    monkeypatch.setattr(staleness, "monotonic", lambda: later)
     asyncio.run(work(on, 1))
     assert world.calls[:4] == ["list jobs", "list pods", "read loratrainingjobs", "create jobs"]
     assert world.created[name] == 2
@@ -252,3 +281,244 @@ def test_who_takes_over_doubts_all_and_who_lists_again_nothing(tmp_path: Path) -
     world.calls.clear()
     asyncio.run(work(on, 1))
     assert world.calls[:2] == ["read loratrainingjobs", "create jobs"]
+
+
+async def scheduled(on: Controller, times: int) -> list[bool]:
+    """Whether the job is queued or has a timer after each reconcile, as long as it has not ended."""
+    found = []
+    for _ in range(times):
+        await work(on, 1)
+        resource = on.cache.resource(KEY)
+        if resource is None or resource.ended:
+            break
+        found.append(KEY in on.queue._timers or len(on.queue) > 0)
+    return found
+
+
+@pytest.mark.parametrize("quota", [False, True])
+@pytest.mark.parametrize("begin", ["new", "captioned"])
+def test_after_each_reconcile_a_job_that_has_not_ended_has_a_next_one(
+    tmp_path: Path, begin: str, quota: bool
+) -> None:
+    world = World() if begin == "new" else captioned()
+    world.quota = quota
+    found = asyncio.run(scheduled(controller(world, tmp_path), 4))
+    assert found == [True] * 4
+
+
+def annotating() -> JobStatus:
+    """The status of a job whose annotation was started."""
+    name = child_name("statue", UID, StageName.ANNOTATE, 1)
+    return annotated(captions=CaptionsStatus(attempt=1, job_name=name))
+
+
+GONE_SIDECAR = child(StageName.ANNOTATE, pod("Failed", CAPTIONED, exit_code=0), uid="annotate")
+GIVEN_UP = child(StageName.TRAIN, pod(exit_code=70, finished_at=NOW - seconds(60)), uid="train")
+
+
+@pytest.mark.parametrize(
+    ("case", "calls"),
+    [
+        # the stage ended well, but a container beside it failed, so that Kubernetes would retry the child Job
+        (snapshot(children=(GONE_SIDECAR,), status=annotating()), ["create jobs"]),
+        # the stage failed, and a container beside it keeps the pod: the attempt is charged
+        (snapshot(children=(GIVEN_UP,), status=training()), []),
+    ],
+)
+def test_a_child_job_is_deleted_only_after_its_end_is_in_the_status(case: Snapshot, calls: list[str]) -> None:
+    decision = decide(case, NOW)
+    assert decision.status != case.status
+    assert [type(action) for action in decision.actions].count(DeleteChildJob) == 1
+    world = World()
+    world.delete = lambda *_: pytest.fail("the evidence is deleted")  # type: ignore[method-assign]
+    cluster = Cluster(world, Images("annotate:test", "train:test"))  # type: ignore[arg-type]
+    with pytest.raises(ApiException):
+        asyncio.run(cluster.apply_decision(case, decision, "an old version"))
+    assert world.calls == [*calls, "patch loratrainingjobs"]
+
+
+def test_a_child_job_that_lost_its_labels_gets_them_back(tmp_path: Path) -> None:
+    world = captioned()
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 1))
+    (name,) = world.created
+    body = world.objects["jobs", name]
+    labels = dict(body["metadata"]["labels"])
+    body["metadata"]["labels"] = {}
+    on.cache.children.forget((KEY[0], name))
+    on._staleness.mark_unverified([KEY])
+    asyncio.run(work(on, 1))
+    assert world.objects["jobs", name]["metadata"]["labels"] == labels
+    assert on.cache.children.by_owner((KEY[0], UID))
+    assert list(world.created.values()) == [1]
+
+
+def forged(folder: Path) -> tuple[World, dict[str, Any]]:
+    """A captioned job, and a copy of the operator's training Job that a tenant has created before the operator."""
+    earlier = captioned()
+    asyncio.run(work(controller(earlier, folder), 1))
+    (name,) = earlier.created
+    body = copy.deepcopy(earlier.objects["jobs", name])
+    body["metadata"]["uid"] = "forged"
+    return captioned(), body
+
+
+def test_a_job_of_another_owner_is_not_adopted(tmp_path: Path) -> None:
+    world, body = forged(tmp_path)
+    del body["metadata"]["ownerReferences"]
+    world._keep(BATCH_JOBS, body)
+    asyncio.run(work(controller(world, tmp_path), 2))
+    assert "forged" not in str(status(world))
+    assert status(world)["phase"] == "Failed"
+    assert "NameConflict" in str(status(world)["conditions"])
+    assert world.deleted == [], "it belongs to somebody else"
+
+
+def test_a_job_that_runs_something_else_is_deleted(tmp_path: Path) -> None:
+    world, body = forged(tmp_path)
+    body["spec"]["template"]["spec"]["containers"][0]["image"] = "tenant/image"
+    world._keep(BATCH_JOBS, body)
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 1))
+    assert world.deleted == [(body["metadata"]["name"], "forged")]
+    assert "forged" not in str(status(world))
+    asyncio.run(work(on, 2))
+    assert status(world)["training"]["jobUID"] == "j"
+
+
+def test_a_job_seen_later_does_not_take_the_place_of_one_that_is_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the watch reports jobs of the same second in any order; the child Job of the admitted one is on its way
+    monkeypatch.setattr("lora_operator.running_limits.ADMISSION_SECONDS", 0.0)
+    world = World()
+    on = controller(world, tmp_path)
+    assert on.limits.admit("default", 1) == {UID}
+    metadata = world.resource["metadata"]
+    early = world.resource | {"metadata": metadata | {"name": "early", "uid": "0"}}
+    on.cache.resources.update(early)
+    on.cache.resources.update(world.resource)
+    assert on.limits.admit("default", 1) == {UID}
+
+
+class TwoNamespaces(World):
+    """An API server whose first namespace refuses child Jobs while `quota` is set; `crowd` has a job too."""
+
+    refused_status = FORBIDDEN
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quota = True
+        metadata = self.resource["metadata"] | {"namespace": "crowd", "name": "bust", "uid": "b" * 36}
+        metadata["creationTimestamp"] = "2026-03-01T12:00:01Z"
+        self.other = self._keep(RESOURCES, self.resource | {"metadata": metadata})
+
+    async def create(self, kind: Kind, namespace: str, body: Object) -> Object:
+        if kind == BATCH_JOBS and self.quota and namespace == KEY[0]:
+            self._called("create", kind)
+            raise ApiException(status=self.refused_status, reason="exceeded quota: jobs")
+        quota, self.quota = self.quota, False
+        try:
+            return await super().create(kind, namespace, body)
+        finally:
+            self.quota = quota
+
+
+OTHER_KEY = ("crowd", "bust")
+
+
+def one_at_once(world: TwoNamespaces, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
+    """A controller whose profile lets one job run."""
+    monkeypatch.setitem(PROFILES["default"], "maxRunningJobs", 1)
+    on = controller(world, folder)
+    on.cache.resources.update(world.other)
+    return on
+
+
+def told(world: World, name: str) -> tuple[str, str]:
+    """The reason and the message of a job's condition Succeeded."""
+    conditions = world.objects["loratrainingjobs", name]["status"]["conditions"]
+    return next((c["reason"], c["message"]) for c in conditions if c["type"] == "Succeeded")
+
+
+async def reconcile(on: Controller, *keys: tuple[str, str]) -> None:
+    for key in keys:
+        try:
+            await on.reconcile(key)
+        except ApiException:
+            continue
+
+
+def test_a_refused_job_leaves_its_place_and_keeps_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = TwoNamespaces()
+    on = one_at_once(world, tmp_path, monkeypatch)
+    asyncio.run(reconcile(on, OTHER_KEY, KEY))
+    assert told(world, OTHER_KEY[1])[0] == "Queued"
+    assert told(world, KEY[1]) == ("QuotaExceeded", "exceeded quota: jobs")
+    assert OTHER_KEY in on.queue._waiting, "the place is offered at once"
+    asyncio.run(reconcile(on, OTHER_KEY))
+    assert world.objects["loratrainingjobs", OTHER_KEY[1]]["status"]["phase"] == "Annotating"
+    world.calls.clear()
+    asyncio.run(reconcile(on, KEY, KEY, OTHER_KEY))
+    assert world.calls == [], "neither a write nor another try while the other job runs"
+    assert told(world, KEY[1]) == ("QuotaExceeded", "exceeded quota: jobs")
+
+
+def test_a_refused_job_is_tried_again_when_it_is_due_and_there_is_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = TwoNamespaces()
+    on = one_at_once(world, tmp_path, monkeypatch)
+    asyncio.run(reconcile(on, KEY, OTHER_KEY))
+    del world.objects["loratrainingjobs", OTHER_KEY[1]]
+    on.cache.resources.forget(OTHER_KEY)
+    later = running_limits.monotonic() + 61.0
+    monkeypatch.setattr(running_limits, "monotonic", lambda: later)
+    on.queue._waiting.clear()
+    on.limits.admit_all()
+    assert KEY in on.queue._waiting
+    world.quota = False
+    asyncio.run(reconcile(on, KEY))
+    assert world.objects["loratrainingjobs", KEY[1]]["status"]["phase"] == "Annotating"
+
+
+def test_a_refused_job_that_is_due_is_not_passed_over_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = TwoNamespaces()
+    on = one_at_once(world, tmp_path, monkeypatch)
+    asyncio.run(reconcile(on, KEY))
+    assert on.limits.admit("default", 1) == {world.other["metadata"]["uid"]}
+    later = running_limits.monotonic() + 61.0
+    monkeypatch.setattr(running_limits, "monotonic", lambda: later)
+    on.limits._admitted.clear()
+    assert on.limits.admit("default", 1) == {UID}, "it is the oldest job, and due"
+
+
+def test_a_job_whose_start_raises_errors_leaves_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an admission webhook that does not answer is error 500, and may concern one namespace only
+    world = TwoNamespaces()
+    world.refused_status = 500
+    on = one_at_once(world, tmp_path, monkeypatch)
+    asyncio.run(reconcile(on, KEY))
+    asyncio.run(reconcile(on, KEY, OTHER_KEY))
+    assert not world.created, "after one error its child Job may exist"
+    asyncio.run(reconcile(on, KEY, OTHER_KEY))
+    assert world.objects["loratrainingjobs", OTHER_KEY[1]]["status"]["phase"] == "Annotating"
+
+
+def test_a_job_that_its_profile_no_longer_allows_leaves_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = TwoNamespaces()
+    accepted = annotated().to_wire()
+    world.resource = world._keep(RESOURCES, {**world.resource, "status": accepted})
+    monkeypatch.setitem(PROFILES["default"], "namespaces", ["crowd"])
+    on = one_at_once(world, tmp_path, monkeypatch)
+    asyncio.run(reconcile(on, KEY, OTHER_KEY))
+    assert told(world, KEY[1])[0] == "ProfileNotFound"
+    assert world.objects["loratrainingjobs", OTHER_KEY[1]]["status"]["phase"] == "Annotating"

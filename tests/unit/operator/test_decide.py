@@ -1,12 +1,22 @@
-"""Every phase change and every failure that a decision knows, as tables."""
+"""Tests of every phase change and every failure that `decide` handles, mostly as tables.
+
+They are one module because `decide` is one function: its cases are complete only if they are read together.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from builders import (
+from lora_api.reasons import Reason
+from lora_api.stages import StageName
+from lora_api.status import CaptionsStatus, DatasetStatus, JobStatus, Phase, Progress, SkippedImage
+from lora_operator.decide import DeleteChildJob, DeleteResource, StartAnnotation, StartTraining, decide
+from lora_operator.names import child_name
+from lora_operator.snapshot import Hint, Pod, Refusal, Snapshot
+from tests.support.builders import (
     ADAPTER,
     CAPTIONED,
     CAPTIONS_SHA,
@@ -19,19 +29,14 @@ from builders import (
     child,
     condition,
     failed,
+    message,
     pod,
     seconds,
     snapshot,
     training,
 )
-from lora_api.reasons import Reason
-from lora_api.status import CaptionsStatus, DatasetStatus, JobStatus, Phase, Progress, SkippedImage
-from lora_api.steps import StepName
-from lora_operator.decide import RemoveJob, StartAnnotation, StartTraining, StopStep, decide
-from lora_operator.names import child_name
-from lora_operator.snapshot import Hint, Pod, Refusal, Snapshot
 
-ANNOTATE, TRAIN = StepName.ANNOTATE, StepName.TRAIN
+ANNOTATE, TRAIN = StageName.ANNOTATE, StageName.TRAIN
 
 
 def test_a_new_job_is_accepted_and_its_annotation_starts() -> None:
@@ -44,7 +49,23 @@ def test_a_new_job_is_accepted_and_its_annotation_starts() -> None:
     assert decision.status.start_time == NOW
     assert decision.status.effective is not None
     assert decision.status.effective["training"]["learningRate"] == "0.0001"
-    assert [a.reason for a in decision.announcements] == [Reason.ANNOTATING]
+    assert decision.announcements == (), "its status tells that, and an Event is a write"
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({}, "Auto"),
+        ({"resources": {"train": {"gpus": 0}}, "training": {"mixedPrecision": "bf16"}}, "Never"),
+        ({"training": {"textEncoder": {"train": True}}}, "Never"),
+        ({"training": {"adapter": {"rankDropout": "0.1"}}}, "Never"),
+        ({"training": {"compile": "Always"}}, "Always"),
+    ],
+)
+def test_the_status_says_where_no_step_is_a_cuda_graph(spec: dict[str, Any], expected: str) -> None:
+    status = decide(snapshot(spec=spec), NOW).status
+    assert status.effective is not None
+    assert status.effective["training"]["compile"] == expected
 
 
 REFUSED = [
@@ -52,6 +73,14 @@ REFUSED = [
     ("a namespace the profile does not allow", {"namespace": "elsewhere"}, Reason.PROFILE_NOT_FOUND),
     ("an unknown base model", {"spec": {"baseModel": "nope"}}, Reason.MODEL_NOT_ALLOWED),
     ("an LLM not allowed", {"spec": {"annotation": {"model": "gpt-9"}}}, Reason.MODEL_NOT_ALLOWED),
+    (
+        "a limit without a price",
+        {
+            "spec": {"annotation": {"limits": {"maxCostUSD": "1"}}},
+            "profile": PROFILE.model_copy(update={"llm": PROFILE.llm.model_copy(update={"prices": {}})}),
+        },
+        Reason.CONFIGURATION_INVALID,
+    ),
     ("no LLM", {"profile": PROFILE.model_copy(update={"llm": None})}, Reason.MODEL_NOT_ALLOWED),
 ]
 
@@ -84,7 +113,7 @@ def test_a_profile_that_goes_away_later_stops_no_job_that_runs() -> None:
     assert waiting.actions == ()
     assert waiting.status.phase == Phase.QUEUED
     assert condition(waiting, "Succeeded") == ("Unknown", "ProfileNotFound")
-    assert waiting.wake_at is not None
+    assert waiting.requeue_at is not None
 
 
 def test_captions_lead_to_training() -> None:
@@ -149,29 +178,29 @@ def test_a_waiting_user_sees_why(fields: dict, hint: Hint | None, reason: Reason
     assert decision.actions == ()
     assert decision.status.phase == Phase.QUEUED
     assert condition(decision, "Succeeded") == ("Unknown", reason)
-    assert decision.wake_at is not None
+    assert decision.requeue_at is not None
 
 
-def test_a_start_deadline_ends_the_wait_but_not_a_step_that_ran() -> None:
+def test_a_start_deadline_ends_the_wait_but_not_a_stage_that_ran() -> None:
     spec = {"runPolicy": {"startDeadlineSeconds": 60}}
     waiting = child(TRAIN, pod("Pending", unschedulable="no GPU"))
     case = snapshot(spec=spec, status=training(), children=(waiting,))
     assert decide(case, NOW + seconds(59)).status.phase == Phase.QUEUED
     late = decide(case, NOW + seconds(60))
     assert condition(late, "Succeeded") == ("False", "StartDeadlineExceeded")
-    assert late.actions == (StopStep(waiting.name, waiting.uid),)
+    assert late.actions == (DeleteChildJob(waiting.name, waiting.uid),)
     again = child(TRAIN, pod("Failed", exit_code=70), pod("Pending"))
     assert decide(replace(case, children=(again,)), NOW + seconds(600)).status.phase == Phase.QUEUED
 
 
-def test_progress_is_shown_while_a_step_runs() -> None:
+def test_progress_is_shown_while_a_stage_runs() -> None:
     report = Progress(step=320, total_steps=500, display="320/500", loss="0.083")
     decision = decide(
         snapshot(status=training(), children=(child(TRAIN, pod(node="gpu-1")),), progress=report), NOW
     )
     assert decision.status.phase == Phase.TRAINING
     assert decision.status.progress == report
-    assert "gpu-1" in decision.announcements[0].message
+    assert "gpu-1" in message(decision)
     captioning = decide(
         snapshot(children=(child(ANNOTATE, pod()),), progress=Progress(step=3, total_steps=12)), NOW
     )
@@ -179,12 +208,16 @@ def test_progress_is_shown_while_a_step_runs() -> None:
     assert (captioning.status.captions.done, captioning.status.captions.total) == (3, 12)
 
 
-def test_mere_progress_is_no_event() -> None:
+def test_only_what_a_person_may_act_on_is_an_event() -> None:
     case = snapshot(status=training(), children=(child(TRAIN, pod()),))
-    first = decide(case, NOW)
+    running = decide(case, NOW)
     report = Progress(step=1, total_steps=2)
-    assert len(first.announcements) == 1
-    assert decide(replace(case, status=first.status, progress=report), NOW).announcements == ()
+    assert running.announcements == ()
+    assert decide(replace(case, status=running.status, progress=report), NOW).announcements == ()
+    done = child(TRAIN, pod("Succeeded", TRAINED), complete=True)
+    assert [a.reason for a in decide(replace(case, children=(done,)), NOW).announcements] == [Reason.TRAINED]
+    waiting = decide(replace(case, children=(child(TRAIN, pod("Pending", unschedulable="0/3 nodes")),)), NOW)
+    assert [(a.reason, a.warning) for a in waiting.announcements] == [(Reason.UNSCHEDULABLE, True)]
 
 
 def test_a_verified_adapter_ends_the_job() -> None:
@@ -230,16 +263,16 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize("step", list(StepName))
+@pytest.mark.parametrize("stage", list(StageName))
 @pytest.mark.parametrize(("fields", "reason"), [f[1:] for f in FAILURES], ids=[f[0] for f in FAILURES])
-def test_a_failed_step_fails_the_job_with_its_reason(step: StepName, fields: dict, reason: Reason) -> None:
-    job = child(step, pod("Failed", **fields), failed="BackoffLimitExceeded")
-    status = training() if step == TRAIN else JobStatus()
+def test_a_failed_step_fails_the_job_with_its_reason(stage: StageName, fields: dict, reason: Reason) -> None:
+    job = child(stage, pod("Failed", **fields), failed="BackoffLimitExceeded")
+    status = training() if stage == TRAIN else JobStatus()
     decision = decide(snapshot(status=status, children=(job,)), NOW)
     assert decision.status.phase == Phase.FAILED
     assert condition(decision, "Succeeded") == ("False", reason)
     assert decision.actions == ()
-    if step == TRAIN:
+    if stage == TRAIN:
         assert decision.status.training is not None
         assert decision.status.training.last_failure is not None
         assert decision.status.training.last_failure.reason == reason
@@ -273,8 +306,15 @@ def test_disruptions_are_counted_and_a_retry_is_not_a_failure() -> None:
     assert decision.status.training.disruptions == 2
 
 
-def test_a_pod_that_has_just_ended_does_not_send_the_job_back_to_the_queue() -> None:
+def test_a_result_is_taken_as_soon_as_its_pod_has_ended() -> None:
     job = child(TRAIN, pod("Succeeded", TRAINED))
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert decision.status.phase == Phase.SUCCEEDED
+    assert decision.actions == (), "its child Job completes by itself"
+
+
+def test_a_pod_that_has_just_ended_without_a_result_does_not_send_the_job_back_to_the_queue() -> None:
+    job = child(TRAIN, pod("Succeeded"))
     assert decide(snapshot(status=training(), children=(job,)), NOW).status.phase == Phase.TRAINING
 
 
@@ -308,7 +348,7 @@ def test_a_job_that_somebody_deleted_is_made_again_under_its_own_name() -> None:
 
 NOT_YET = [
     ("the Job is being deleted", {"children": (child(TRAIN, pod(), deleting=True),)}),
-    ("its pod outlives it", {"leftovers": frozenset({TRAIN})}),
+    ("its pod outlives it", {"orphaned_stages": frozenset({TRAIN})}),
 ]
 
 
@@ -325,10 +365,10 @@ def suspended(case: Snapshot) -> Snapshot:
     return replace(case, spec=case.spec.model_copy(update={"run_policy": policy}))
 
 
-def test_suspend_stops_the_step_and_resume_is_a_new_attempt() -> None:
+def test_suspend_stops_the_stage_and_resume_is_a_new_attempt() -> None:
     job = child(TRAIN, pod())
     stopping = decide(suspended(snapshot(status=training(), children=(job,))), NOW)
-    assert stopping.actions == (StopStep(job.name, job.uid),)
+    assert stopping.actions == (DeleteChildJob(job.name, job.uid),)
     assert stopping.status.phase == Phase.SUSPENDED
     assert condition(stopping, "Suspended") == ("True", "Suspended")
     assert stopping.status.training is not None
@@ -378,9 +418,9 @@ def test_the_active_deadline_stops_everything() -> None:
     job = child(TRAIN, pod())
     case = snapshot(spec=spec, status=training(), children=(job,))
     early = decide(case, NOW + seconds(99))
-    assert early.wake_at == NOW + seconds(100)
+    assert early.requeue_at == NOW + seconds(100)
     late = decide(case, NOW + seconds(100))
-    assert late.actions == (StopStep(job.name, job.uid),)
+    assert late.actions == (DeleteChildJob(job.name, job.uid),)
     assert condition(late, "Succeeded") == ("False", "DeadlineExceeded")
 
 
@@ -399,12 +439,12 @@ def test_a_quota_that_refuses_the_job_is_told_and_waited_for(status: JobStatus, 
     decision = decide(case, NOW + seconds(10))
     assert (decision.status.phase, decision.actions) == (phase, ())
     assert condition(decision, "Succeeded") == ("Unknown", "QuotaExceeded")
-    assert decision.wake_at == NOW + seconds(20)
+    assert decision.requeue_at == NOW + seconds(20)
     late = decide(case, NOW + seconds(60))
     assert condition(late, "Succeeded") == ("False", "StartDeadlineExceeded")
 
 
-def test_a_step_that_starts_again_and_is_refused_goes_back_to_no_earlier_phase() -> None:
+def test_a_stage_that_starts_again_and_is_refused_goes_back_to_no_earlier_phase() -> None:
     refusal = Refusal(Reason.QUOTA_EXCEEDED, "exceeded quota: jobs", final=False)
     captions = CaptionsStatus(attempt=1, job_name=child(ANNOTATE).name)
     status = JobStatus(phase=Phase.ANNOTATING, start_time=NOW, captions=captions)
@@ -423,19 +463,19 @@ def test_terminal_phases_latch(phase: Phase) -> None:
     decision = decide(snapshot(status=status), NOW + seconds(1_000_000))
     assert decision.actions == ()
     assert decision.status == status
-    assert decision.wake_at is None
+    assert decision.requeue_at is None
     still_there = child(TRAIN, pod())
     stopping = decide(snapshot(status=status, children=(still_there,)), NOW)
-    assert stopping.actions == (StopStep(still_there.name, still_there.uid),)
+    assert stopping.actions == (DeleteChildJob(still_there.name, still_there.uid),)
 
 
 def test_a_time_to_live_removes_the_resource_when_it_is_over() -> None:
     spec = {"runPolicy": {"ttlSecondsAfterFinished": 60}}
     status = training().model_copy(update={"phase": Phase.SUCCEEDED, "finish_time": NOW})
     case = snapshot(spec=spec, status=status)
-    assert decide(case, NOW).wake_at == NOW + seconds(60)
+    assert decide(case, NOW).requeue_at == NOW + seconds(60)
     assert decide(case, NOW - seconds(3600)).actions == ()
-    assert decide(case, NOW + seconds(60)).actions == (RemoveJob(),)
+    assert decide(case, NOW + seconds(60)).actions == (DeleteResource(),)
 
 
 def test_deciding_twice_says_the_same() -> None:

@@ -1,4 +1,4 @@
-"""Whatever the world does: a random walk through it, with what must always hold checked at every step."""
+"""Whatever the world does: a random walk through it, with what must always hold checked at every stage."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from builders import CAPTIONED, NOW, PROFILE, REUSED, TRAINED, failed, seconds, snapshot
 from lora_api.exits import PERMANENT
 from lora_api.reasons import Reason
+from lora_api.stages import StageName, encode_result
 from lora_api.status import JobStatus, Phase
-from lora_api.steps import StepName, encode_result
-from lora_operator.decide import Decision, RemoveJob, StartAnnotation, StartTraining, StopStep, decide
+from lora_operator.decide import (
+    Decision,
+    DeleteChildJob,
+    DeleteResource,
+    StartAnnotation,
+    StartTraining,
+    decide,
+)
 from lora_operator.names import child_name
 from lora_operator.snapshot import Child, Pod, Snapshot
+from tests.support.builders import CAPTIONED, NOW, PROFILE, REUSED, TRAINED, failed, seconds, snapshot
 
 UID = snapshot().uid
 CODES = [1, 64, 65, 66, 69, 70, 75, 77, 78, 137]
@@ -36,14 +43,14 @@ class World(RuleBasedStateMachine):
         annotation = {"mode": "LLM" if llm else "Template", "approval": "Required" if approval else "None"}
         self.now = NOW
         self.jobs: dict[str, Child] = {}
-        self.orphans: dict[StepName, Pod] = {}
+        self.orphans: dict[StageName, Pod] = {}
         self.status = JobStatus()
         self.spec = snapshot(spec={"annotation": annotation, "runPolicy": policy}).spec
         self.profile_there = True
         self.decision: Decision | None = None
         self.verified = False
         self.before: tuple[Child, ...] = ()
-        self.event_due = False
+        self.deleting = False
 
     def view(self, stale: bool = False) -> Snapshot:
         children = self.before if stale else tuple(self.jobs.values())
@@ -51,7 +58,8 @@ class World(RuleBasedStateMachine):
             spec=None,
             status=self.status,
             children=children,
-            leftovers=frozenset(self.orphans),
+            orphaned_stages=frozenset(self.orphans),
+            deleting=self.deleting,
             profile=PROFILE if self.profile_there else None,
         )
 
@@ -64,26 +72,25 @@ class World(RuleBasedStateMachine):
         for action in () if killed and ends else decision.actions:
             match action:
                 case StartAnnotation() | StartTraining():
-                    step = StepName.ANNOTATE if isinstance(action, StartAnnotation) else StepName.TRAIN
-                    name = child_name("statue", UID, step, action.attempt)
-                    assert not self.status.phase.terminal, "no child after a terminal phase"
+                    stage = StageName.ANNOTATE if isinstance(action, StartAnnotation) else StageName.TRAIN
+                    name = child_name("statue", UID, stage, action.attempt)
+                    assert not decision.status.phase.terminal, "no child after a terminal phase"
+                    assert not self.deleting, "no child of a resource that is being deleted"
                     if name not in self.jobs:  # the API server refuses a second one
-                        self.jobs[name] = Child(name, f"uid-{name}", step, action.attempt, self.now)
-                case StopStep(name):
+                        self.jobs[name] = Child(name, f"uid-{name}", stage, action.attempt, self.now)
+                case DeleteChildJob(name):
                     if name in self.jobs:
                         self.jobs[name] = replace(self.jobs[name], deleting=True)
                         self.sweep(name)
-                case RemoveJob():
+                case DeleteResource():
                     raise AssertionError("no time to live was asked for")
-        if self.status.phase.terminal:
+        if self.status.phase.terminal and not view.retry_requested:
             assert decision.status == self.status, "terminal phases latch"
         if ends or not killed:
             self.status = decision.status
-        self.decision = decision
-        # what a lagging view has not shown yet will come as an event, and a new process looks at everything
-        self.event_due = killed or view.children != tuple(self.jobs.values())
+        self.decision, self.decided_at = decision, self.now
         self.before = tuple(self.jobs.values())
-        if ends and not (stale or killed):
+        if ends and not (stale or killed) and decision.requeue_at is None:
             assert all(self.jobs[name].deleting for name in self.active()), "what has ended is stopped"
 
     def sweep(self, name: str) -> None:
@@ -140,7 +147,7 @@ class World(RuleBasedStateMachine):
     @rule(data=st.data(), reused=st.booleans())
     def a_pod_succeeds(self, data: st.DataObject, reused: bool) -> None:
         name = data.draw(st.sampled_from(self.live()))
-        if self.jobs[name].step == StepName.ANNOTATE:
+        if self.jobs[name].stage == StageName.ANNOTATE:
             result = REUSED if reused else CAPTIONED
             self.verified = self.verified or reused
         else:
@@ -154,6 +161,23 @@ class World(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(self.live()))
         message = encode_result(failed(Reason.STORE_UNAVAILABLE)).decode() if speaks else "Killed"
         self.end_pod(name, phase="Failed", exit_code=code, message=message, oom_killed=code == 137)
+
+    @precondition(lambda self: self.live())
+    @rule(data=st.data(), code=st.sampled_from([0, *CODES]), speaks=st.booleans())
+    def a_stage_ends_in_a_pod_that_a_sidecar_keeps(
+        self, data: st.DataObject, code: int, speaks: bool
+    ) -> None:
+        name = data.draw(st.sampled_from(self.live()))
+        job = self.jobs[name]
+        if job.pods[-1].exit_code is not None:
+            return
+        result = CAPTIONED if job.stage == StageName.ANNOTATE else TRAINED
+        words = encode_result(result if code == 0 else failed(Reason.STORE_UNAVAILABLE)).decode()
+        self.verified = self.verified or (code == 0 and speaks and job.stage == StageName.TRAIN)
+        ended = replace(
+            job.pods[-1], exit_code=code, message=words if speaks else "cut", finished_at=self.now
+        )
+        self.jobs[name] = replace(job, pods=(*job.pods[:-1], ended))
 
     @precondition(lambda self: self.live())
     @rule(data=st.data())
@@ -177,19 +201,28 @@ class World(RuleBasedStateMachine):
         job = self.jobs.pop(data.draw(st.sampled_from(self.active())))
         for pod in job.pods:
             if pod.live:
-                self.orphans[job.step] = pod
+                self.orphans[job.stage] = pod
 
     @precondition(lambda self: self.orphans)
     @rule()
     def orphans_end(self) -> None:
         self.orphans.clear()
-        self.event_due = True
 
     @rule(suspend=st.booleans())
     def a_person_suspends_or_resumes(self, suspend: bool) -> None:
         assert self.spec is not None
         policy = self.spec.run_policy.model_copy(update={"suspend": suspend})
         self.spec = self.spec.model_copy(update={"run_policy": policy})
+
+    @rule()
+    def a_person_retries(self) -> None:
+        assert self.spec is not None
+        policy = self.spec.run_policy.model_copy(update={"retry": self.spec.run_policy.retry + 1})
+        self.spec = self.spec.model_copy(update={"run_policy": policy})
+
+    @rule(chance=st.integers(0, 9))
+    def a_person_deletes_it(self, chance: int) -> None:
+        self.deleting = self.deleting or chance == 0
 
     @rule()
     def a_person_approves(self) -> None:
@@ -202,17 +235,17 @@ class World(RuleBasedStateMachine):
         self.profile_there = there
 
     @invariant()
-    def never_two_live_jobs_of_one_step(self) -> None:
-        for step in StepName:
-            assert len([n for n in self.active() if self.jobs[n].step == step]) <= 1
+    def never_two_live_jobs_of_one_stage(self) -> None:
+        for stage in StageName:
+            assert len([n for n in self.active() if self.jobs[n].stage == stage]) <= 1
 
     @invariant()
-    def never_two_live_pods_of_one_step(self) -> None:
-        for step in StepName:
+    def never_two_live_pods_of_one_stage(self) -> None:
+        for stage in StageName:
             pods = [
-                p for n in self.active() if self.jobs[n].step == step for p in self.jobs[n].pods if p.live
+                p for n in self.active() if self.jobs[n].stage == stage for p in self.jobs[n].pods if p.live
             ]
-            assert len(pods) + (step in self.orphans) <= 1
+            assert len(pods) + (stage in self.orphans) <= 1
 
     @invariant()
     def success_only_with_a_verified_manifest(self) -> None:
@@ -221,15 +254,11 @@ class World(RuleBasedStateMachine):
             assert self.status.adapter is not None
 
     @invariant()
-    def somebody_will_move_it_on(self) -> None:
-        """After a decision: ended, or a Job, a pod, a person or a wake-up brings the next one."""
+    def no_state_that_is_not_an_end_is_left_without_a_next_look(self) -> None:
         decision = self.decision
-        if decision is None or decision.status.phase.terminal:
-            return
-        waits_for_a_person = decision.status.phase in (Phase.SUSPENDED, Phase.AWAITING_APPROVAL)
-        changed = self.event_due or self.before != tuple(self.jobs.values())
-        something_runs = self.jobs or self.orphans or decision.actions
-        assert decision.wake_at or something_runs or waits_for_a_person or changed
+        if decision is not None and not decision.status.phase.terminal:
+            assert decision.requeue_at is not None
+            assert decision.requeue_at <= self.decided_at + seconds(300)
 
 
 World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from builders import CAPTIONS_SHA, HASH, PROFILE, snapshot, wire_spec
 from lora_api.job import InvalidResourceError, JobSpec, parse_spec
 from lora_operator import names
 from lora_operator.decide import StartAnnotation, StartTraining
 from lora_operator.decide.admission import find_problem
-from lora_operator.manifests import CLUSTER, build_job, build_step
+from lora_operator.manifests import CLUSTER, build_job, build_stage_config
 from lora_operator.settings import Images
+from tests.support.builders import CAPTIONS_SHA, HASH, PROFILE, snapshot, wire_spec
 
 STARTS = [StartAnnotation(1), StartTraining(1, CAPTIONS_SHA, HASH)]
 IMAGES = Images("annotate:1", "train:1")
@@ -33,7 +33,7 @@ HOSTILE = [
     "f" * 64,
 ]
 CHOSEN = [
-    ("spec", "template", "metadata", "annotations", names.STEP_CONFIG),
+    ("spec", "template", "metadata", "annotations", names.STAGE_CONFIG),
     ("metadata", "labels", "kueue.x-k8s.io/queue-name"),
     ("spec", "template", "spec", "containers", 0, "resources"),
     *(
@@ -85,7 +85,7 @@ def put(tree: Any, path: Path, value: str) -> None:
 
 def children(spec: dict[str, Any]) -> list[dict[str, Any]]:
     found = snapshot(spec=spec)
-    return [build_job(found, build_step(found, start, CLUSTER), IMAGES) for start in STARTS]
+    return [build_job(found, build_stage_config(found, start, CLUSTER), IMAGES) for start in STARTS]
 
 
 def cut(tree: Any, path: Path) -> Any:
@@ -97,7 +97,7 @@ def cut(tree: Any, path: Path) -> Any:
 
 
 def fixed(child: dict[str, Any]) -> dict[str, Any]:
-    """A child without what its author may choose: of the step's file everything but the spec stays."""
+    """A child without what its author may choose: of the stage's file everything but the spec stays."""
     rest = copy.deepcopy(child)
     config = json.loads(cut(rest, CHOSEN[0]))
     for path in CHOSEN[1:]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from builders import PROFILE, UID, snapshot
 from lora_api.profile import HubModel, ModelCache
-from lora_api.steps import AnnotateStep, StepName, TrainStep, step_adapter
+from lora_api.stages import AnnotateConfig, StageName, TrainConfig, stage_config_adapter
 from lora_operator import names
 from lora_operator.decide import StartAnnotation, StartTraining
-from lora_operator.manifests import CLUSTER, Places, build_job, build_step
+from lora_operator.manifests import CLUSTER, Places, build_job, build_stage_config
 from lora_operator.settings import Images
+from tests.support.builders import PROFILE, UID, snapshot
 
 IMAGES = Images(annotate="annotate:1", train="train:1", pull_secrets=("pull",))
 STARTS = [StartAnnotation(1), StartTraining(2, "c" * 64, "sha256:" + "a" * 64)]
@@ -23,7 +23,7 @@ STARTS = [StartAnnotation(1), StartTraining(2, "c" * 64, "sha256:" + "a" * 64)]
 
 def job(start: StartAnnotation | StartTraining, **fields: Any) -> dict[str, Any]:
     case = snapshot(**fields)
-    return build_job(case, build_step(case, start, CLUSTER), IMAGES)
+    return build_job(case, build_stage_config(case, start, CLUSTER), IMAGES)
 
 
 def pod_spec(body: dict[str, Any]) -> dict[str, Any]:
@@ -46,21 +46,22 @@ def test_every_pod_meets_the_restricted_standard(start: StartAnnotation | StartT
     assert pod["restartPolicy"] == "Never"
     kinds = {next(k for k in v if k != "name") for v in pod["volumes"]}
     assert kinds <= {"downwardAPI", "secret", "configMap", "emptyDir", "persistentVolumeClaim"}
+    assert all(volume["emptyDir"].get("sizeLimit") for volume in pod["volumes"] if "emptyDir" in volume)
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
     assert writable <= {"/tmp", "/work", "/cache"}
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_the_step_file_in_the_pod_configures_the_step(start: StartAnnotation | StartTraining) -> None:
+def test_the_stage_file_in_the_pod_configures_the_step(start: StartAnnotation | StartTraining) -> None:
     body = job(start)
-    text = body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
-    config = step_adapter.validate_json(text)
-    assert isinstance(config, AnnotateStep if isinstance(start, StartAnnotation) else TrainStep)
+    text = body["spec"]["template"]["metadata"]["annotations"][names.STAGE_CONFIG]
+    config = stage_config_adapter.validate_json(text)
+    assert isinstance(config, AnnotateConfig if isinstance(start, StartAnnotation) else TrainConfig)
     assert (config.uid, config.attempt) == (UID, start.attempt)
     (volume,) = [v for v in pod_spec(body)["volumes"] if v["name"] == "config"]
     (item,) = volume["downwardAPI"]["items"]
-    assert item["path"] == "step.json"
-    assert names.STEP_CONFIG in item["fieldRef"]["fieldPath"]
+    assert item["path"] == "stage.json"
+    assert names.STAGE_CONFIG in item["fieldRef"]["fieldPath"]
     assert body["metadata"]["labels"][names.ATTEMPT] == str(start.attempt)
 
 
@@ -81,7 +82,7 @@ def test_a_model_inside_the_pod_needs_torch_and_no_key() -> None:
     assert "llm" not in [volume["name"] for volume in pod["volumes"]]
 
 
-def test_the_failure_policy_charges_only_the_steps_own_faults() -> None:
+def test_the_failure_policy_charges_only_the_stages_own_faults() -> None:
     body = job(STARTS[1])["spec"]
     ignored, interrupted, permanent = body["podFailurePolicy"]["rules"]
     assert ignored["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
@@ -109,13 +110,14 @@ def test_gpus_scheduling_and_queue() -> None:
     annotate = pod_spec(job(STARTS[0], spec=spec))
     assert "nodeSelector" not in annotate
     assert "amd.com/gpu" not in annotate["containers"][0]["resources"]["limits"]
-    none = pod_spec(job(STARTS[1], spec={"resources": {"train": {"gpus": 0}}}))
+    cpu = {"resources": {"train": {"gpus": 0}}, "training": {"mixedPrecision": "fp32"}}
+    none = pod_spec(job(STARTS[1], spec=cpu))
     assert set(none["containers"][0]["resources"]["limits"]) == {"memory"}
 
 
 HOSTILE = {
     "dataset": {"prefix": "$(touch HOSTILE)"},
-    "annotation": {"instructions": "HOSTILE; rm -rf /", "mode": "Template"},
+    "annotation": {"instructions": "HOSTILE; rm -rf /", "mode": "LLM"},
     "training": {"preview": {"prompts": ["HOSTILE `id`"]}},
 }
 
@@ -132,12 +134,12 @@ def strings(value: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_what_an_author_writes_reaches_nothing_but_the_step_file(
+def test_what_an_author_writes_reaches_nothing_but_the_stage_file(
     start: StartAnnotation | StartTraining,
 ) -> None:
     body = job(start, spec=HOSTILE)
-    assert "HOSTILE" in body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
-    del body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
+    assert "HOSTILE" in body["spec"]["template"]["metadata"]["annotations"][names.STAGE_CONFIG]
+    del body["spec"]["template"]["metadata"]["annotations"][names.STAGE_CONFIG]
     assert [text for text in strings(body) if "HOSTILE" in text] == []
 
 
@@ -146,32 +148,53 @@ def test_a_private_authority_is_mounted_and_named() -> None:
     case = {"profile": PROFILE.model_copy(update={"store": store})}
     body = job(STARTS[1], **case)
     assert next(v for v in pod_spec(body)["volumes"] if v["name"] == "ca")["configMap"]["name"] == "corp-ca"
-    text = body["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
+    text = body["spec"]["template"]["metadata"]["annotations"][names.STAGE_CONFIG]
     assert json.loads(text)["store"]["caFile"] == "/var/run/lora/ca/ca.crt"
+
+
+def test_an_llm_has_its_own_authority_proxy_and_times_and_needs_no_secret() -> None:
+    assert PROFILE.llm is not None
+    own = {
+        "ca_config_map": "gateway-ca",
+        "proxy": "http://proxy:3128",
+        "secret_name": "",
+        "timeout_seconds": 7,
+    }
+    case = {"profile": PROFILE.model_copy(update={"llm": PROFILE.llm.model_copy(update=own)})}
+    body = job(STARTS[0], **case)
+    volumes = {volume["name"]: volume for volume in pod_spec(body)["volumes"]}
+    assert volumes["llm-ca"]["configMap"]["name"] == "gateway-ca"
+    assert "llm" not in volumes
+    llm = json.loads(body["spec"]["template"]["metadata"]["annotations"][names.STAGE_CONFIG])["llm"]
+    assert (llm["caFile"], llm["credentialsDir"]) == ("/var/run/lora/llm-ca/ca.crt", "")
+    assert (llm["proxy"], llm["timeoutSeconds"]) == ("http://proxy:3128", 7)
+    mounts = [mount["mountPath"] for mount in pod_spec(body)["containers"][0]["volumeMounts"]]
+    assert "/var/run/lora/llm-ca" in mounts
+    assert "/var/run/lora/llm" not in mounts
 
 
 @pytest.mark.parametrize(
     "name", ["a", "x" * 63, "y" * 253, "with.dots." + "z" * 60, "a" * 45 + "-" * 10 + "b"]
 )
 def test_children_have_names_that_kubernetes_takes(name: str) -> None:
-    for step in StepName:
-        child = names.child_name(name, UID, step, 1)
+    for stage in StageName:
+        child = names.child_name(name, UID, stage, 1)
         assert len(child) <= 63
         assert child.replace("-", "").isalnum()
         assert child[0].isalnum()
         assert "--" not in child or "--" in name
-        assert child != names.child_name(name, UID, step, 2)
-        assert child != names.child_name(name, "other", step, 1)
+        assert child != names.child_name(name, UID, stage, 2)
+        assert child != names.child_name(name, "other", stage, 1)
     assert replace(snapshot(), name=name).keys.root == f"studio/{name}/{UID}/"
 
 
 def test_a_model_cache_is_read_only_and_nothing_is_asked_of_the_hub() -> None:
     cached = PROFILE.model_copy(update={"model_cache": ModelCache(persistent_volume_claim="models")})
     case = snapshot(profile=cached)
-    config = build_step(case, STARTS[1], CLUSTER)
+    config = build_stage_config(case, STARTS[1], CLUSTER)
     pod = pod_spec(build_job(case, config, IMAGES))
     (container,) = pod["containers"]
-    assert isinstance(config, TrainStep)
+    assert isinstance(config, TrainConfig)
     assert config.prefetched
     (volume,) = [v for v in pod["volumes"] if v["name"] == "cache"]
     assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
@@ -182,8 +205,8 @@ def test_a_model_cache_is_read_only_and_nothing_is_asked_of_the_hub() -> None:
     writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
     assert any(environment["HF_HOME"].startswith(f"{path}/") for path in writable)
 
-    here = build_step(case, STARTS[1], Places())
-    assert isinstance(here, TrainStep)
+    here = build_stage_config(case, STARTS[1], Places())
+    assert isinstance(here, TrainConfig)
     assert not here.prefetched
 
 
@@ -224,3 +247,15 @@ def test_several_gpus_have_memory_to_share() -> None:
 
     assert shared(1) == []
     assert shared(2) == [{"name": "shm", "mountPath": "/dev/shm"}]
+
+
+def test_a_fine_tuned_unet_has_time_to_save_its_checkpoint() -> None:
+    def grace(start: StartAnnotation | StartTraining, **training: str) -> int:
+        body = job(start, spec={"training": training})
+        seconds: int = pod_spec(body)["terminationGracePeriodSeconds"]
+        return seconds
+
+    annotation, training = STARTS
+    extract = {"method": "DreamBoothExtract"}
+    assert (grace(annotation), grace(training)) == (120, 120)
+    assert (grace(annotation, **extract), grace(training, **extract)) == (120, 900)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from builders import NOW, child, pod, seconds, snapshot, training, wire_spec
 from lora_api.reasons import Reason
-from lora_api.steps import StepName
-from lora_operator import names
+from lora_api.stages import StageName
 from lora_operator.apply import merge_patch
 from lora_operator.observe import (
     Resource,
+    find_unexplained,
     observe_hint,
     observe_job,
-    observe_step_pod,
+    observe_stage_pod,
     read_snapshot,
-    unexplained,
 )
-
-LABELS = {
-    names.JOB_UID: "u",
-    names.STEP: "train",
-    names.ATTEMPT: "2",
-    "batch.kubernetes.io/job-name": "statue-train-1",
-}
+from lora_operator.ownership import job_lineage
+from tests.support.builders import NOW, child, pod, seconds, snapshot, training, wire_spec
+from tests.support.raw_children import raw_job, raw_pod
 
 
 def resource(**fields: Any) -> Resource:
@@ -41,30 +34,21 @@ def resource(**fields: Any) -> Resource:
     return Resource.of({"metadata": metadata, "spec": wire_spec(), **fields})
 
 
-def raw_pod(**status: Any) -> dict[str, Any]:
-    metadata = {
-        "name": "p",
-        "uid": "pu",
-        "namespace": "studio",
-        "labels": LABELS,
-        "annotations": {names.JOB_NAME: "statue"},
-    }
-    return {"metadata": metadata, "spec": {"nodeName": "gpu-1"}, "status": status}
-
-
 def terminated(**fields: Any) -> list[dict[str, Any]]:
-    return [{"state": {"terminated": {"exitCode": 0, "finishedAt": "2026-03-01T12:01:00Z", **fields}}}]
+    return [
+        {
+            "name": "stage",
+            "state": {"terminated": {"exitCode": 0, "finishedAt": "2026-03-01T12:01:00Z", **fields}},
+        }
+    ]
 
 
 def test_a_job() -> None:
-    body = {
-        "metadata": {"name": "j", "uid": "ju", "labels": LABELS, "creationTimestamp": "2026-03-01T12:00:00Z"},
-        "spec": {"suspend": True},
-        "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}]},
-    }
+    conditions = [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}]
+    body = raw_job(attempt=2, spec={"suspend": True}, status={"conditions": conditions})
     found = observe_job(body)
-    assert (found.step, found.attempt, found.suspended, found.failed) == (
-        StepName.TRAIN,
+    assert (found.stage, found.attempt, found.suspended, found.failed) == (
+        StageName.TRAIN,
         2,
         True,
         "PodFailurePolicy",
@@ -73,26 +57,26 @@ def test_a_job() -> None:
 
 
 def test_a_pod_that_was_killed_for_memory() -> None:
-    found = observe_step_pod(
+    found = observe_stage_pod(
         raw_pod(phase="Failed", containerStatuses=terminated(exitCode=137, reason="OOMKilled", message="x"))
     )
     assert found.pod.oom_killed
     assert found.pod.exit_code == 137
     assert found.pod.message == "x"
     assert found.pod.finished_at == NOW + seconds(60)
-    assert (found.job_name, found.resource_name) == ("statue-train-1", "statue")
+    assert found.lineage == job_lineage(raw_job())
 
 
 def test_a_pod_that_was_preempted_and_one_that_cannot_be_placed() -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
-    assert observe_step_pod(raw_pod(phase="Failed", conditions=[condition])).pod.disrupted
+    assert observe_stage_pod(raw_pod(phase="Failed", conditions=[condition])).pod.disrupted
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no GPU"}
-    assert observe_step_pod(raw_pod(conditions=[condition])).pod.unschedulable == "no GPU"
+    assert observe_stage_pod(raw_pod(conditions=[condition])).pod.unschedulable == "no GPU"
 
 
 def test_a_pod_that_waits() -> None:
-    status = [{"state": {"waiting": {"reason": "ImagePullBackOff", "message": "nope"}}}]
-    assert observe_step_pod(raw_pod(containerStatuses=status)).pod.waiting == ("ImagePullBackOff", "nope")
+    status = [{"name": "stage", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "nope"}}}]
+    assert observe_stage_pod(raw_pod(containerStatuses=status)).pod.waiting == ("ImagePullBackOff", "nope")
 
 
 def test_a_snapshot_of_what_cannot_be_read() -> None:
@@ -106,14 +90,14 @@ def test_a_snapshot_of_what_cannot_be_read() -> None:
 
 
 def test_pods_are_joined_to_their_jobs_and_orphans_are_noticed() -> None:
-    job = replace(child(StepName.TRAIN), name="statue-train-1")
-    item = observe_step_pod(raw_pod(phase="Running"))
+    job = child(StageName.TRAIN)
+    item = observe_stage_pod(raw_pod(phase="Running"))
     joined = read_snapshot(resource(), [job], [item], {})
     assert [p.name for p in joined.children[0].pods] == ["p"]
-    assert joined.leftovers == frozenset()
-    assert read_snapshot(resource(), [], [item], {}).leftovers == {StepName.TRAIN}
-    ended = observe_step_pod(raw_pod(phase="Failed"))
-    assert read_snapshot(resource(), [], [ended], {}).leftovers == frozenset()
+    assert joined.orphaned_stages == frozenset()
+    assert read_snapshot(resource(), [], [item], {}).orphaned_stages == {StageName.TRAIN}
+    ended = observe_stage_pod(raw_pod(phase="Failed"))
+    assert read_snapshot(resource(), [], [ended], {}).orphaned_stages == frozenset()
 
 
 HINTS = [
@@ -139,16 +123,16 @@ def test_events_are_asked_for_only_where_nothing_else_explains() -> None:
     later = NOW + seconds(5)
 
     def asked(*children: Any) -> str:
-        return unexplained(snapshot(status=training(), children=children), later)
+        return find_unexplained(snapshot(status=training(), children=children), later)
 
-    no_pod = child(StepName.TRAIN)
+    no_pod = child(StageName.TRAIN)
     assert asked(no_pod) == no_pod.uid
-    assert asked(child(StepName.TRAIN, pod("Pending"))) == "pod-1"
-    assert asked(child(StepName.TRAIN, pod())) == ""
-    assert asked(child(StepName.TRAIN, pod("Pending", unschedulable="no GPU"))) == ""
-    assert asked(child(StepName.TRAIN, suspended=True)) == ""
-    assert asked(child(StepName.TRAIN, complete=True)) == ""
-    assert unexplained(snapshot(children=(no_pod,)), NOW + seconds(1)) == ""
+    assert asked(child(StageName.TRAIN, pod("Pending"))) == "pod-1"
+    assert asked(child(StageName.TRAIN, pod())) == ""
+    assert asked(child(StageName.TRAIN, pod("Pending", unschedulable="no GPU"))) == ""
+    assert asked(child(StageName.TRAIN, suspended=True)) == ""
+    assert asked(child(StageName.TRAIN, complete=True)) == ""
+    assert find_unexplained(snapshot(children=(no_pod,)), NOW + seconds(1)) == ""
 
 
 @pytest.mark.parametrize(
@@ -165,3 +149,22 @@ def test_events_are_asked_for_only_where_nothing_else_explains() -> None:
 )
 def test_merge_patch(before: dict[str, Any], after: dict[str, Any], patch: dict[str, Any]) -> None:
     assert merge_patch(before, after) == patch
+
+
+def test_a_resource_that_is_too_large_is_not_kept_and_its_spec_is_invalid() -> None:
+    many = {f"k{i}": "x" * 60 for i in range(20_000)}
+    large = resource(spec=wire_spec(scheduling={"nodeSelector": many}))
+    assert len(large.body) < 1000
+    assert "at most 65536 bytes" in read_snapshot(large, (), (), {}).spec_error
+    swollen = resource(status={"phase": "Training", "effective": {f"k{i}": "x" * 60 for i in range(20_000)}})
+    assert len(swollen.body) < 1000
+    assert "at most" in read_snapshot(swollen, (), (), {}).status_error
+
+
+@pytest.mark.parametrize(
+    "time", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00Z", "2026-01-01T00:00:00", "soon", 5, None]
+)
+def test_a_time_that_no_clock_has_is_none(time: object) -> None:
+    status = raw_pod(phase="Failed", containerStatuses=terminated(finishedAt=time, startedAt=time))
+    found = observe_stage_pod(status).pod
+    assert (found.started_at, found.finished_at) == (None, None)

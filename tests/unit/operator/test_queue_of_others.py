@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from builders import NOW, child, failed, pod, seconds, snapshot, training
 from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
+from lora_api.stages import StageName
 from lora_api.status import Phase
-from lora_api.steps import StepName
 from lora_operator.decide import Decision, decide
+from tests.support.builders import NOW, child, failed, pod, seconds, snapshot, training
 
 
 def decided(*pods: object, suspended: bool, **spec: object) -> Decision:
-    job = child(StepName.TRAIN, *pods, suspended=suspended)  # type: ignore[arg-type]
+    job = child(StageName.TRAIN, *pods, suspended=suspended)  # type: ignore[arg-type]
     return decide(snapshot(spec=spec, status=training(), children=(job,)), NOW + seconds(10))
 
 
@@ -39,7 +39,7 @@ def test_a_training_that_its_queue_preempts_waits_again_and_is_not_charged() -> 
 
 
 def test_the_time_in_the_queue_counts_for_the_start_deadline() -> None:
-    job = child(StepName.TRAIN, suspended=True)
+    job = child(StageName.TRAIN, suspended=True)
     case = snapshot(spec={"runPolicy": {"startDeadlineSeconds": 60}}, status=training(), children=(job,))
     assert decide(case, NOW + timedelta(seconds=59)).status.phase == Phase.QUEUED
     late = decide(case, NOW + timedelta(seconds=61)).status

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lora_api.steps import step_adapter
+from lora_api.stages import stage_config_adapter
 from lora_operator import names
 from lora_operator.__main__ import main
 
@@ -26,8 +26,8 @@ def test_both_children_are_printed_as_yaml(capsys: pytest.CaptureFixture[str]) -
     annotate, train = yaml.safe_load_all(capsys.readouterr().out)
     assert [job["kind"] for job in (annotate, train)] == ["Job", "Job"]
     assert train["spec"]["template"]["spec"]["containers"][0]["image"] == "train:1"
-    text = train["spec"]["template"]["metadata"]["annotations"][names.STEP_CONFIG]
-    assert step_adapter.validate_json(text).spec.training.max_steps == 300
+    text = train["spec"]["template"]["metadata"]["annotations"][names.STAGE_CONFIG]
+    assert stage_config_adapter.validate_json(text).spec.training.max_steps == 300
 
 
 def test_a_job_that_would_not_be_accepted_is_told_so(

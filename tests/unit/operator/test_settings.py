@@ -32,7 +32,7 @@ def test_a_setting_that_is_missing_or_wrong_is_named(environment: dict[str, str]
     ("text", "words"),
     [
         ("profiles: {a: {store: {endpoint: x}, models: {}, secret: y}}", r"profiles\.a\.secret"),
-        ("profiles: [", "no YAML"),
+        ("profiles: [", "not valid YAML"),
         ("", "profiles file"),
     ],
 )

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_api.job import Adapter
-from lora_trainer.train.adapter import TEXT_ENCODERS, UNET, adapter_layers, add_adapter, trainable
-from lora_trainer.train.export import ExportError, verify, write_diffusers, write_kohya
-from lora_trainer.train.fused import fuse
-from lora_trainer.train.kohya import layer_tensors, read_weight, trained_weight
-from unit.train.conftest import SMALL_UNET
+from lora_trainer.train.export.adapter_file import ExportError, verify, write_diffusers, write_kohya
+from lora_trainer.train.export.kohya import layer_tensors, read_weight, trained_weight
+from lora_trainer.train.model.adapter import TEXT_ENCODERS, UNET, adapter_layers, add_adapter, trainable
+from lora_trainer.train.overrides.fused import fuse
+from tests.unit.train.conftest import SMALL_UNET
 
 RANK, ALPHA = 4, 8
 KINDS: dict[str, dict[str, object]] = {
@@ -177,3 +177,20 @@ def test_a_diffusers_file_is_verified_and_a_wrong_one_refused(
     save_file({**tensors, name: tensors[name] * 1.1}, path, metadata)
     with pytest.raises(ExportError, match="unet"):
         verify(path, modules)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["LoRA", "rsLoRA", "DoRA", "rsDoRA"])
+def test_reading_a_file_back_leaves_the_adapter_as_it_was(
+    bases: dict[str, Any], tmp_path: Path, kind: str, dtype: torch.dtype
+) -> None:
+    """diffusers rounds the adapter of a text encoder. A file that is read next must not seem to differ from it."""
+    modules = adapted(bases, kind, list(bases), dtype)
+    before = {name: parameter.detach().clone() for name, parameter in trainable(modules).items()}
+    paths = tmp_path / "adapter.safetensors", tmp_path / "adapter-kohya.safetensors"
+    write_diffusers(paths[0], modules)
+    write_kohya(paths[1], modules, {})
+    for path in paths:
+        verify(path, modules)
+    after = trainable(modules)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == set()

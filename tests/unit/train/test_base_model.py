@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.errors import BadConfigurationError
-from lora_trainer.train.base_model import BaseModel
+from lora_trainer.train.model.base_model import BaseModel
 
 
 def model(folder: Path, name: str, **config: object) -> BaseModel:
@@ -21,7 +21,7 @@ def model(folder: Path, name: str, **config: object) -> BaseModel:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_models_on_ddpms_schedule_are_taken_as_they_say(tmp_path: Path, prediction: str) -> None:
     found = model(tmp_path, "EulerDiscreteScheduler", prediction_type=prediction, beta_end=0.012)
-    schedule = found.noise_schedule()
+    schedule = found.noise_scheduler()
     assert schedule.config.prediction_type == prediction
     assert schedule.config.beta_end == 0.012
 
@@ -37,4 +37,4 @@ def test_models_on_ddpms_schedule_are_taken_as_they_say(tmp_path: Path, predicti
 )
 def test_other_formulations_are_refused_by_name(tmp_path: Path, name: str, prediction: str) -> None:
     with pytest.raises(BadConfigurationError, match=f"{name} with prediction {prediction}: .* baseModel"):
-        model(tmp_path, name, prediction_type=prediction).noise_schedule()
+        model(tmp_path, name, prediction_type=prediction).noise_scheduler()

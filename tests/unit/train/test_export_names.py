@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import Conv2d, Linear
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lora_trainer.train.adapter import TARGETS, TEXT_ENCODERS, UNET, adapter_layers, add_adapter
-from lora_trainer.train.kohya import kohya_name, layer_tensors
+from lora_trainer.train.export.kohya import kohya_name, layer_tensors
+from lora_trainer.train.model.adapter import TEXT_ENCODERS, UNET, adapter_layers, add_adapter
+from lora_trainer.train.model.targets import ATTENTION as TARGETS
 
 # Stability's SDXL UNet (sgm's OpenAIModel with channel_mult [1, 2, 4], num_res_blocks 2, transformer_depth
 # [0, 2, 10]): each block with attention, how many transformer blocks it has, and its width.

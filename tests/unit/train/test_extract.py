@@ -11,10 +11,10 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from lora_api.job import Extraction
-from lora_trainer.train.adapter import UNET
-from lora_trainer.train.export import verify, write_diffusers, write_kohya
-from lora_trainer.train.extract import extract, factorise, put_adapter, tuned_weights
-from unit.train.conftest import SMALL_UNET
+from lora_trainer.train.export.adapter_file import verify, write_diffusers, write_kohya
+from lora_trainer.train.model.adapter import UNET
+from lora_trainer.train.model.extract import extract, factorise, put_adapter, tuned_weights
+from tests.unit.train.conftest import SMALL_UNET
 
 
 def small_unet() -> UNet2DConditionModel:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 
-from lora_trainer.train.fused import fuse
+from lora_trainer.train.overrides.fused import fuse
 
 
 def network() -> torch.nn.Module:

@@ -8,15 +8,15 @@ from typing import Any, cast
 
 import pytest
 
-from lora_api.steps import TrainStep
-from lora_trainer.errors import BadDataError, InterruptedStepError
+from lora_api.stages import TrainConfig
+from lora_trainer.errors import BadDataError, InterruptedStageError
 from lora_trainer.progress import Reporter
-from lora_trainer.train import step
+from lora_trainer.train import stage as step
 
 
 def work_that(body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_work", lambda config, reporter, interruption: body())
-    step.work(cast(TrainStep, None), cast(Reporter, None))
+    step.work(cast(TrainConfig, None), cast(Reporter, None))
 
 
 def stop_and_raise(error: Exception) -> None:
@@ -27,7 +27,7 @@ def stop_and_raise(error: Exception) -> None:
 
 
 def test_an_error_made_of_the_interruption_is_the_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InterruptedStepError):
+    with pytest.raises(InterruptedStageError):
         work_that(lambda: stop_and_raise(RuntimeError("aborted in C++")), monkeypatch)
 
 

@@ -1,4 +1,4 @@
-"""How many threads a worker of the training gets: from what the job requests, never more than there are CPUs."""
+"""The launcher: the threads of a worker, at most the job's CPUs, and the reason of a failed one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from lora_api.exits import ExitCode
 from lora_api.job import TrainResources
-from lora_trainer.train.launch import accelerate_command
+from lora_api.reasons import Reason
+from lora_api.stages import Outcome, StageResult
+from lora_trainer.train.launch import _failure, accelerate_command, write_exit_code, write_worker_result
 
 
 def threads(cpu: str, gpus: int) -> int:
-    command = accelerate_command(Path("step.json"), TrainResources(cpu=cpu, gpus=gpus))
+    command = accelerate_command(Path("stage.json"), TrainResources(cpu=cpu, gpus=gpus))
     return int(command[command.index("--num_cpu_threads_per_process") + 1])
 
 
@@ -45,3 +48,32 @@ def test_a_small_machine_and_an_administrator_have_the_last_word(monkeypatch: py
     assert threads("4", 1) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert threads("4", 1) == 7
+
+
+def test_the_reason_of_the_worker_that_failed_is_the_jobs(tmp_path: Path) -> None:
+    """The launcher ends the first worker when another one fails, so the first has no reason of its own."""
+    result = StageResult(
+        outcome=Outcome.FAILED, reason=Reason.OUT_OF_MEMORY, message="the GPU's memory is full"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_WORKERS", str(tmp_path))
+        patch.setenv("RANK", "1")
+        write_worker_result(result)
+        write_exit_code(ExitCode.BAD_CONFIGURATION)
+    assert _failure(tmp_path) == (result, ExitCode.BAD_CONFIGURATION)
+
+
+@pytest.mark.parametrize("first_fails_first", [False, True])
+def test_the_worker_that_failed_first_has_the_reason(tmp_path: Path, first_fails_first: bool) -> None:
+    """The others lose their connection to it, and fail with errors of their own."""
+    result = StageResult(outcome=Outcome.FAILED, reason=Reason.OUT_OF_MEMORY, message="connection lost")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORA_WORKERS", str(tmp_path))
+        for rank in ("0", "1") if first_fails_first else ("1", "0"):
+            patch.setenv("RANK", rank)
+            if rank != "0":  # the first writes its result for the operator
+                write_worker_result(result)
+            write_exit_code(ExitCode.INTERNAL)
+            for path in tmp_path.glob(f"{rank}.*"):
+                os.utime(path, ns=(1, 1) if len(list(tmp_path.glob("*.exit"))) == 1 else (2, 2))
+    assert (_failure(tmp_path) is None) is first_fails_first

@@ -8,8 +8,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from lora_trainer.train.objective import Batch, min_snr_weights, sample_losses
-from lora_trainer.train.tiny import sdxl_scheduler, write_tiny_sdxl
+from lora_api.job import Training
+from lora_trainer.train.losses import min_snr_weights
+from lora_trainer.train.model.tiny import sdxl_scheduler, write_tiny_sdxl
+from lora_trainer.train.objective import Batch, sample_losses
 
 ALPHAS = DDPMScheduler.from_config(sdxl_scheduler().config).alphas_cumprod
 GAMMA = 5.0
@@ -26,6 +28,12 @@ def test_min_snr_weighs_the_error_in_the_picture_alike_in_both_forms() -> None:
     for velocity, error in ((False, error_in_noise), (True, error_in_velocity)):
         weighted = min_snr_weights(ALPHAS, GAMMA, velocity) * error**2
         torch.testing.assert_close(weighted, expected, rtol=1e-3, atol=0)
+
+
+def test_the_weight_of_the_noise_has_its_limit_where_the_signal_is_gone() -> None:
+    alphas = torch.tensor([0.0, 1e-12, 0.5])
+    assert min_snr_weights(alphas, GAMMA, velocity=False).tolist() == [1, 1, 1]
+    assert min_snr_weights(alphas, GAMMA, velocity=True)[0] == 0
 
 
 def test_gamma_nought_weighs_all_alike() -> None:
@@ -46,6 +54,6 @@ def test_a_step_does_not_look_through_all_layers(tmp_path: Path, monkeypatch: py
         weights=torch.ones(1),
     )
     monkeypatch.setattr(UNet2DConditionModel, "dtype", property(lambda _: pytest.fail("looks through all")))
-    losses = sample_losses(unet, schedule, batch, snr_gamma=5.0)
+    losses = sample_losses(unet, schedule, batch, Training())
     assert losses.dtype == torch.float32
     assert losses.isfinite().all()

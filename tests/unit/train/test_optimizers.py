@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
+import prodigyopt
+import prodigyplus
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 from safetensors.torch import load, save
 
 from lora_api.job import Training
 from lora_trainer.train.optimizers import (
+    NeedsSums,
+    average_of,
+    build_lr_scheduler,
     build_optimizer,
-    build_schedule,
     optimizer_state,
     restore_optimizer,
 )
 
-RATES = {"AdamW": "1e-2", "AdamW8bit": "1e-2", "Adafactor": "1e-2", "Prodigy": "1"}
+RATES = {
+    "AdamW": "1e-2",
+    "AdamW8bit": "1e-2",
+    "Adafactor": "1e-2",
+    "CAME": "3e-3",
+    "Prodigy": "1",
+    "ProdigyScheduleFree": "1",
+}
 
 
 class Problem:
@@ -32,7 +45,7 @@ class Problem:
             {"optimizer": name, "learningRate": RATES[name], "lrScheduler": schedule, "maxSteps": steps}
         )
         self.optimizer = build_optimizer(training, {"unet.a": self.a, "unet.b": self.b})
-        self.rates = build_schedule(training, self.optimizer)
+        self.rates = build_lr_scheduler(training, self.optimizer)
 
     def steps(self, count: int) -> float:
         loss = torch.zeros(())
@@ -45,10 +58,51 @@ class Problem:
         return loss.item()
 
 
+LIBRARIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "Prodigy": (prodigyopt.Prodigy, {"use_bias_correction": True, "safeguard_warmup": True}),
+    "ProdigyScheduleFree": (prodigyplus.ProdigyPlusScheduleFree, {}),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_prodigy_takes_the_steps_of_its_library(name: str) -> None:
+    """Whether the loop has read its sums or not, also with a rate of zero, and in several groups."""
+    own, other = Problem(name), Problem(name)
+    group = own.optimizer.param_groups[0]
+    library, options = LIBRARIES[name]
+    same = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    other.optimizer = library([{"params": [other.a]}, {"params": [other.b]}], **same, **options)
+    training = Training.model_validate({"optimizer": name, "textEncoder": {"train": True}})
+    own.optimizer = build_optimizer(training, {"unet.a": own.a, "text_encoder.b": own.b})
+    for problem in (own, other):
+        for each, rate in zip(problem.optimizer.param_groups, (1, 1), strict=True):
+            each["lr"] = rate
+    generator = torch.Generator().manual_seed(0)
+    for step in range(60):
+        if name == "Prodigy":
+            for each in (*own.optimizer.param_groups, *other.optimizer.param_groups):
+                each["lr"] = 0.0 if step == 0 else 1.0
+        for mine, its in ((own.a, other.a), (own.b, other.b)):
+            mine.grad = mine.detach() + 0.1 * torch.randn(mine.shape, generator=generator)
+            its.grad = mine.grad.clone()
+        if step % 3:
+            assert isinstance(own.optimizer, NeedsSums)
+            own.optimizer.use(torch.stack([*own.optimizer.sums()]).tolist())
+        own.optimizer.step()
+        other.optimizer.step()
+    assert torch.equal(own.a, other.a)
+    assert torch.equal(own.b, other.b)
+    for mine, its in zip(own.optimizer.param_groups, other.optimizer.param_groups, strict=True):
+        # The schedule-free variant finds the step size of a step when the step begins.
+        key = "d" if name == "Prodigy" else "d_prev"
+        assert mine["d"] == its[key] > its["d0"]
+
+
 @pytest.mark.parametrize("name", RATES)
 def test_it_learns_and_resumes_exactly(name: str) -> None:
-    steps = 300 if name == "Prodigy" else 60  # it begins with a step size of 1e-6
-    whole, first, second = (Problem(name, "cosine", steps) for _ in range(3))
+    steps = 300 if name.startswith("Prodigy") else 60  # it begins with a step size of 1e-6
+    schedule = "constant" if name == "ProdigyScheduleFree" else "cosine"
+    whole, first, second = (Problem(name, schedule, steps) for _ in range(3))
     begun = whole.steps(1)
     ended = whole.steps(steps - 1)
     assert ended < 0.7 * begun
@@ -88,7 +142,7 @@ def test_the_schedule_is_that_of_its_name() -> None:
         {"optimizer": "AdamW", "lrScheduler": "cosine", "lrWarmupSteps": 10, "maxSteps": 110}
     )
     optimizer = build_optimizer(training, {"unet.a": torch.nn.Parameter(torch.zeros(2))})
-    rates = build_schedule(training, optimizer)
+    rates = build_lr_scheduler(training, optimizer)
     seen = []
     for _ in range(110):
         seen.append(rates.get_last_lr()[0])
@@ -99,3 +153,75 @@ def test_the_schedule_is_that_of_its_name() -> None:
         for step in range(110)
     ]
     assert seen == pytest.approx(expected)
+
+
+def test_a_schedule_free_optimizer_publishes_its_average() -> None:
+    problem = Problem("ProdigyScheduleFree")
+    parameters = {"unet.a": problem.a, "unet.b": problem.b}
+    problem.steps(40)
+    averages = average_of(problem.optimizer, parameters)
+    assert averages is not None
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    problem.optimizer.eval()  # the library's own way, in place
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(averages[name], parameter.detach(), rtol=1e-4, atol=1e-6)
+        assert not torch.equal(averages[name], before[name])
+    assert average_of(Problem("AdamW").optimizer, parameters) is None
+
+
+def curve(optimizer: str = "AdamW", **settings: Any) -> list[float]:
+    training = Training.model_validate({"optimizer": optimizer, "maxSteps": 40, **settings})
+    built = build_optimizer(training, {"unet.a": torch.nn.Parameter(torch.zeros(2))})
+    scheduler = build_lr_scheduler(training, built)
+    rates = []
+    for _ in range(40):
+        rates.append(scheduler.get_last_lr()[0])
+        built.step()
+        scheduler.step()
+    return rates
+
+
+SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 8])
+def test_each_schedule_has_the_shape_of_diffusers(name: str, warmup: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1e-4)
+    library = get_scheduler(
+        # diffusers' constant ignores the warm-up, and its polynomial ends at a rate of its own.
+        "constant_with_warmup" if name == "constant" else name,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=40,
+        num_cycles=3,
+        power=2.0,
+    )
+    expected = []
+    for _ in range(40):
+        expected.append(library.get_last_lr()[0])
+        optimizer.step()
+        library.step()
+    end = 1e-7 if name == "polynomial" else 0
+    assert curve(lrScheduler=name, lrWarmupSteps=warmup) == pytest.approx(expected, abs=1e-9 + end, rel=1e-6)
+
+
+def test_no_two_schedules_are_the_same() -> None:
+    curves = {tuple(curve(lrScheduler=name, lrWarmupSteps=5)) for name in SCHEDULES}
+    assert len(curves) == len(SCHEDULES) - 1  # constant with a warm-up is constant_with_warmup
+
+
+@pytest.mark.parametrize("name", SCHEDULES[2:])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "CAME", "Prodigy"])
+def test_a_falling_rate_ends_at_the_jobs_share(name: str, optimizer: str) -> None:
+    rates = curve(optimizer, lrScheduler=name, lrSchedulerEndRatio="0.25", lrWarmupSteps=4)
+    assert rates[0] == 0
+    assert rates[4] == max(rates)
+    assert 0.25 * max(rates) <= min(rates[4:]) < 0.5 * max(rates)
+
+
+def test_the_number_of_cycles_and_the_power_change_the_curve() -> None:
+    restarts = curve(lrScheduler="cosine_with_restarts", lrSchedulerCycles=4)
+    assert [step for step in range(1, 40) if restarts[step] == pytest.approx(1e-4)] == [10, 20, 30]
+    assert curve(lrScheduler="polynomial", lrSchedulerPower="1") == pytest.approx(curve(lrScheduler="linear"))
+    assert curve(lrScheduler="polynomial") != pytest.approx(curve(lrScheduler="linear"))

@@ -7,9 +7,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from lora_api.job import QuantizeBase
-from lora_trainer.train.extract import tuned_weights
-from lora_trainer.train.quantize import quantize
-from lora_trainer.train.tiny import write_tiny_sdxl
+from lora_trainer.train.model.extract import tuned_weights
+from lora_trainer.train.model.quantize import quantize
+from lora_trainer.train.model.tiny import write_tiny_sdxl
 
 
 @pytest.mark.parametrize(

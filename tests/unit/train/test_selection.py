@@ -125,7 +125,7 @@ def test_shards_come_with_their_index(variant: str, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("model_index.json", "is no diffusers pipeline"),
+        ("model_index.json", "is not a diffusers pipeline"),
         ("unet/diffusion_pytorch_model.fp16.safetensors", "has no weights unet/.* of the variant 'fp16'"),
         ("text_encoder_2/model.fp16.safetensors", "has no weights text_encoder_2/"),
         ("text_encoder/config.json", "has no text_encoder/config.json"),

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from lora_trainer.train.tensors import tensors_to_bytes
-from lora_trainer.train.tiny import tiny_tokenizer, write_tiny_sdxl
+from lora_trainer.train.export.tensors import tensors_to_bytes
+from lora_trainer.train.model.tiny import tiny_tokenizer, write_tiny_sdxl
 
 
 def test_the_same_seed_writes_the_same_weights(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Customer photographs in, clean images and one good caption each out."""
+"""The annotation stage: cleans the images of a dataset and writes one caption for each."""

@@ -1,195 +1,142 @@
-"""From the bytes that a customer uploaded to one clean RGB image.
+"""Decoding of an uploaded file to one clean RGB image.
 
-Everything is decided from the content: a file's name says nothing. What is refused is refused from the
-header, before any pixel is decoded, wherever that is possible.
+The content of a file decides, never its name. Where possible, a file is refused by its header, before any pixel is
+decoded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 
-import numpy as np
-import pillow_heif
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-pillow_heif.register_heif_opener(thumbnails=False)
+from .foreign import what_it_is
+from .loading import SUFFIXES, BadImageError, load
+from .raw import has_raw_magic
 
-SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
-
-MAX_FILE_BYTES = 30 * 1024 * 1024
-MAX_PIXELS = 50_000_000
-MAX_WEBP_PIXELS = 25_000_000
-"""Pillow's WebP decoder holds a picture four times over."""
-
+MAX_FILE_BYTES = 64 * 1024 * 1024
 MIN_SIDE = 256
+"""Smallest side of an image that is accepted, in pixels."""
 CLEAN_SIDE = 2048
-"""The longest side of a clean image: no training resolution profits from more."""
+"""Maximum of a clean image's long side, in pixels. It is longer if the short side needs it for the resolution."""
 
-DRAFT_SIZE = (CLEAN_SIDE - 64, CLEAN_SIDE - 64)
-"""A JPEG is decoded at a half, a quarter or an eighth where that leaves it this large: 4032 pixels become 2016."""
+NEARLY_CLEAN_SIDE = CLEAN_SIDE - 64
+"""Shortest long side to which a JPEG may be decoded at a fraction of its size, in pixels: 4032 become 2016."""
 
-LOOK_SIDE = 768
-"""The longest side of what a language model is shown."""
-
-SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg"),
-    "MPO": (".jpg", ".jpeg", ".mpo"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "HEIF": (".heic", ".heif"),
-}
-"""What is decoded, by Pillow's names, and how such files are called. MPO is a phone's JPEG with more inside."""
-
-OPENERS = tuple(name for name in SUFFIXES if name != "MPO")
-"""Pillow's JPEG reader opens MPO too."""
-
-FRAMED = ("GIF", "PNG", "WEBP", "TIFF")
-"""Formats whose further images are an animation or pages, not the same picture in another form."""
-
-
-class BadImageError(ValueError):
-    """An image that cannot be used; the message says why, for its owner to read."""
+THUMBNAIL_SIDE = 768
+"""Long side of the image that the language model is shown, in pixels."""
 
 
 @dataclass(frozen=True)
 class CleanImage:
-    """A picture ready to be stored: RGB, upright, without metadata, at most 2,048 pixels on its long side."""
+    """An image ready to be stored: RGB, upright, sRGB, without metadata."""
 
     image: Image.Image
     source_width: int
-    """After orientation, before it was made smaller."""
+    """Width after orientation and before the reduction, in pixels."""
     source_height: int
     source_format: str
     warnings: list[str] = field(default_factory=list)
 
     def png(self) -> bytes:
-        out = BytesIO()
-        self.image.save(out, "PNG", compress_level=1)
-        return out.getvalue()
+        """Encode the image as a PNG."""
+        return encode_png(self.image)
 
-    def look(self, box: tuple[float, float, float, float]) -> tuple[bytes, int, int]:
-        """A part of the picture as a JPEG for a language model, its width and its height.
+    def thumbnail_jpeg(self, box: tuple[float, float, float, float]) -> tuple[bytes, int, int]:
+        """Return a part of the image as a JPEG for a language model, with its width and height in pixels.
 
         Args:
-            box: left, top, right, bottom as fractions of the picture.
+            box: left, top, right, bottom as fractions of the image.
         """
         width, height = self.image.size
         left, top, right, bottom = box
         small = self.image.crop(
             (round(left * width), round(top * height), round(right * width), round(bottom * height))
         )
-        small.thumbnail((LOOK_SIDE, LOOK_SIDE), Image.Resampling.LANCZOS)
+        small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
         out = BytesIO()
         small.save(out, "JPEG", quality=88)
         return out.getvalue(), small.width, small.height
 
     def pixels_sha256(self) -> str:
-        """The picture's identity, whatever version of a PNG encoder writes it."""
+        """Return the sha256 of size and pixels. Unlike that of the PNG it does not depend on the encoder's version."""
         header = f"RGB {self.image.width} {self.image.height}\n".encode()
         return hashlib.sha256(header + self.image.tobytes()).hexdigest()
 
 
-def decode(data: bytes) -> CleanImage:
+def decode(data: bytes, resolution: int = 1024) -> CleanImage:
     """Decode, orient and clean one image.
+
+    Args:
+        resolution: side of the training images, in pixels. The short side is not reduced below it.
 
     Raises:
         BadImageError: saying what is wrong with it.
     """
     if not data:
         raise BadImageError("the file is empty")
+    if has_raw_magic(data):
+        raise BadImageError("a RAW file of a camera: export it as JPEG, PNG or TIFF")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata, which is dropped anyway
-            return _decode(data)
+            return _decode(data, resolution)
     except BadImageError:
         raise
     except UnidentifiedImageError:
-        raise BadImageError(f"not an image in a format that can be read ({readable_formats()})") from None
+        known = what_it_is(data)
+        raise BadImageError(
+            known or f"not an image in a format that can be read ({readable_formats()})"
+        ) from None
     except Image.DecompressionBombError:
-        raise BadImageError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+        raise BadImageError("too many megapixels") from None
+    except MemoryError:
+        raise BadImageError(
+            "it needs more memory to decode than there is: raise resources.annotate.memory"
+        ) from None
     except Exception as error:
-        # Decoders of hostile bytes raise almost anything: OSError, ValueError, struct.error, IndexError ...
-        said = " ".join(str(error).split())
-        raise BadImageError(f"damaged or cut off: {said[:200]}") from None
+        # Decoders raise almost any exception for damaged files: OSError, ValueError, struct.error, IndexError ...
+        words = " ".join(str(error).split())
+        if "MAX_TEXT" in words:  # of Pillow's PNG decoder
+            raise BadImageError(
+                "its metadata is larger than 1 MB: export it again without metadata"
+            ) from None
+        raise BadImageError(f"damaged or cut off: {words[:200]}") from None
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Encode an image as a PNG, fast rather than small."""
+    out = BytesIO()
+    image.save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def readable_formats() -> str:
-    return ", ".join(OPENERS)
+    return ", ".join(name for name in SUFFIXES if name != "MPO")
 
 
-def _decode(data: bytes) -> CleanImage:
-    with Image.open(BytesIO(data), formats=OPENERS) as image:
-        source_format = image.format or ""
-        most = MAX_WEBP_PIXELS if source_format == "WEBP" else MAX_PIXELS
-        if image.width * image.height > most:
-            raise BadImageError(f"{image.width} x {image.height} is more than {most // 1_000_000} megapixels")
-        if min(image.size) < MIN_SIDE:
-            raise BadImageError(
-                f"{image.width} x {image.height} is too small: each side needs {MIN_SIDE} pixels"
-            )
-        remarks = []
-        if source_format in FRAMED and getattr(image, "is_animated", False):
-            remarks.append("more than one frame: only the first is used")
-        swapped = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
-        width, height = image.size[::-1] if swapped else image.size
-        image.draft("RGB", DRAFT_SIZE)
-        image.load()
-        clean = _reduced(image)
-    ImageOps.exif_transpose(clean, in_place=True)
-    if clean.mode in ("RGB", "L", "CMYK"):  # the others have to become RGB before they can be scaled
-        clean.thumbnail((CLEAN_SIDE, CLEAN_SIDE), Image.Resampling.LANCZOS)
-    clean = to_rgb(clean)
-    clean.thumbnail((CLEAN_SIDE, CLEAN_SIDE), Image.Resampling.LANCZOS)
-    clean.info.clear()
-    return CleanImage(clean, width, height, source_format, remarks)
+def target_size(width: int, height: int, resolution: int, longest: int = CLEAN_SIDE) -> tuple[int, int]:
+    """Return the size of a clean image, in pixels.
 
-
-def _reduced(image: Image.Image) -> Image.Image:
-    """A picture of many megapixels at a whole fraction of its size, before anything else copies it."""
-    factor = max(image.size) // CLEAN_SIDE
-    if factor < 2:
-        return image
-    exif = image.getexif()
-    smooth = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in "1P" else image
-    small = _rescale(smooth).reduce(factor) if smooth.mode.startswith("I;") else smooth.reduce(factor)
-    small.info["exif"] = exif.tobytes()  # the orientation is still to be applied
-    return small
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes as sRGB: 16-bit grey is rescaled, alpha lies over white, colour profiles are applied."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _rescale(image)
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "CMYK"):
-        with suppress(ImageCms.PyCMSError, OSError):  # a damaged profile is as good as none
-            source, srgb = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-            return converted or image
-    return image.convert("RGB")
-
-
-def _rescale(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits by its range, where Pillow's own conversion clips.
-
-    Integers are taken as 0..65535; real numbers from the picture's least to its greatest.
+    The long side has at most `longest` pixels, or more if the short side would fall below the resolution. Images
+    are never enlarged.
     """
-    grey = np.asarray(image)
-    if grey.dtype.kind == "f":
-        low, high = float(np.nanmin(grey)), float(np.nanmax(grey))
-        grey = np.nan_to_num((grey - low) * (255.0 / ((high - low) or 1.0)))
-    else:
-        grey = np.clip(grey, 0, 0xFFFF) >> 8
-    return Image.fromarray(grey.astype(np.uint8))
+    scale = min(1.0, max(longest / max(width, height), resolution / min(width, height)))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _decode(data: bytes, resolution: int) -> CleanImage:
+    loaded = load(
+        data,
+        target=lambda size: target_size(*size, resolution),
+        least=lambda size: target_size(*size, resolution, NEARLY_CLEAN_SIDE),
+        min_side=MIN_SIDE,
+    )
+    image = loaded.image
+    # `load` may return an image that is a little smaller (NEARLY_CLEAN_SIDE). thumbnail() does not enlarge it.
+    image.thumbnail(target_size(loaded.width, loaded.height, resolution), Image.Resampling.LANCZOS)
+    image.info.clear()
+    return CleanImage(image, loaded.width, loaded.height, loaded.source_format, loaded.warnings)

@@ -1,58 +1,265 @@
-"""Captions that came with the images: metadata.jsonl (`file_name`, and `text` or `prompt`) or IMAGE.txt."""
+"""Captions that came with the images: metadata.jsonl, metadata.csv, IMAGE.txt and IMAGE.caption.
+
+Every file and every row either becomes the caption of an image or is named in a warning.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import PurePosixPath
+from typing import Any
 
-from ..store import Bucket, StoredObject
-from .caption import plain_text
+from lora_api.caption_rows import MAX_CAPTION_CHARACTERS, MAX_LINE_BYTES
+from lora_api.json_bounds import load_json
 
-log = logging.getLogger(__name__)
+from ..store import ObjectMissingError, StoredObject
+from .caption_format import plain_text
+from .file_names import normal_name, without_suffix
+from .sources import Source
+from .text_encoding import UnreadableTextError, decode_text
 
 MAX_LIST_BYTES = 1 << 20
 MAX_TEXT_BYTES = 16 << 10
+TEXT_SUFFIXES = (".txt", ".caption")
+LIST_NAMES = ("metadata.jsonl", "metadata.csv")
+CAPTION_SUFFIXES = {*TEXT_SUFFIXES, ".jsonl", ".csv"}
+NAME_COLUMNS = ("file_name", "filename", "file", "image", "path", "name")
+"""Accepted names of the column with the image's name. The first one with a value is used."""
+TEXT_COLUMNS = ("text", "caption", "prompt", "description")
+"""Accepted names of the column with the caption. The first one with a value is used."""
+OUTSIDE_PATH = re.compile(r"file:|[\\/]|[a-z]:[\\/]|(?:.*[\\/])?\.\.[\\/]", re.IGNORECASE)
+"""The beginning of an absolute path, or of one that leads out of the folder."""
 
 
-def read_existing(bucket: Bucket, prefix: str, files: list[StoredObject]) -> dict[str, str]:
-    """Captions by the image's key without its suffix or with it, as the customer wrote them.
+@dataclass
+class CaptionFiles:
+    """The captions of a folder."""
 
-    A metadata.jsonl wins over text files. What cannot be read is left out and logged: the image then has no
-    caption of its own, and the job's settings say what that means.
+    captions: dict[str, str] = field(default_factory=dict)
+    """Captions by the key of the image."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """Reasons why the caption file beside an image cannot be read, by the key of the image."""
+    warnings: list[str] = field(default_factory=list)
+    """Warnings about files and rows that are not used."""
+
+
+def read_existing(
+    source: Source, prefix: str, files: Sequence[StoredObject], images: Iterable[str]
+) -> CaptionFiles:
+    """Read the caption files of a folder.
+
+    Args:
+        prefix: the prefix of the dataset; warnings name files without it.
+        files: all files with the suffix of a caption file.
+        images: the keys of the images.
     """
-    found: dict[str, str] = {}
-    lists = [item for item in files if PurePosixPath(item.key).name == "metadata.jsonl"]
-    texts = [item for item in files if item.key.lower().endswith(".txt")]
-    for item in [*texts, *lists]:
-        if item.bytes > (MAX_LIST_BYTES if item in lists else MAX_TEXT_BYTES):
-            log.warning("%s is too large for captions; ignored", item.key)
-            continue
+    index, result = ImageIndex(images), CaptionFiles()
+    lists = [item for item in files if PurePosixPath(item.key).name.lower() in LIST_NAMES]
+    texts = [item for item in files if item.key.lower().endswith(TEXT_SUFFIXES)]
+    # The first caption of an image is used. Lists come before text files, .jsonl before .csv, and .txt before .caption.
+    texts.sort(key=lambda item: (not item.key.lower().endswith(".txt"), item.key))
+    for item in [*sorted(lists, key=lambda item: not item.key.lower().endswith(".jsonl")), *texts]:
+        name = item.key.removeprefix(prefix)
+        limit = MAX_LIST_BYTES if item in lists else MAX_TEXT_BYTES
+        targets = [] if item in lists else index.beside(item.key)
         try:
-            text = bucket.get(item.key).decode("utf-8-sig")
-        except UnicodeDecodeError:
-            log.warning("%s is not UTF-8; ignored", item.key)
+            text = _read(source, item, limit)
+        except UnreadableTextError as error:
+            result.warnings.append(f"{name}: {error}; not used")
+            result.problems |= dict.fromkeys(targets, f"its caption file {name} cannot be read: {error}")
             continue
-        entries = _lines(item.key, text) if item in lists else [(item.key[: -len(".txt")], text)]
-        found |= {key: caption for key, raw in entries if (caption := plain_text(raw))}
-    return found
+        if item in lists:
+            _take_rows(name, text, item.key, index, result)
+        elif not targets:
+            result.warnings.append(f"{name}: no image of this name; not used")
+        else:
+            _take_text(name, text, targets, result)
+    for item in files:
+        if item not in lists and item not in texts:
+            name = item.key.removeprefix(prefix)
+            result.warnings.append(f"{name}: not read; only {' and '.join(LIST_NAMES)} are lists of captions")
+    return result
 
 
-def caption_of(existing: dict[str, str], key: str) -> str | None:
-    """The caption of an image: by its whole key, or by its key without the suffix (cat.txt for cat.jpg)."""
-    stem = key.removesuffix(PurePosixPath(key).suffix)
-    return existing.get(key) or existing.get(stem)
+class ImageIndex:
+    """An index of the images by the names that caption files use for them."""
+
+    def __init__(self, images: Iterable[str]) -> None:
+        """
+        Args:
+            images: the keys of the images.
+        """
+        # Keys by normal name: as it is, without regard to case, and without suffix and case.
+        self._images = list(images)
+        self._exact: dict[str, list[str]] = {}
+        self._loose: dict[str, list[str]] = {}
+        self._stems: dict[str, list[str]] = {}
+        for key in self._images:
+            path = normal_name(key)
+            self._exact.setdefault(path, []).append(key)
+            self._loose.setdefault(path.casefold(), []).append(key)
+            self._stems.setdefault(without_suffix(path).casefold(), []).append(key)
+
+    def named(self, folder: str, name: str) -> list[str]:
+        """Return the images that a row of a list in `folder` names: one, none, or several if it is ambiguous.
+
+        An exact match comes first, then one without regard to case, then one without suffix. Of a path on another
+        machine, the longest end that names an image of the dataset is used.
+        """
+        matches = self._lookup(normal_name(folder + name))
+        if matches or not OUTSIDE_PATH.match(name):
+            return matches
+        parts = normal_name(name).split("/")
+        ends = (self._lookup(normal_name(folder + "/".join(parts[start:]))) for start in range(1, len(parts)))
+        return next(filter(None, ends), [])
+
+    def _lookup(self, path: str) -> list[str]:
+        loose = path.casefold()
+        return self._exact.get(path) or self._loose.get(loose) or self._stems.get(loose) or []
+
+    def beside(self, key: str) -> list[str]:
+        """Return the images to which a text file belongs: cat.txt belongs to cat.jpg, and to cat.png as well."""
+        path = without_suffix(normal_name(key))
+        matches = self._stems.get(path.casefold(), []) or self._loose.get(path.casefold(), [])
+        exact = [
+            image for image in matches if path in (without_suffix(normal_name(image)), normal_name(image))
+        ]
+        return exact or matches
 
 
-def _lines(key: str, text: str) -> Iterator[tuple[str, str]]:
-    folder = key.removesuffix("metadata.jsonl")
-    for number, line in enumerate(text.splitlines(), 1):
+def _read(source: Source, item: StoredObject, limit: int) -> str:
+    if item.bytes > limit:
+        raise UnreadableTextError(f"it has more than {limit >> 10} KiB")
+    try:
+        data = source.get(item.key)
+    except ObjectMissingError:
+        raise UnreadableTextError("it was deleted while the stage read the dataset") from None
+    if len(data) > limit:
+        raise UnreadableTextError(f"it has more than {limit >> 10} KiB once it is decompressed")
+    return decode_text(data)
+
+
+def _take_text(name: str, text: str, targets: Sequence[str], result: CaptionFiles) -> None:
+    """Add the caption of a text file to its images, unless they have one, or a warning."""
+    caption = plain_text(text)
+    if not caption:
+        result.warnings.append(f"{name}: it is empty; not used")
+        return
+    captioned = [key for key in targets if key in result.captions]
+    for key in targets:
+        result.captions.setdefault(key, caption)
+    if len(captioned) == len(targets):
+        result.warnings.append(f"{name}: its image has a caption from another file; not used")
+
+
+def _take_rows(name: str, text: str, key: str, index: ImageIndex, result: CaptionFiles) -> None:
+    """Add the captions of a list to their images, or a warning for each row that is not used."""
+    folder = key[: len(key) - len(PurePosixPath(key).name)]
+    rows = _csv_rows(text) if key.lower().endswith(".csv") else _json_rows(text)
+    for number, row in rows:
+        where = f"{name} line {number}"
+        if isinstance(row, str):
+            result.warnings.append(f"{where}: {row}; not used")
+            continue
+        file_name, caption = row[0], plain_text(row[1])
+        targets = index.named(folder, file_name)
+        if len(targets) > 1:
+            result.warnings.append(f"{where}: {file_name[:100]!r} names {len(targets)} images; not used")
+        elif not targets:
+            result.warnings.append(f"{where}: {file_name[:100]!r} is not an image of the dataset; not used")
+        elif not caption:
+            result.warnings.append(f"{where}: the caption of {file_name[:100]!r} is empty; not used")
+        elif targets[0] in result.captions:
+            result.warnings.append(f"{where}: {file_name[:100]!r} has a caption already; not used")
+        else:
+            result.captions[targets[0]] = caption
+
+
+Row = tuple[int, tuple[str, str] | str]
+"""The number of a line, and either its file name and caption, or a message that says why it cannot be used."""
+
+
+def _json_rows(text: str) -> Iterator[Row]:
+    # JSON lines end with "\n" only. str.splitlines() would also split at U+2028 and others inside a caption.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            caption = row.get("text", row.get("prompt"))
-            yield folder + row["file_name"], str(caption or "")
-        except (ValueError, AttributeError, KeyError, TypeError):
-            log.warning("%s line %d has no file_name and text; ignored", key, number)
+            row = load_json(line.encode(), MAX_LINE_BYTES)
+        except ValueError:
+            yield number, "it is not JSON"
+            continue
+        if not isinstance(row, dict):
+            yield number, "it is not a JSON object"
+            continue
+        yield number, _row({str(column).strip().lower(): value for column, value in row.items()})
+
+
+def _csv_rows(text: str) -> Iterator[Row]:
+    first, _, rest = text.partition("\n")
+    skipped = 0
+    if first.lower().startswith("sep="):  # written by Excel
+        first, text, skipped = rest.partition("\n")[0], rest, 1
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    header: list[str] = []
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            why = "a quotation mark is not closed, so it and all rows behind it cannot be read"
+            yield (
+                skipped + reader.line_num,
+                why if "unexpected end" in str(error) else f"it is not CSV: {error}",
+            )
+            continue
+        if not row:
+            continue
+        if not header:
+            header = [column.strip().lower() for column in row]
+            if not set(header).intersection(NAME_COLUMNS) or not set(header).intersection(TEXT_COLUMNS):
+                yield skipped + 1, "its first line must name the columns file_name and text"
+                return
+            continue
+        yield skipped + reader.line_num, _csv_row(header, row, delimiter)
+
+
+def _csv_row(header: list[str], row: list[str], delimiter: str) -> tuple[str, str] | str:
+    if len(row) > len(header):
+        # A caption with commas and without quotes. It is complete only where it is the last column.
+        if header[-1] not in TEXT_COLUMNS:
+            return f"it has {len(row)} columns and the first line {len(header)}: put the caption in quotes"
+        last = len(header) - 1
+        row = [*row[:last], f"{delimiter} ".join(row[last:])]
+    return _row(dict(zip(header, row, strict=False)))
+
+
+def _row(columns: dict[str, Any]) -> tuple[str, str] | str:
+    names = [_path(columns[column]) for column in NAME_COLUMNS if column in columns]
+    name = next((text for text in names if text), "")
+    if not name:
+        return "it has no file_name"
+    texts = [columns[column] for column in TEXT_COLUMNS if column in columns]
+    if not texts:
+        return "it has no text"
+    value = next(filter(None, texts), texts[0])
+    if isinstance(value, list):  # several captions of one image: the first string is used
+        value = next((item for item in value if isinstance(item, str)), "")
+    if value is not None and not isinstance(value, str):
+        return "its text is not a string"
+    if value is not None and len(value) > MAX_CAPTION_CHARACTERS:
+        return f"its text has more than {MAX_CAPTION_CHARACTERS} characters"
+    return name, value or ""
+
+
+def _path(value: Any) -> str:
+    """Return the name in a column, which Hugging Face's datasets also write as an object with a path."""
+    if isinstance(value, dict):
+        value = value.get("path")
+    return value.strip() if isinstance(value, str) else ""

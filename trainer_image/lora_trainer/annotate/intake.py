@@ -1,7 +1,7 @@
-"""The customer's files in, numbered clean pictures out; what cannot be used is named with its reason.
+"""The intake of a dataset: reads its files, cleans the images and stores them under numbers.
 
-Files are read into memory one after the other and written to the store under numbers: nothing of a
-customer's key ever becomes a name on this machine or a new key.
+A file that cannot be used is reported with its reason. Files are read into memory one after the other. No part of a
+customer's key becomes a file name on this machine or part of a new key.
 """
 
 from __future__ import annotations
@@ -13,162 +13,185 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
+from lora_api.caption_rows import Box
 from lora_api.job import Crop, JobSpec, OnBadImage, Training
 from lora_api.keys import JobKeys
 from lora_api.manifest import FileEntry
 from lora_api.status import SkippedImage
 
-from ..errors import BadDataError, NoInputError
-from ..store import Bucket, ObjectMissingError, Store, StoredObject
-from .crop import WHOLE, Box, middle_square, smart_square
-from .decode import MAX_FILE_BYTES, SUFFIXES, BadImageError, CleanImage, decode
-from .duplicates import near_duplicates, perceptual_hash
+from ..aspect import trained_share
+from ..errors import BadDataError
+from ..store import Bucket, ObjectMissingError, ObjectTooLargeError, Store, StoredObject
+from .crop import frame_image
+from .decode import MAX_FILE_BYTES, CleanImage, decode, encode_png
+from .duplicates import Fingerprint, copies, duplicate_warnings
+from .listing import Listing
+from .loading import SUFFIXES, BadImageError
+from .masks import ENDING, fit_mask, split_masks
+from .sources import Source
 
 log = logging.getLogger(__name__)
 
-MAX_OBJECTS = 1000
-CAPTION_SUFFIXES = {".txt", ".jsonl"}
-HOUSEKEEPING = {"thumbs.db", "desktop.ini"}
 MESSAGE_CHARACTERS = 1500
+"""Maximum length of the list of files in an error message, in characters."""
+
+SMALLEST_SHARE = {Crop.SMART: 0.5, Crop.CENTER: 0.5, Crop.BUCKETS: 0.75}
+"""Share of an image that is trained on, below which there is a warning. Buckets promise to keep the aspect ratio."""
 
 
 @dataclass(frozen=True)
-class Listing:
-    """What lies under a dataset's prefix, each sorted by key."""
-
-    images: list[StoredObject]
-    captions: list[StoredObject]
-    ignored: list[StoredObject]
-    """What operating systems leave behind: named in the report, no reason to fail."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A clean picture in the store, and what is known of it."""
+class DatasetImage:
+    """A clean image in the store, with its properties."""
 
     file_name: str
-    """Its name in metadata.jsonl."""
+    """Name of the image in metadata.jsonl."""
     source: StoredObject
+    """The customer's file."""
     entry: FileEntry
+    """The clean image in the output bucket."""
     pixels_sha256: str
     width: int
+    """Width of the clean image, in pixels."""
     height: int
     source_width: int
+    """Width of the customer's image after orientation, in pixels."""
     source_height: int
     source_format: str
     shown: Box
-    """The part that is trained on, and so the part that a language model is shown."""
-    look: bytes
-    """That part as a small JPEG."""
-    look_size: tuple[int, int]
+    """The part of the image that is trained on, and that the language model is shown."""
+    thumbnail: bytes
+    """The shown part as a small JPEG."""
+    thumbnail_size: tuple[int, int]
+    """Width and height of the thumbnail, in pixels."""
     crop: Box | None
-    """The part to train on; None for the trainer's own cut from the middle."""
-    perceptual_hash: int
+    """The part to train on; None: the trainer crops the centre itself."""
+    fingerprint: Fingerprint
     warnings: list[str]
+    mask: FileEntry | None = None
+    """The mask of the subject in the output bucket. It has the size of the clean image."""
 
 
 @dataclass(frozen=True)
 class Intake:
-    """What became of every file under the prefix."""
+    """The outcome of every file under the prefix."""
 
-    pictures: list[Picture]
+    images: list[DatasetImage]
     bad: list[SkippedImage]
-    litter: list[SkippedImage]
+    """Images that cannot be used. They fail the job unless it skips them."""
+    ignored: list[SkippedImage]
+    """Files that are not meant as images. They never fail the job."""
 
     @property
     def skipped(self) -> list[SkippedImage]:
-        return self.bad + self.litter
+        """The bad and the ignored files."""
+        return self.bad + self.ignored
+
+    @property
+    def distinct(self) -> int:
+        """Number of images that are not copies of another one."""
+        return len(self.images) - len(copies([image.fingerprint for image in self.images]))
 
 
-def list_dataset(bucket: Bucket, prefix: str) -> Listing:
-    """List a prefix and sort what lies there into pictures, captions and litter.
-
-    Raises:
-        NoInputError: when no picture lies there.
-        BadDataError: when more than 1,000 objects do; the listing stops there.
-    """
-    found = bucket.list(prefix, MAX_OBJECTS + 1)
-    if len(found) > MAX_OBJECTS:
-        raise BadDataError(
-            f"more than {MAX_OBJECTS} objects lie under {bucket.uri(prefix)}; give the dataset a prefix of its own"
-        )
-    listing = Listing([], [], [])
-    for item in sorted(found, key=lambda item: item.key):
-        path = PurePosixPath(item.key.removeprefix(prefix))
-        if path.name.startswith(".") or path.name.lower() in HOUSEKEEPING or "__MACOSX" in path.parts:
-            listing.ignored.append(item)
-        elif path.suffix.lower() in CAPTION_SUFFIXES:
-            listing.captions.append(item)
-        else:
-            listing.images.append(item)
-    if not listing.images:
-        raise NoInputError(f"no images lie under {bucket.uri(prefix)}; upload them or correct dataset.prefix")
-    return listing
-
-
-def take_in(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) -> Intake:
-    """Clean every image of a listing and store it, one at a time. `check_intake` judges the outcome.
+def clean_dataset(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) -> Intake:
+    """Clean and store every image of a listing, one at a time. `check_intake` then checks the outcome.
 
     Raises:
         BadDataError: as soon as there are more than maxImages good ones.
     """
-    most = spec.dataset.max_images
-    pictures: list[Picture] = []
+    limit = spec.dataset.max_images
+    images: list[DatasetImage] = []
     bad: list[SkippedImage] = []
-    for item in listing.images:
+    items, masks, orphans = split_masks(listing.images)
+    for item in items:
+        mask = None
         try:
-            clean = fetch_image(store.input, item)
+            clean = fetch_image(store.input, item, spec.training)
+            if item.key in masks:
+                mask = fit_mask(fetch_image(store.input, masks[item.key], spec.training), clean)
         except BadImageError as error:
             log.warning("%s: %s", item.key, error)
             bad.append(SkippedImage(key=item.key, reason=str(error)))
             continue
-        if len(pictures) == most:
+        if len(images) == limit:
             raise BadDataError(
-                f"more than maxImages={most} good images lie under {spec.dataset.prefix} "
+                f"more than maxImages={limit} good images lie under {spec.dataset.prefix} "
                 f"({len(listing.images)} files); narrow the prefix or raise dataset.maxImages"
             )
-        pictures.append(store_picture(store.output, keys.image(len(pictures)), item, clean, spec.training))
-    litter = [SkippedImage(key=item.key, reason="not an image; ignored") for item in listing.ignored]
-    return Intake(_mark_duplicates(pictures), bad, litter)
+        image = store_image(store.output, keys.image(len(images)), item, clean, spec.training)
+        images.append(_with_mask(store.output, keys, image, mask))
+    return Intake(_mark_duplicates(images), bad, [*listing.ignored, *orphans])
+
+
+def _with_mask(
+    bucket: Bucket,
+    keys: JobKeys,
+    image: DatasetImage,
+    mask: Image.Image | None,
+) -> DatasetImage:
+    """Store an image's mask beside the clean image, and return the image with it.
+
+    A mask of another size than the image is dropped with a warning: `frame_image` cut the image after the mask
+    was fitted.
+    """
+    warnings = list(image.warnings)
+    if mask is not None and mask.size != (image.width, image.height):
+        warnings.append("its mask is not used: the image is too long and was cut")
+        mask = None
+    if mask is None:
+        return replace(image, warnings=warnings)
+    key = keys.image_named(f"{PurePosixPath(image.file_name).stem}{ENDING}.png")
+    return replace(image, warnings=warnings, mask=bucket.put(key, encode_png(mask), "image/png"))
 
 
 def check_intake(spec: JobSpec, intake: Intake) -> None:
     """Refuse a dataset with bad files, unless the job skips them, or with too few good ones.
 
     Raises:
-        BadDataError: naming each bad file with its reason.
+        BadDataError: with each bad file and its reason.
     """
     if intake.bad and spec.dataset.on_bad_image is OnBadImage.FAIL:
         raise BadDataError(
             f"{len(intake.bad)} of the files cannot be used "
-            f"(set dataset.onBadImage: Skip to go on without them): {name_each(intake.bad)}"
+            f"(set dataset.onBadImage: Skip to train without them): {name_each(intake.bad)}"
         )
-    check_enough(spec, len(intake.pictures), intake.bad)
+    check_enough(spec, len(intake.images), intake.bad)
+    if intake.distinct < spec.dataset.min_images:
+        raise BadDataError(
+            f"{intake.distinct} different images under {spec.dataset.prefix} ({len(intake.images)} files, the others are "
+            f"copies), at least {spec.dataset.min_images} are needed: add images, or lower dataset.minImages"
+        )
 
 
-def fetch_image(bucket: Bucket, item: StoredObject) -> CleanImage:
+def fetch_image(source: Source, item: StoredObject, training: Training) -> CleanImage:
     """Download and decode one object.
 
     Raises:
-        BadImageError: when it is too large (it is not downloaded then), gone, or no usable image.
+        BadImageError: when it is too large to be downloaded, has been deleted, or is not a usable image.
     """
     if item.bytes > MAX_FILE_BYTES:
         raise BadImageError(f"larger than {MAX_FILE_BYTES >> 20} MB")
     try:
-        return decode(bucket.get(item.key))
+        return decode(source.get(item.key), training.resolution)
     except ObjectMissingError:
-        raise BadImageError("it was deleted while the job read the dataset") from None
+        raise BadImageError("it was deleted while the stage read the dataset") from None
+    except ObjectTooLargeError:
+        raise BadImageError(f"larger than {MAX_FILE_BYTES >> 20} MB once it is decompressed") from None
 
 
-def store_picture(
+def store_image(
     bucket: Bucket, key: str, item: StoredObject, clean: CleanImage, training: Training
-) -> Picture:
-    """Write a clean picture under its key and note what the rest of the step needs of it."""
+) -> DatasetImage:
+    """Frame a clean image, store it, and return it with the properties that the rest of the stage needs.
+
+    Args:
+        key: the key of the clean image in the bucket.
+        item: the customer's file.
+    """
+    clean, shown = frame_image(clean, training)
     entry = bucket.put(key, clean.png(), "image/png")
     width, height = clean.image.size
-    shown = framing(clean.image, training.crop)
-    look, look_width, look_height = clean.look(shown)
-    return Picture(
+    thumbnail, thumb_width, thumb_height = clean.thumbnail_jpeg(shown)
+    return DatasetImage(
         file_name=PurePosixPath(key).name,
         source=item,
         entry=entry,
@@ -179,52 +202,66 @@ def store_picture(
         source_height=clean.source_height,
         source_format=clean.source_format,
         shown=shown,
-        look=look,
-        look_size=(look_width, look_height),
+        thumbnail=thumbnail,
+        thumbnail_size=(thumb_width, thumb_height),
         crop=shown if training.crop is Crop.SMART else None,
-        perceptual_hash=perceptual_hash(clean.image),
-        warnings=[*clean.warnings, *_remarks(item.key, clean, training.resolution)],
+        fingerprint=Fingerprint.of(clean.image),
+        warnings=[*clean.warnings, *image_warnings(item.key, clean, training)],
     )
 
 
-def framing(image: Image.Image, crop: Crop) -> Box:
-    """The part of a picture that is trained on. Buckets keep its shape, which the trainer sees to."""
-    if crop is Crop.SMART:
-        return smart_square(image)
-    return middle_square(*image.size) if crop is Crop.CENTER else WHOLE
-
-
-def _remarks(key: str, clean: CleanImage, resolution: int) -> list[str]:
-    remarks = []
+def image_warnings(key: str, clean: CleanImage, training: Training) -> list[str]:
+    """Return the warnings about an image that is used: a misleading suffix, a small size, and a large part cut off."""
+    warnings = []
     if PurePosixPath(key).suffix.lower() not in SUFFIXES[clean.source_format]:
-        remarks.append(f"it is a {clean.source_format} by its content, whatever its name says")
-    if min(clean.image.size) < resolution:
-        remarks.append(
-            f"its short side of {min(clean.image.size)} pixels is enlarged to train at {resolution}"
+        warnings.append(f"it is a {clean.source_format} by its content, whatever its name says")
+    if min(clean.image.size) < training.resolution:
+        warnings.append(
+            f"its short side of {min(clean.image.size)} pixels is enlarged to train at {training.resolution}"
         )
-    return remarks
+    share = trained_share(clean.source_width, clean.source_height, training)
+    if share < SMALLEST_SHARE[training.crop]:
+        advice = "crop it to a shorter image"
+        if training.crop is not Crop.BUCKETS:
+            advice += ", or set training.crop to Buckets"
+        warnings.append(f"only {share:.0%} of it is trained on, because it is so long: {advice}")
+    return warnings
 
 
-def _mark_duplicates(pictures: list[Picture]) -> list[Picture]:
-    marked = list(pictures)
-    for index, earlier in near_duplicates([picture.perceptual_hash for picture in pictures]).items():
-        remark = f"nearly the same as {pictures[earlier].source.key}"
-        marked[index] = replace(pictures[index], warnings=[*pictures[index].warnings, remark])
+def _mark_duplicates(images: list[DatasetImage]) -> list[DatasetImage]:
+    """Add a warning to each image that is a copy of an earlier one or nearly the same."""
+    marked = list(images)
+    warnings = duplicate_warnings(
+        [image.fingerprint for image in images], [image.source.key for image in images]
+    )
+    for index, warning in warnings.items():
+        marked[index] = replace(images[index], warnings=[*images[index].warnings, warning])
     return marked
 
 
 def check_enough(spec: JobSpec, good: int, skipped: list[SkippedImage]) -> None:
-    """Raises: BadDataError when fewer than minImages are good."""
+    """Check that enough images are good.
+
+    Raises:
+        BadDataError: when fewer than minImages are, or none would be left beside the held-out ones.
+    """
     dataset = spec.dataset
     if good < dataset.min_images:
         named = f"; not used: {name_each(skipped)}" if skipped else ""
         raise BadDataError(
-            f"{good} good images under {dataset.prefix}, at least minImages={dataset.min_images} are needed{named}"
+            f"{good} good images under {dataset.prefix}, at least {dataset.min_images} are needed: add images, or lower "
+            f"dataset.minImages{named}"
+        )
+    held_out = spec.training.validation.held_out_images
+    if good <= held_out:
+        raise BadDataError(
+            f"{good} good images under {dataset.prefix} and training.validation.heldOutImages={held_out}: leave at least "
+            "one image to train on"
         )
 
 
 def name_each(skipped: Iterable[SkippedImage]) -> str:
-    """`key: reason; key: reason; and 3 more`, of bounded length."""
+    """Return `key: reason; key: reason; and 3 more`, with about MESSAGE_CHARACTERS characters at most."""
     items = [f"{item.key[-200:]!r}: {item.reason[:200]}" for item in skipped]
     text = ""
     for index, item in enumerate(items):

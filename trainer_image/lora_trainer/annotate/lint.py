@@ -1,4 +1,4 @@
-"""What is wrong with a set of captions, wherever they come from."""
+"""Checks of a set of captions: the rules for each caption, and comparisons between captions."""
 
 from __future__ import annotations
 
@@ -6,37 +6,30 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
-from .caption import PREAMBLE, REFUSAL
+from .rules import Problem, check_words
 from .tokens import TEXT_TOKENS, count_tokens
 
-
-class Problem(StrEnum):
-    EMPTY = "empty"
-    REFUSAL = "refusal"
-    PREAMBLE = "preamble"
-    MISSING_TRIGGER = "missing-trigger"
-    OTHER_CLASS = "inconsistent-class"
-    OVER_BUDGET = "over-budget"
-    REPEATED_PHRASE = "repeated-phrase"
-    DUPLICATE = "duplicate"
+OPENING = r"(?:an? (?:photo|photograph|picture|image|painting|drawing) (?:of|in) )?(?:an? |the )?"
+"""A pattern for the words that usually come before the token."""
 
 
 @dataclass(frozen=True)
 class Finding:
+    """A problem of one caption."""
+
     file_name: str
     problem: Problem
     message: str
 
 
 def check_captions(captions: Mapping[str, str], token: str, class_name: str = "") -> list[Finding]:
-    """Everything that makes captions bad for training, in the captions' order.
+    """Check captions and return their problems, in the order of the captions.
 
     Args:
         captions: text by file name.
-        token: the trigger that every caption must name; empty: not checked.
-        class_name: the noun that must follow it; empty: the one that most captions have there.
+        token: the token that every caption must contain; empty: not checked.
+        class_name: the class that must follow the token; empty: the word that follows it in most captions.
     """
     noun = class_name or (_usual_noun(captions, token) if token else "")
     same = _duplicates(captions)
@@ -45,53 +38,66 @@ def check_captions(captions: Mapping[str, str], token: str, class_name: str = ""
         if not text.strip():
             findings.append(Finding(name, Problem.EMPTY, "no text"))
             continue
-        findings += [Finding(name, problem, message) for problem, message in _check(text, token, noun)]
+        findings += [Finding(name, problem, message) for problem, message in check_caption(text, token, noun)]
         if name in same:
             findings.append(Finding(name, Problem.DUPLICATE, f"the same as {same[name]}"))
     return findings
 
 
-def usual_trigger(captions: Mapping[str, str]) -> str:
-    """The word after 'a photo of' in most captions; empty when there is none."""
-    found = Counter(
-        match[1] for text in captions.values() if (match := re.search(r"\ba photo of (\w[\w-]*)", text))
-    )
-    word, count = found.most_common(1)[0] if found else ("", 0)
-    return word if word not in ("a", "an", "the") and count * 2 > len(captions) else ""
+def check_caption(text: str, token: str, noun: str) -> Iterator[tuple[Problem, str]]:
+    """Yield the problems of one caption, with a message for each.
 
-
-def _check(text: str, token: str, noun: str) -> Iterator[tuple[Problem, str]]:
-    if match := REFUSAL.search(text):
-        yield Problem.REFUSAL, f"a model declined: {match[0]!r}"
-    if match := PREAMBLE.search(text):
-        yield Problem.PREAMBLE, f"talk, not description: {match[0]!r}"
+    Args:
+        token: the token that it must contain; empty: not checked.
+        noun: the class that must follow the token; empty: not checked.
+    """
+    rest = without_opening(text, token, noun)
+    if token and not re.search(r"\w", rest):
+        yield Problem.TEMPLATE_ONLY, "it names the concept and describes nothing"
+    yield from check_words(rest)
     if token:
-        if not re.search(_word(token), text, re.IGNORECASE):
-            yield Problem.MISSING_TRIGGER, f"it does not name {token!r}"
+        if not names_token(text, token):
+            yield Problem.MISSING_TOKEN, f"it does not name {token!r}"
         elif noun and not re.search(_word(f"{token} {noun}"), text, re.IGNORECASE):
             yield Problem.OTHER_CLASS, f"{token!r} is not followed by {noun!r}"
     count = count_tokens(text)
     if count > TEXT_TOKENS:
         yield Problem.OVER_BUDGET, f"{count} CLIP tokens; what is beyond {TEXT_TOKENS} is not read"
-    if phrase := _repeated(text):
-        yield Problem.REPEATED_PHRASE, f"it says {phrase!r} more than once"
+
+
+def names_token(text: str, token: str) -> bool:
+    """Whether a caption has the token as a word of its own, in upper or lower case."""
+    return re.search(_word(token), text, re.IGNORECASE) is not None
+
+
+def without_opening(text: str, token: str, noun: str = "") -> str:
+    """Remove `a photo of TOKEN CLASS`, which the rules for words do not apply to."""
+    if not token:
+        return text
+    named = f"{token} {noun}" if noun else token
+    pattern = rf"{OPENING}{_word(named)}(?: style\b)?|{OPENING}{_word(token)}"
+    match = re.search(pattern, text, re.IGNORECASE)
+    if match is None:
+        return text
+    # In the middle of a sentence a pronoun takes the place of the concept, so that the sentence stays complete.
+    before, after = text[: match.start()].strip(), text[match.end() :]
+    return f"{before} it{after}" if before else after.strip(" ,")
+
+
+def usual_token(captions: Mapping[str, str]) -> str:
+    """Return the word that follows 'a photo of' or 'an image in' in most captions; empty when there is none."""
+    matches = Counter(
+        match[1]
+        for text in captions.values()
+        if (match := re.search(r"\b(?:a photo of|an image in) (\w[\w-]*)", text))
+    )
+    word, count = matches.most_common(1)[0] if matches else ("", 0)
+    return word if word not in ("a", "an", "the") and count * 2 > len(captions) else ""
 
 
 def _word(text: str) -> str:
-    """A pattern for whole words, whatever space is between them."""
+    """Return a pattern for whole words with any white space between them."""
     return r"(?<!\w)" + r"\s+".join(map(re.escape, text.split())) + r"(?!\w)"
-
-
-def _repeated(text: str, length: int = 3) -> str:
-    """The first run of three words that comes twice."""
-    words = re.findall(r"\w[\w'-]*", text.lower())
-    seen: set[tuple[str, ...]] = set()
-    for start in range(len(words) - length + 1):
-        phrase = tuple(words[start : start + length])
-        if phrase in seen:
-            return " ".join(phrase)
-        seen.add(phrase)
-    return ""
 
 
 def _usual_noun(captions: Mapping[str, str], token: str) -> str:
@@ -104,7 +110,7 @@ def _usual_noun(captions: Mapping[str, str], token: str) -> str:
 
 
 def _duplicates(captions: Mapping[str, str]) -> dict[str, str]:
-    """For each caption that an earlier image has already: that image."""
+    """Map the name of each image to the first image with the same caption, if that is an earlier one."""
     by_text: dict[str, list[str]] = defaultdict(list)
     for name, text in captions.items():
         by_text[" ".join(text.lower().split())].append(name)

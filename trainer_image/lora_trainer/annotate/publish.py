@@ -1,33 +1,36 @@
-"""What the annotation step leaves in the store: metadata.jsonl, the dataset report, and last the manifest."""
+"""The results that the annotation stage writes to the store: metadata.jsonl, the dataset report, then the manifest."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import PurePosixPath
 
 from pydantic import ValidationError
 
 from lora_api.base import Lenient
+from lora_api.caption_rows import CaptionRow, write_rows
 from lora_api.keys import JobKeys
 from lora_api.manifest import CaptionsManifest, FileEntry, canonical_json, sha256_hex
 from lora_api.status import DatasetStatus, SkippedImage, Usage
 
-from ..store import Bucket, ObjectMissingError
-from .captioning import Caption, Captioned
-from .intake import Picture
+from ..store import Bucket, ObjectMissingError, ObjectTooLargeError
+from .captions import Caption, Captioned
+from .intake import DatasetImage
 from .review import validate_edited
 
 
 class ImageReport(Lenient):
-    """What became of one image."""
+    """The outcome of one image."""
 
     key: str
-    """The customer's."""
+    """Key of the customer's file."""
     file_name: str
+    """Name of the clean image."""
     width: int
+    """Width of the clean image, in pixels."""
     height: int
     source_width: int
+    """Width of the customer's image after orientation, in pixels."""
     source_height: int
     format: str
     caption_from: str
@@ -35,53 +38,64 @@ class ImageReport(Lenient):
 
 
 class DatasetReport(Lenient):
-    """Every image with its outcome; whole here, cut in status."""
+    """The outcome of every image. The job's status holds only a part of it."""
 
     images: list[ImageReport]
     skipped: list[SkippedImage]
+    warnings: list[str] = []
+    """Warnings about the dataset as a whole and about files that belong to no image."""
+
+    @property
+    def all_warnings(self) -> list[str]:
+        """All warnings. Those about an image begin with its key."""
+        return self.warnings + [f"{i.key}: {warning}" for i in self.images for warning in i.warnings]
 
     def status(self) -> DatasetStatus:
-        return DatasetStatus(images=len(self.images), skipped=self.skipped)
+        """Summarise the report for the job's status."""
+        warnings = self.all_warnings
+        first = warnings[0] if warnings else ""
+        return DatasetStatus(
+            images=len(self.images), skipped=self.skipped, warnings=len(warnings), first_warning=first[:200]
+        )
 
 
 class Published(Lenient):
-    """The captions of a job as they lie in the store."""
+    """The published captions of a job."""
 
     captions_sha256: str
+    """sha256 of metadata.jsonl as it is in the store now."""
     dataset_sha256: str
+    """Hash of the keys and ETags of the customer's images."""
     report: DatasetReport
     usage: Usage | None = None
 
 
-def metadata_lines(pictures: Sequence[Picture], captioned: Captioned) -> bytes:
-    """metadata.jsonl: Hugging Face's imagefolder convention, with the clean image's size and framing."""
-    rows = [_row(picture, captioned.captions[picture.file_name]) for picture in pictures]
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+def metadata_lines(images: Sequence[DatasetImage], captioned: Captioned) -> bytes:
+    """Build metadata.jsonl: the caption, size, crop and mask of each clean image."""
+    return write_rows(
+        CaptionRow(
+            file_name=image.file_name,
+            text=captioned.captions[image.file_name].text,
+            width=image.width,
+            height=image.height,
+            crop=image.crop,
+            mask=PurePosixPath(image.mask.key).name if image.mask else None,
+        )
+        for image in images
+    )
 
 
-def _row(picture: Picture, caption: Caption) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "file_name": picture.file_name,
-        "text": caption.text,
-        "width": picture.width,
-        "height": picture.height,
-    }
-    if picture.crop is not None:
-        row["crop"] = picture.crop
-    return row
-
-
-def report_image(picture: Picture, caption: Caption) -> ImageReport:
+def report_image(image: DatasetImage, caption: Caption) -> ImageReport:
     return ImageReport(
-        key=picture.source.key,
-        file_name=picture.file_name,
-        width=picture.width,
-        height=picture.height,
-        source_width=picture.source_width,
-        source_height=picture.source_height,
-        format=picture.source_format,
+        key=image.source.key,
+        file_name=image.file_name,
+        width=image.width,
+        height=image.height,
+        source_width=image.source_width,
+        source_height=image.source_height,
+        format=image.source_format,
         caption_from=caption.origin,
-        warnings=[*picture.warnings, *caption.warnings],
+        warnings=[*image.warnings, *caption.warnings],
     )
 
 
@@ -89,28 +103,29 @@ def publish(
     bucket: Bucket,
     keys: JobKeys,
     *,
-    pictures: Sequence[Picture],
+    images: Sequence[DatasetImage],
     captioned: Captioned,
     report: DatasetReport,
     dataset: str,
     prompt_version: str,
     model: str,
 ) -> Published:
-    """Write the captions and, when everything else lies there, the manifest that says so.
+    """Write the captions and the report, then the manifest that lists them and the clean images.
 
     Args:
-        pictures: those that have a caption.
-        dataset: `dataset_sha256` of their sources.
+        images: the images that have a caption.
+        dataset: `dataset_sha256` of the customer's images.
+        model: the language model; empty if none was asked.
     """
-    captions = bucket.put(keys.captions, metadata_lines(pictures, captioned), "application/x-ndjson")
+    captions = bucket.put(keys.captions, metadata_lines(images, captioned), "application/x-ndjson")
     written = write_report(bucket, keys, report)
-    images = [picture.entry for picture in pictures]
+    entries = [entry for image in images for entry in (image.entry, image.mask) if entry]
     manifest = CaptionsManifest(
         captions_sha256=captions.sha256,
         dataset_sha256=dataset,
         prompt_version=prompt_version,
         model=model,
-        files=[captions, written, *images],
+        files=[captions, written, *entries],
         usage=captioned.usage,
     )
     bucket.put(keys.captions_manifest, canonical_json(manifest.to_wire()), "application/json")
@@ -124,18 +139,18 @@ def write_report(bucket: Bucket, keys: JobKeys, report: DatasetReport) -> FileEn
 
 
 def find_published(bucket: Bucket, keys: JobKeys) -> Published | None:
-    """The captions that this very job published before, when they are complete.
+    """Return the captions that this job has published before, or None when they are missing or incomplete.
 
-    metadata.jsonl itself may have been edited by a reviewer since: it is taken as it lies there.
+    A reviewer may have edited metadata.jsonl since. The edited captions are returned then.
 
     Raises:
-        BadDataError: when it was edited into something that cannot be trained on.
+        BadDataError: when the edited captions cannot be trained on.
     """
     try:
         manifest = CaptionsManifest.model_validate_json(bucket.get(keys.captions_manifest))
         report = DatasetReport.model_validate_json(bucket.get(keys.dataset_report))
         captions = bucket.get(keys.captions)
-    except (ObjectMissingError, ValidationError):
+    except (ObjectMissingError, ObjectTooLargeError, ValidationError):
         return None
     if not all(bucket.holds(entry) for entry in _unedited(manifest, keys)):
         return None
@@ -153,4 +168,5 @@ def find_published(bucket: Bucket, keys: JobKeys) -> Published | None:
 
 
 def _unedited(manifest: CaptionsManifest, keys: JobKeys) -> list[FileEntry]:
+    """Return the files that a reviewer does not edit: all except metadata.jsonl."""
     return [entry for entry in manifest.files if entry.key != keys.captions]

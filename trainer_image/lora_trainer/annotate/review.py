@@ -1,50 +1,37 @@
-"""metadata.jsonl as people edit it: read, validated, and the sha256 that approval names."""
+"""Reading and validation of a metadata.jsonl that a reviewer may have edited."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from lora_api.caption_rows import MAX_CAPTION_CHARACTERS, CaptionRow, CaptionRowsError
+from lora_api.caption_rows import read_rows as parse_rows
 
 from ..errors import BadDataError
 
-MAX_CAPTION_CHARACTERS = 2000
-
-
-class CaptionRow(BaseModel):
-    """A line of metadata.jsonl. Other fields (width, height, crop ...) pass through untouched."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    file_name: str = Field(min_length=1)
-    text: str = Field(max_length=MAX_CAPTION_CHARACTERS)
+__all__ = ["MAX_CAPTION_CHARACTERS", "CaptionRow", "read_rows", "validate_edited"]
 
 
 def read_rows(data: bytes) -> list[CaptionRow]:
-    """The lines of a metadata.jsonl.
+    """Read the rows of a metadata.jsonl.
 
     Raises:
-        BadDataError: naming each line that is not JSON with a `file_name` and a `text`.
+        BadDataError: with each line that cannot be used.
     """
-    rows, wrong = [], []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(CaptionRow.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            wrong.append(f"line {number}: {'.'.join(map(str, first['loc'])) or 'line'}: {first['msg']}")
-    if wrong:
-        raise BadDataError("metadata.jsonl is not in order: " + "; ".join(wrong[:10]))
-    return rows
+    try:
+        return parse_rows(data)
+    except CaptionRowsError as error:
+        raise BadDataError(str(error)) from None
 
 
 def validate_edited(data: bytes, images: Collection[str]) -> list[CaptionRow]:
-    """Rows that a reviewer may have edited or left out, for images that are there.
+    """Read rows that a reviewer may have edited or removed.
+
+    Args:
+        images: file names of the job's clean images. A row may be missing, but must not name another image.
 
     Raises:
-        BadDataError: naming each line that cannot be trained on.
+        BadDataError: with up to ten lines that cannot be trained on.
     """
     rows = read_rows(data)
     seen: set[str] = set()

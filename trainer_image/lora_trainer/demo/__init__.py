@@ -1,1 +1,1 @@
-"""The web page: draw with finished adapters, look at jobs, review captions."""
+"""Web page (Streamlit) to generate images with adapters, view jobs and review captions."""

@@ -1,38 +1,46 @@
-"""Adapters on this machine: downloaded once, and taken only as their manifests describe them."""
+"""Adapter files on this machine. Each is downloaded once and verified against its manifest."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from lora_api.manifest import Manifest
 
 from ..errors import BadDataError
-from ..store import Bucket, ObjectMissingError, file_sha256
+from ..store import Bucket, ObjectChangedError, ObjectMissingError, file_sha256
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fetch_adapter(bucket: Bucket, manifest: Manifest, folder: Path) -> Path:
-    """An adapter's file, whose sha256 is the manifest's.
+    """Download an adapter and verify its sha256.
+
+    Args:
+        folder: folder of downloaded adapters. The file is named by its sha256, and is not downloaded again.
 
     Raises:
-        BadDataError: when it is missing or differs from what was published.
+        BadDataError: if the sha256 is malformed, the file is missing, or its content differs.
     """
-    wanted = manifest.adapter.sha256
-    path = folder / f"{wanted}.safetensors"
-    if path.is_file() and file_sha256(path) == wanted:
+    expected = manifest.adapter.sha256
+    if not SHA256.fullmatch(expected):
+        # The sha256 becomes a file name, and a manifest from the store must not be able to choose a path.
+        raise BadDataError(f"the manifest of {manifest.namespace}/{manifest.name} has no valid sha256")
+    path = folder / f"{expected}.safetensors"
+    if path.is_file() and file_sha256(path) == expected:
         return path
-    entry = next((entry for entry in manifest.files if entry.sha256 == wanted), None)
+    entry = next((entry for entry in manifest.files if entry.sha256 == expected), None)
     if entry is None:
         raise BadDataError(f"the manifest of {manifest.namespace}/{manifest.name} does not list its adapter")
     try:
-        bucket.get_file(entry.key, path)
+        bucket.get_verified_file(entry.key, path, expected, entry.bytes)
     except ObjectMissingError:
         raise BadDataError(
-            f"{bucket.uri(entry.key)} is gone from the store: put it back, or train again"
+            f"{bucket.uri(entry.key)} is missing from the store: restore the file or train again"
         ) from None
-    if file_sha256(path) != wanted:
-        path.unlink()
+    except ObjectChangedError:
         raise BadDataError(
-            f"{bucket.uri(entry.key)} is not the file that was published (its sha256 differs): "
-            "it was not loaded; put the published file back, or train again"
-        )
+            f"{bucket.uri(entry.key)} was changed after it was published (its sha256 differs) and was not loaded: "
+            "restore the published file or train again"
+        ) from None
     return path

@@ -1,4 +1,4 @@
-"""`python -m lora_trainer demo`: Streamlit on the page, with its own answer to every question it might ask."""
+"""Start of the demo: the process of `python -m lora_trainer demo` is replaced by Streamlit."""
 
 from __future__ import annotations
 
@@ -8,26 +8,41 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+READ_ONLY = "--read-only"
 OPTIONS = {
     "server.headless": "true",
     "browser.gatherUsageStats": "false",
-    # Only said at the start; without it Streamlit asks the internet for this machine's address.
+    # Without this option, Streamlit requests the public address of this machine from the internet.
     "browser.serverAddress": "localhost",
+    "server.maxUploadSize": "100",
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "none",
     "client.showErrorLinks": "false",
     "server.fileWatcherType": "none",
-    "theme.primaryColor": "#b4472b",
+    # A color for each scheme, because a single theme.primaryColor would turn off dark mode.
+    "theme.light.primaryColor": "#b4472b",
+    "theme.dark.primaryColor": "#f08a63",
 }
+LOOPBACK = "127.0.0.1"
+ALLOWED_HOSTS = "STREAMLIT_SERVER_ALLOWED_HOSTS"
+"""Streamlit's environment variable for the names that the page answers to, for a proxy in front of this machine."""
 
 
 def main(options: Sequence[str]) -> NoReturn:
-    """Become Streamlit's process, which serves the page until it is stopped.
+    """Replace this process with Streamlit, which serves the page.
 
     Args:
-        options: Streamlit's own, for example `--server.port 8501`; they come after ours and win.
+        options: `--read-only` to forbid changes of captions and new jobs, and Streamlit options such as `--server.port 8501`,
+            which override the defaults.
     """
+    if READ_ONLY in options:
+        os.environ["LORA_READ_ONLY"] = "true"
     page = Path(__file__).with_name("app.py")
-    ours = [f"--{name}={value}" for name, value in OPTIONS.items()]
-    command = [sys.executable, "-m", "streamlit", "run", str(page), *ours, *options]
-    os.execv(sys.executable, command)  # noqa: S606 - no process between the page and who stops it
+    defaults = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    others = [option for option in options if option != READ_ONLY]
+    if LOOPBACK in others and ALLOWED_HOSTS not in os.environ:
+        # A website can let its own name resolve to this machine (DNS rebinding). For the browser it is then one origin
+        # with the page.
+        defaults += [f"--server.allowedHosts={host}" for host in ("localhost", LOOPBACK)]
+    command = [sys.executable, "-m", "streamlit", "run", str(page), *defaults, *others]
+    os.execv(sys.executable, command)  # noqa: S606 - signals then reach Streamlit itself

@@ -1,4 +1,4 @@
-"""What the pages share: the store, the catalog, loaded models, and plain words for what goes wrong."""
+"""State shared by the pages: the store, the catalog, the loaded model and error display."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ from typing import TYPE_CHECKING
 import streamlit as st
 from PIL import Image
 
+from lora_api.manifest import Manifest
 from lora_api.profile import BaseModelSource
 
-from ..errors import StepError
-from ..store import ObjectMissingError, Store
-from .catalog import Catalog, read_catalog
+from ..errors import BadDataError, StageError
+from ..store import ObjectMissingError, ObjectTooLargeError, Store
+from .catalog import MAX_MANIFEST_BYTES, Catalog, read_catalog
+from .checkpoints import list_checkpoints
+from .jobs_api import JobsAccess, JobsApi, connect, user_token
+from .markup import escape_markdown
 from .settings import Settings, read_settings
+from .start import LocalStart
 
 if TYPE_CHECKING:
-    from .painter import Painter
+    from .image_generator import ImageGenerator
 
 RETRIES = 2
-"""A person waits for an answer: soon after the store is away the page says so."""
+"""Low, so that the page reports an unavailable store after a few seconds."""
 THUMBNAIL = 512
-"""Longer side, in pixels."""
+"""Longer side of a thumbnail, in pixels."""
+MAX_IMAGE_BYTES, MAX_PIXELS = 64 << 20, 50_000_000
+"""Limits of an image that is decoded. A stage writes smaller ones."""
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Show a failure as its message and end the page there."""
+def show_errors() -> Iterator[None]:
+    """Show the message of an error, and stop the script of the page."""
     try:
         yield
-    except StepError as error:
-        st.error(str(error), icon=":material/error:")
+    except StageError as error:
+        st.error(escape_markdown(str(error)))
         st.stop()
     except ObjectMissingError as error:
-        st.error(f"{error.args[0]} is gone from the store", icon=":material/error:")
+        st.error(escape_markdown(f"{error.args[0]} is missing from the store"))
         st.stop()
 
 
@@ -46,34 +53,91 @@ def settings() -> Settings:
 
 @st.cache_resource
 def store() -> Store:
-    return Store(settings().access, retries=RETRIES)
+    return Store(settings().store_access, retries=RETRIES)
 
 
-@st.cache_data(ttl=10, show_spinner="Looking into the store")
+@st.cache_resource
+def started() -> dict[tuple[str, str], LocalStart]:
+    """The jobs that the page has started on this machine, by namespace and name."""
+    return {}
+
+
+def jobs_api() -> JobsApi | None:
+    """Connect to the Kubernetes API for the user of this session.
+
+    Nothing that it reads is cached, because another user may have other permissions.
+
+    Returns:
+        None on one machine, without access, and before the user has entered a token.
+    """
+    access = settings().access
+    if access == JobsAccess.NONE:
+        return None
+    return connect(access, user_token(st.context.headers) or st.session_state.get("token", ""))
+
+
+def sign_in() -> None:
+    """Ask for what the Kubernetes API needs: a token, unless a login proxy forwards one, and the namespace."""
+    if settings().access == JobsAccess.NONE:
+        return
+    with st.sidebar:
+        if settings().access == JobsAccess.USER and not user_token(st.context.headers):
+            st.text_input(
+                "Kubernetes token",
+                type="password",
+                key="token",
+                help="For example from `kubectl create token`. It is kept in this session only.",
+            )
+        st.selectbox("Namespace", settings().namespaces, key="namespace")
+
+
+@st.cache_data(ttl=10, show_spinner="Reading the store")
 def catalog() -> Catalog:
     return read_catalog(store().output, read_once)
 
 
+@st.cache_data(ttl=30, max_entries=200, show_spinner=False, hash_funcs={Manifest: lambda m: m.adapter.uri})
+def checkpoints(manifest: Manifest) -> list[int]:
+    """List the steps of an adapter's checkpoints."""
+    return list_checkpoints(store().output, manifest)
+
+
 @st.cache_data(max_entries=2000, show_spinner=False)
 def read_once(key: str) -> bytes:
-    """A small object that is never written again."""
-    return store().output.get(key)
+    """Read a manifest, which is written only once; empty if it is missing or too large."""
+    try:
+        return store().output.get(key, MAX_MANIFEST_BYTES)
+    except (ObjectMissingError, ObjectTooLargeError):
+        return b""
 
 
 @st.cache_data(max_entries=1000, show_spinner=False)
-def thumbnail(key: str) -> bytes:
-    """A picture of the store, small enough to send many."""
-    picture = Image.open(io.BytesIO(store().output.get(key)))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+def thumbnail(key: str) -> bytes | None:
+    """Read an image and encode it as a small WebP; None if it is missing or not an image."""
+    try:
+        return shrink(store().output.get(key, MAX_IMAGE_BYTES))
+    except (ObjectMissingError, BadDataError):
+        return None
+
+
+def shrink(data: bytes) -> bytes | None:
+    """Encode an image as a small WebP; None if it is not an image of a stage, or too large."""
     small = io.BytesIO()
-    picture.convert("RGB").save(small, "WEBP", quality=85)
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP"))
+        if image.width * image.height > MAX_PIXELS:
+            return None
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.convert("RGB").save(small, "WEBP", quality=85)
+    except Exception:  # decoders raise errors of many kinds for damaged data
+        return None
     return small.getvalue()
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading the base model")
-def painter(source: BaseModelSource) -> Painter:
-    """The one base model that is loaded; another one takes its place."""
-    from ..train.base_model import fetch_base_model
-    from .painter import Painter
+def image_generator(source: BaseModelSource) -> ImageGenerator:
+    """Load a base model. Only one is kept in memory."""
+    from ..train.model.base_model import fetch_base_model
+    from .image_generator import ImageGenerator
 
-    return Painter(fetch_base_model(source, settings().cache, store().input))
+    return ImageGenerator(fetch_base_model(source, settings().cache, store().input))

@@ -1,16 +1,18 @@
-"""Base models on a disk: each whole and verified, or not there.
+"""Cache of base models on a disk. An entry is either complete and verified, or absent.
 
-    <cache>/models/<name>-<hash>/contents.json    what lies beside it, with each file's sha256
-                                 model/           a pipeline's folder
-                                 vae/             only where the profile names another VAE
-    <cache>/models/<name>-<hash>.partial/         what is being fetched; a next try goes on from there
-    <cache>/models/<name>-<hash>.lock             held by the process that fetches
+    <cache>/models/<name>-<hash>/contents.json    the entry's files with their sha256
+                                 model/           the pipeline's folder
+                                 vae/             only if the profile names a VAE
+    <cache>/models/<name>-<hash>.partial/         an unfinished download; the next attempt resumes it
+    <cache>/models/<name>-<hash>.lock             locked by the process that fetches
+    <cache>/models/<name>-<hash>.before/          the previous entry, until the new one is in place
 
-A model is fetched into the partial folder, verified and described by its contents.json, and then renamed: whoever
-finds the folder finds all of it.
+A model is fetched into the partial folder and verified, contents.json is written, and the folder is renamed.
+Therefore a folder with the final name is always complete.
 """
 
 from .cache import CachedModel, fill, find
-from .origin import Origin, origin_of
+from .origin import Origin
+from .resolve import origin_of
 
 __all__ = ["CachedModel", "Origin", "fill", "find", "origin_of"]

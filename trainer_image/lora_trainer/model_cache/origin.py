@@ -1,4 +1,4 @@
-"""Where models come from, as the cache sees it."""
+"""The interface between the cache and the places that models are fetched from."""
 
 from __future__ import annotations
 
@@ -7,52 +7,34 @@ from typing import Protocol
 
 from lora_api.base import Lenient
 from lora_api.manifest import FileEntry
-from lora_api.profile import BaseModelSource, StoreModel
-
-from ..store import Bucket
 
 MODEL, VAE = "model", "vae"
-"""Folders of an entry."""
+"""Folders of a cache entry: the pipeline, and the VAE that replaces the pipeline's own."""
 
 
 class Contents(Lenient):
-    """contents.json of an entry."""
+    """The contents.json of an entry."""
 
     identity: str
-    """Of the weights: a commit or the ETags, so that caches never mix two models."""
+    """Identity of the weights, derived from a commit or from ETags. Models with different weights have different ones."""
     files: list[FileEntry]
-    """Keyed by their path in the entry."""
+    """The files; each key is a path relative to the entry."""
 
 
 class Origin(Protocol):
-    """One model at one place."""
+    """A model at one place."""
 
     @property
     def address(self) -> str:
-        """What tells it from all others; the entry is named after it."""
+        """Unique address of the model. The cache entry is named after it."""
 
     def still_has(self, identity: str) -> bool:
-        """Whether what was fetched under an identity is what would be fetched now."""
+        """Return whether a fetch would still give the contents of this identity."""
 
     def fetch(self, folder: Path) -> Contents:
-        """Bring all files into `folder`, verified; what an earlier try left there may be used.
+        """Fetch all files into `folder` and verify them. Files of an earlier attempt may be reused.
 
         Raises:
-            BadConfigurationError: when there is no such model.
-            UnavailableError: when it cannot be had now.
+            BadConfigurationError: if the model does not exist.
+            UnavailableError: if it cannot be fetched now.
         """
-
-
-def origin_of(source: BaseModelSource, bucket: Bucket | None) -> Origin:
-    """
-    Args:
-        bucket: the input bucket, where models of the `store` source lie.
-    """
-    if isinstance(source, StoreModel):
-        from .bucket import StoreOrigin
-
-        assert bucket is not None
-        return StoreOrigin(source, bucket)
-    from .hub import HubOrigin
-
-    return HubOrigin(source)

@@ -1,4 +1,8 @@
-"""Which files an SDXL pipeline is loaded from: a repository has ten times as much, and pickles that nobody should load."""
+"""Select the files of a model from those of a repository or a folder of the store.
+
+Other files are not fetched. They include pickles, which are never loaded because they can execute code. Messages of
+errors begin with a verb: the origin puts the name of the model in front of them.
+"""
 
 from __future__ import annotations
 
@@ -9,47 +13,66 @@ from ..errors import BadConfigurationError
 
 WITH_WEIGHTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 WITHOUT = ("tokenizer", "tokenizer_2", "scheduler")
+"""Components of an SDXL pipeline with and without weights. The VAE is last, because it is optional."""
 INDEX = "model_index.json"
 
 
 def pipeline_files(names: Collection[str], variant: str, own_vae: bool) -> list[str]:
-    """The files of a pipeline: safetensors of one variant, configurations, tokenizers.
+    """Return the files of a pipeline: safetensors of one variant, configurations, tokenizers.
 
     Args:
-        names: all paths of the repository.
-        own_vae: whether the pipeline's VAE is wanted.
+        names: paths of all files, relative to the model.
+        variant: for example `fp16`; empty for weights without a variant.
+        own_vae: include the pipeline's own VAE.
 
     Raises:
-        BadConfigurationError: naming the component that is not there.
+        BadConfigurationError: when a component is missing; the message names it.
     """
     if INDEX not in names:
         raise BadConfigurationError(
-            f"is no diffusers pipeline (no {INDEX}): name a folder that "
+            f"is not a diffusers pipeline (no {INDEX}): name a folder that "
             "StableDiffusionXLPipeline.from_pretrained loads"
         )
     chosen = [INDEX]
     for component in WITH_WEIGHTS if own_vae else WITH_WEIGHTS[:-1]:
         chosen += component_files(names, f"{component}/", variant)
     for component in WITHOUT:
-        found = [name for name in names if re.fullmatch(rf"{component}/[^/]+\.(json|txt)", name)]
-        if not found:
-            raise BadConfigurationError(f"has no {component}, so it is no SDXL pipeline")
-        chosen += found
+        matching = [name for name in names if re.fullmatch(rf"{component}/[^/]+\.(json|txt)", name)]
+        if not matching:
+            raise BadConfigurationError(f"has no {component}, so it is not an SDXL pipeline")
+        chosen += matching
     return sorted(chosen)
 
 
+def encoder_files(names: Collection[str]) -> list[str]:
+    """Return the files of a model that transformers loads: safetensors, configurations, tokenizer.
+
+    Raises:
+        BadConfigurationError: when a required file is missing; the message names it.
+    """
+    config = component_files(names, "", "")
+    extras = r"(preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt"
+    return sorted({*config, *(name for name in names if re.fullmatch(extras, name))})
+
+
 def component_files(names: Collection[str], folder: str, variant: str) -> list[str]:
-    """The configuration and the weights, in one file or in shards, of one component.
+    """Return the configuration and the weights of one component. The weights are one file, or shards with an index.
 
     Args:
-        folder: with its slash; empty where the component is the whole repository.
+        folder: folder of the component, with a trailing slash; empty if the repository is the component.
+        variant: for example `fp16`; empty for weights without a variant.
+
+    Raises:
+        BadConfigurationError: when the configuration or the weights are missing.
     """
     marked = re.escape(f".{variant}") if variant else ""
+    # Names are `model.fp16.safetensors`, `model.fp16-00001-of-00002.safetensors`,
+    # `model-00001-of-00002.fp16.safetensors` and `model.safetensors.index.fp16.json`.
     shard = r"-\d+-of-\d+"
     endings = rf"({marked}({shard})?|{shard}{marked})\.safetensors|\.safetensors\.index{marked}\.json"
     weights = re.compile(rf"{re.escape(folder)}(diffusion_pytorch_)?model({endings})")
-    found = [name for name in names if weights.fullmatch(name)]
-    if not any(name.endswith(".safetensors") for name in found):
+    matching = [name for name in names if weights.fullmatch(name)]
+    if not any(name.endswith(".safetensors") for name in matching):
         what = f"of the variant {variant!r}" if variant else "without a variant"
         raise BadConfigurationError(
             f"has no weights {folder}*.safetensors {what}: correct the model in the profile, or its files"
@@ -57,4 +80,4 @@ def component_files(names: Collection[str], folder: str, variant: str) -> list[s
     config = f"{folder}config.json"
     if config not in names:
         raise BadConfigurationError(f"has no {config}")
-    return [config, *found]
+    return [config, *matching]

@@ -1,1 +1,1 @@
-"""Clean images and captions in, a verified SDXL LoRA adapter out."""
+"""The training stage: trains an SDXL LoRA adapter on annotated images, then verifies and publishes it."""

@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT: at once where nothing would be lost, after the step and its checkpoint where work is done."""
+"""Handling of SIGTERM and SIGINT.
+
+A signal ends the process at once or, during training, after the current step and its checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """Whether this process was told to stop."""
+    """Records whether this process was asked to stop."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -19,7 +22,7 @@ class Interruption:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Take the signals over: outside of `deferred` they raise KeyboardInterrupt."""
+        """Handle the signals within the block. They raise KeyboardInterrupt, except within `deferred`."""
         before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         try:
             yield
@@ -29,7 +32,7 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Only remember a signal that comes in this block, which looks at `asked` itself."""
+        """Record signals within the block without raising. The code in the block checks `asked`."""
         self._deferred = True
         try:
             yield

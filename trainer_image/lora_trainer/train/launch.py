@@ -1,7 +1,8 @@
-"""The training container's entry point: workers under `accelerate launch`, their signals and their exit code.
+"""The entry point of the training container, which runs the workers under `accelerate launch`.
 
-accelerate's launcher turns every failure into exit code 1, and does not pass signals on. So the workers leave
-their process number and their exit code in a folder, and this process does both.
+accelerate's launcher turns every failure into exit code 1, and does not forward signals. So the workers write
+their process ids and exit codes to a folder. This process reads them to forward signals and to return the
+exit code.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from types import FrameType
 
 from lora_api.exits import ExitCode
 from lora_api.job import TrainResources
+from lora_api.log_lines import configure_stderr
 from lora_api.reasons import Reason
-from lora_api.steps import Outcome, StepResult, TrainStep
+from lora_api.stages import Outcome, StageResult, TrainConfig
 
-from ..errors import InterruptedStepError, StepError
+from ..errors import InterruptedStageError, StageError
 from ..runtime import explain, load_config, write_result
 
 log = logging.getLogger("lora_trainer.launch")
@@ -32,38 +34,44 @@ POLL_SECONDS = 0.1
 
 
 def main(config_path: Path) -> int:
-    """Run the training step's workers to their end and return the exit code that they ended with."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    """Run the training stage's workers to their end and return their exit code."""
+    configure_stderr("%(asctime)s %(message)s")
     try:
-        config = load_config(config_path, TrainStep)
-    except StepError as error:
+        config = load_config(config_path, TrainConfig)
+    except StageError as error:
         log.error("%s", error)
         return error.exit_code
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
         stopped = _supervise(accelerate_command(config_path, config.spec.resources.train), Path(folder))
-        code = _exit_code(Path(folder))
+        code, failure = _exit_code(Path(folder)), _failure(Path(folder))
+    # When another worker fails, the first one fails too, since it gets no answer, or the launcher ends it. The job's
+    # result is then that of the other worker.
+    if failure and not stopped and code != ExitCode.OK:
+        log.error("worker failed: %s", failure[0].message)
+        write_result(config, failure[0])
+        return failure[1]
     if code is None and stopped:
-        result, code = explain(InterruptedStepError("told to stop before the work had begun"))
+        result, code = explain(InterruptedStageError("asked to stop before training started"))
         write_result(config, result)
     if code is None:
-        message = "a worker died without a word: it was killed, perhaps for want of memory"
+        message = "a worker was killed, possibly out of memory"
         log.error(message)
         write_result(
-            config, StepResult(outcome=Outcome.FAILED, reason=Reason.INTERNAL_ERROR, message=message)
+            config, StageResult(outcome=Outcome.FAILED, reason=Reason.INTERNAL_ERROR, message=message)
         )
         return ExitCode.INTERNAL
     return code
 
 
 def accelerate_command(config_path: Path, resources: TrainResources) -> list[str]:
-    """The command line; every setting that accelerate would otherwise choose, and say so, is given."""
+    """Build the command line. It gives every setting, because accelerate warns about those that are missing."""
     gpus = resources.gpus
     processes = max(gpus, 1)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cpus(resources.cpu) // processes))
     options = {
         "--num_processes": str(processes),
         "--num_machines": "1",
-        "--mixed_precision": "no",  # the trainer casts for itself
+        "--mixed_precision": "no",  # the trainer casts its tensors itself
         "--dynamo_backend": "no",
         "--num_cpu_threads_per_process": threads,
     }
@@ -78,58 +86,87 @@ def accelerate_command(config_path: Path, resources: TrainResources) -> list[str
 
 
 def _cpus(requested: str) -> int:
-    """How many CPUs to use: what the job requests, at most what is there.
+    """Return the number of CPUs to use: as many as the job requests, but not more than the node has.
 
-    A thread for each CPU of a node would wait for CPUs that belong to others, and sums would depend on the node.
+    With a thread for each CPU of the node, threads would compete with other pods, and the rounding of sums would
+    depend on the node.
+
+    Args:
+        requested: a Kubernetes quantity such as "4" or "500m".
     """
-    there = os.cpu_count() or 1
+    available = os.cpu_count() or 1
     if requested.endswith("m"):
-        return min(math.ceil(float(requested[:-1]) / 1000), there)
-    return min(math.ceil(float(requested)), there) if requested[-1].isdigit() else there
+        return min(math.ceil(float(requested[:-1]) / 1000), available)
+    return min(math.ceil(float(requested)), available) if requested[-1].isdigit() else available
 
 
-def join_workers() -> None:
-    """Called by a worker once it handles signals: say which process it is, so that they reach it."""
+def register_worker() -> None:
+    """Write this worker's process id, so that signals are forwarded to it. Call it once signals are handled."""
     if folder := os.environ.get(FOLDER_VARIABLE):
-        _leave(Path(folder) / f"{os.environ.get('RANK', '0')}.pid", os.getpid())
+        _write_number(Path(folder) / f"{os.environ.get('RANK', '0')}.pid", os.getpid())
 
 
-def leave_exit_code(code: int) -> None:
-    """Called by a worker as it ends."""
+def write_exit_code(code: int) -> None:
+    """Write this worker's exit code. Call it just before the worker exits."""
     if folder := os.environ.get(FOLDER_VARIABLE):
-        _leave(Path(folder) / f"{os.environ.get('RANK', '0')}.exit", code)
+        _write_number(Path(folder) / f"{os.environ.get('RANK', '0')}.exit", code)
 
 
-def _leave(path: Path, number: int) -> None:
+def write_worker_result(result: StageResult) -> None:
+    """Write the result of a worker other than the first that failed. Call it before `write_exit_code`."""
+    if folder := os.environ.get(FOLDER_VARIABLE):
+        path = Path(folder) / f"{os.environ.get('RANK', '0')}.result"
+        partial = path.with_suffix(".result-part")
+        partial.write_text(result.model_dump_json(by_alias=True))
+        partial.replace(path)
+
+
+def _failure(folder: Path) -> tuple[StageResult, int] | None:
+    """Return the result and exit code of the worker that failed before the first worker; None if there is none.
+
+    A worker that was merely stopped has not failed.
+    """
+    first = folder / "0.exit"
+    end = first.stat().st_mtime_ns if first.exists() else None
+    for path in sorted(folder.glob("*.result"), key=lambda path: path.stat().st_mtime_ns):
+        result = StageResult.model_validate_json(path.read_text())
+        code = path.with_suffix(".exit")
+        if result.outcome == Outcome.FAILED and (end is None or path.stat().st_mtime_ns <= end):
+            return result, int(code.read_text()) if code.exists() else ExitCode.INTERNAL
+    return None
+
+
+def _write_number(path: Path, number: int) -> None:
+    """Write a file that appears only once it is complete."""
     partial = path.with_suffix(".part")
     partial.write_text(str(int(number)))
     partial.replace(path)
 
 
 def _supervise(command: Sequence[str], folder: Path) -> bool:
-    """Run the launcher to its end; pass SIGTERM and SIGINT on to each worker that is there.
+    """Run the launcher to its end, and forward SIGTERM and SIGINT as SIGTERM to each worker that has started.
 
-    While none is, which takes as long as libraries are imported, the launcher itself is ended: nothing is lost.
+    If no worker has started, the launcher itself is terminated: there is no progress to save yet.
 
     Returns:
-        Whether a signal came before a worker was there.
+        Whether a signal came before any worker had started.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def remember(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
+    def record(number: int, frame: FrameType | None) -> None:
+        received.append(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
     environment = {"TRANSFORMERS_VERBOSITY": "error", **os.environ, FOLDER_VARIABLE: str(folder)}
-    # A session of its own, so that Ctrl-C reaches the workers through here only.
+    # In its own session, so that Ctrl-C reaches the workers only through this process.
     launcher = subprocess.Popen(command, env=environment, start_new_session=True)
-    told: set[int] = set()
+    signalled: set[int] = set()
     ended = False
     try:
         while launcher.poll() is None:
-            if asked:
-                _tell(folder, signal.SIGTERM, told)
-                if not told and not ended:
+            if received:
+                _forward(folder, signal.SIGTERM, signalled)
+                if not signalled and not ended:
                     os.killpg(launcher.pid, signal.SIGTERM)
                     ended = True
             time.sleep(POLL_SECONDS)
@@ -139,19 +176,19 @@ def _supervise(command: Sequence[str], folder: Path) -> bool:
     return ended
 
 
-def _tell(folder: Path, number: signal.Signals, told: set[int]) -> None:
+def _forward(folder: Path, number: signal.Signals, signalled: set[int]) -> None:
     for path in folder.glob("*.pid"):
         process = int(path.read_text())
-        if process not in told:
-            told.add(process)
+        if process not in signalled:
+            signalled.add(process)
             try:
                 os.kill(process, number)
             except ProcessLookupError:
-                log.info("worker %d has ended already", process)
+                log.info("worker %d has already exited", process)
 
 
 def _exit_code(folder: Path) -> int | None:
-    """The first worker's code; else that of any other which failed; None when none could say it."""
+    """Return the first worker's exit code, or else that of another worker that failed; None if there is none."""
     codes = {int(path.stem): int(path.read_text()) for path in folder.glob("*.exit")}
     if 0 in codes:
         return codes[0]

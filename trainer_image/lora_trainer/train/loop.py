@@ -1,14 +1,21 @@
-"""The training loop: from any step to the last, the same on one process or many, whole or resumed."""
+"""The training loop.
+
+A step uses the same samples and random values on one process or several, uninterrupted or resumed. The loop is one
+module because the functions of a step share one `TrainState`.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from accelerate import PartialState
@@ -17,256 +24,385 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LRScheduler
 
-from lora_api.exits import ExitCode
 from lora_api.job import Training
-from lora_api.reasons import Reason
+from lora_api.training import Timesteps
 
-from ..errors import StepError
-from .average import Average, standing_in
-from .draws import draw, picture_of
-from .encode import Latent, TextEmbedding
-from .objective import Batch, sample_losses
-from .optimizers import MAX_GRADIENT_NORM
+from .data.encode import Latent, TextEmbedding
+from .data.rng import image_index, sample_rng, sample_timestep
+from .data.streams import SampleStream
+from .data.transfer import to_device
+from .ema import EMA
+from .finite import DivergedError, all_finite, divergence_advice, quote
+from .graphs import PassGraphs
+from .model.flat_parameters import FlatParameters
+from .model.precision import autocast
+from .objective import Batch, predict, sample_losses
+from .optimizers import MAX_GRADIENT_NORM, NeedsSums, average_of
+from .rank_dropout import RankDropout
 from .records import Record, is_measured, is_out_of_patience
 
 log = logging.getLogger(__name__)
-BAD_STEPS = 3
-"""So many losses or gradient norms in a row that are no numbers end the run."""
+MAX_BAD_STEPS = 3
+"""The run ends after this many consecutive steps that were skipped because a value was not finite."""
 
 
-class DivergedError(StepError):
-    """The loss left the numbers; another try with the same settings would too."""
+class Hook(Protocol):
+    """An action after every step."""
 
-    exit_code = ExitCode.BAD_DATA
-    default_reason = Reason.DIVERGED
-
-
-@dataclass(frozen=True)
-class Source:
-    """A stream of samples."""
-
-    name: str
-    latents: Sequence[Latent]
-    captions: Sequence[str]
-    weight: float = 1.0
-    """Of each sample's loss."""
+    def after_step(self, state: TrainState) -> None:
+        """Act after a step. `state.stopped` tells whether the run stops after it."""
 
 
 @dataclass
-class Learner:
-    """All that a step needs or changes, for some of a job's steps."""
+class TrainState:
+    """The objects that a step needs or changes, for the steps of one phase."""
 
-    state: PartialState
+    distributed: PartialState
     training: Training
     unet: UNet2DConditionModel
-    schedule: DDPMScheduler
-    sources: Sequence[Source]
-    texts: Callable[[str], TextEmbedding]
-    parameters: dict[str, Parameter]
+    noise_scheduler: DDPMScheduler
+    streams: Sequence[SampleStream]
+    embed: Callable[[str], TextEmbedding]
+    """Returns the embedding of a caption."""
+    flat: FlatParameters
     optimizer: torch.optim.Optimizer
-    rates: LRScheduler
+    lr_scheduler: LRScheduler
     scaler: torch.amp.GradScaler
     dtype: torch.dtype
+    """Number format of the frozen base model."""
     steps: range
-    """Those of the job that these parameters learn in, from 0."""
-    average: Average | None = None
-    """Of the parameters, where the job publishes that."""
-    held_out: Source | None = None
-    """What the held-out loss is measured on."""
+    """The job's steps in which these parameters are trained, counted from 0."""
+    ema: EMA | None = None
+    """The moving average of the parameters; None where the job does not set emaDecay."""
+    held_out: SampleStream | None = None
+    """Samples that the held-out loss is measured on."""
+    rank_dropout: RankDropout | None = None
+    """The dropout of ranks; None where the job does not set adapter.rankDropout."""
+    graphs: PassGraphs | None = None
+    """The CUDA graphs of passes; None where passes always run eagerly."""
     records: list[Record] = field(default_factory=list)
-    gradient: Tensor = field(init=False)
-    """One flat tensor; every parameter's gradient is a view of its part."""
+    """One record for each step of the job so far, earlier phases included."""
+    stopped: bool = False
+    """Whether the run stops after the last step; the same on all processes."""
 
-    def __post_init__(self) -> None:
-        parameters = list(self.parameters.values())
-        sizes = [parameter.numel() for parameter in parameters]
-        self.gradient = torch.zeros(sum(sizes), device=self.state.device)
-        for parameter, part in zip(parameters, self.gradient.split(sizes), strict=True):
-            parameter.grad = part.view_as(parameter)
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """The trained parameters by name, in float32."""
+        return self.flat.named
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
+        """Number of steps done, skipped ones included."""
         return len(self.records)
 
     @property
     def is_done(self) -> bool:
-        """Whether the last of its steps was made, or the held-out loss has stopped falling."""
+        """Whether the last step of the range is done, or training stops early (`records.is_out_of_patience`)."""
         return self.step >= self.steps.stop or is_out_of_patience(self.records, self.training)
 
     @property
     def result(self) -> Mapping[str, Tensor]:
-        """What the parameters would be published as now."""
-        return self.average.values if self.average else self.parameters
+        """The weights that would be published now, by name: float32, the parameters' shapes."""
+        if self.ema:
+            return self.ema.shadow
+        return average_of(self.optimizer, self.parameters) or self.parameters
 
-    def showing_result(self) -> AbstractContextManager[object]:
-        """Let the parameters be their result for as long as the block lasts, for what is measured and drawn."""
-        return standing_in(self.average.values, self.parameters) if self.average else nullcontext()
+    def swapped_result(self) -> AbstractContextManager[object]:
+        """Set the parameters to `result` within the block, for measurements and previews."""
+        result = self.result
+        return nullcontext() if result is self.parameters else self.flat.swapped(result)
 
-    def is_sound(self, record: Record) -> bool:
-        """Whether the adapter can have survived a step: its loss and its gradient were numbers."""
-        # A gradient that overflows in fp16 is skipped and the scale lowered, as long as the scale can be.
-        skipped = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-        return record.loss is not None and (record.gradient_norm is not None or skipped)
+    def is_sound(self) -> bool:
+        """Return whether the trained weights are finite."""
+        return all_finite([self.flat.values])
 
 
-def train(learner: Learner, asked_to_stop: Callable[[], bool], after_step: Callable[[bool], None]) -> bool:
-    """Train from where the learner stands to its last step, or until the held-out loss has stopped falling.
+def train(state: TrainState, asked_to_stop: Callable[[], bool], hooks: Sequence[Hook]) -> bool:
+    """Train from the current step until the state is done or a process is asked to stop.
 
     Args:
-        asked_to_stop: whether this process was told to stop; all processes stop after the same step.
-        after_step: called after every step, with whether the run stops here.
+        asked_to_stop: returns whether this process was asked to stop; all processes stop after the same step.
+        hooks: called after every step, in order.
 
     Returns:
-        Whether the learner is done.
+        Whether the state is done; False where the run was stopped before.
 
     Raises:
-        DivergedError: after three steps in a row whose loss or gradient norm is no number.
+        DivergedError: see `_refuse_divergence`.
     """
-    while not learner.is_done:
-        begun = time.perf_counter()
-        loss = accumulate(learner, learner.step)
-        loss, stop = _share(learner, loss, asked_to_stop())
-        norm = _update(learner)
-        if learner.average:
-            learner.average.update(learner.step + 1 - learner.steps.start)
-        rate = float(learner.rates.get_last_lr()[0])
-        learner.rates.step()
-        seconds = time.perf_counter() - begun
-        held_out = held_out_loss(learner) if is_measured(learner.step + 1, learner.training) else None
-        learner.records.append(
-            Record(learner.step + 1, _number(loss), rate, _number(norm), seconds, held_out)
+    while not state.is_done:
+        started = time.perf_counter()
+        loss = accumulate(state, state.step)
+        loss, state.stopped = _reduce(state, loss, asked_to_stop())
+        loss_value, norm = _update(state, loss)
+        # The forward pass is repeated only after a bad step, to find the value that is not finite.
+        place = None if None not in (loss_value, norm) else locate_not_finite(state, state.step)
+        if place:
+            log.warning("step %d is skipped: %s is not finite", state.step + 1, place)
+        elif state.ema:
+            state.ema.update(state.step + 1 - state.steps.start)
+        learning_rate = float(state.lr_scheduler.get_last_lr()[0])
+        with warnings.catch_warnings():
+            # If the first optimizer step was skipped, torch warns that the scheduler is called before the optimizer.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            state.lr_scheduler.step()
+        seconds = time.perf_counter() - started
+        held_out = held_out_loss(state) if is_measured(state.step + 1, state.training) else None
+        state.records.append(
+            Record(state.step + 1, loss_value, learning_rate, norm, seconds, held_out, place)
         )
-        _refuse_divergence(learner)
-        after_step(stop)
-        if stop:
+        _refuse_divergence(state)
+        for hook in hooks:
+            hook.after_step(state)
+        if state.stopped:
             break
-    return learner.is_done
+    return state.is_done
 
 
-def accumulate(learner: Learner, step: int) -> Tensor:
-    """Run this process's share of a step's samples forward and backward; the mean loss of that share.
+def accumulate(state: TrainState, step: int) -> Tensor:
+    """Run forward and backward passes on this process's share of a step's samples.
 
     A step of G = batchSize x gradientAccumulationSteps x processes samples takes the samples
-    step * G to step * G + G - 1 of every source.
+    step * G to step * G + G - 1 of every stream.
+
+    Returns:
+        The sum over the streams of the share's mean weighted loss: float32, (), on the training device.
     """
-    training, state = learner.training, learner.state
+    training, distributed = state.training, state.distributed
     share = training.batch_size * training.gradient_accumulation_steps
-    first = (step * state.num_processes + state.process_index) * share
-    total = torch.zeros((), device=state.device)
+    first = (step * distributed.num_processes + distributed.process_index) * share
+    total = torch.zeros((), device=distributed.device)
+    state.flat.use_compute_copy()
+    work, is_first = partial(_pass, state), True
+    remaining = (state.steps.stop - step) * training.gradient_accumulation_steps
     for start in range(first, first + share, training.batch_size):
-        with _autocast(learner):
-            for batch in batches(learner, range(start, start + training.batch_size)):
-                losses = sample_losses(learner.unet, learner.schedule, batch, float(training.snr_gamma))
-                loss = losses.sum() / share
-                learner.scaler.scale(loss).backward()
-                total += loss.detach()
+        with _autocast(state):  # covers the text encoders too: where they are trained, `batches` runs them
+            for batch in batches(state, range(start, start + training.batch_size)):
+                if state.graphs:
+                    total += state.graphs.run(batch, work, remaining=remaining, is_first=is_first)
+                else:
+                    total += work(batch)
+                is_first = False
+        remaining -= 1
     return total
 
 
-@torch.no_grad()
-def held_out_loss(learner: Learner) -> float | None:
-    """The training objective of what would be published, on the same samples at every call.
+def _pass(state: TrainState, batch: Batch) -> Tensor:
+    """Run the forward and backward pass of a batch, and collect its gradients.
 
-    None where it is no number.
-
-    The pictures come in turn, each time with noise of its own, and the timesteps are spread evenly, so that
-    measurements differ by the weights and not by chance.
+    Returns:
+        The batch's part of the step's loss: float32, (), on the training device.
     """
-    source, training, state = learner.held_out, learner.training, learner.state
-    assert source is not None
-    count, timesteps = training.validation.samples, learner.schedule.config.num_train_timesteps
-    total = torch.zeros((), device=state.device)
-    for sample in range(state.process_index, count, state.num_processes):
-        batch = _batch(learner, [(source, sample, sample % len(source.latents))])
+    share = state.training.batch_size * state.training.gradient_accumulation_steps
+    # The block includes the backward pass, where gradient checkpointing repeats the forward pass.
+    with state.rank_dropout.applied(batch) if state.rank_dropout else nullcontext():
+        losses = sample_losses(state.unet, state.noise_scheduler, batch, state.training)
+        loss = losses.sum() / share
+        state.scaler.scale(loss).backward()
+    state.flat.collect()
+    return loss.detach()
+
+
+@torch.no_grad()
+def held_out_loss(state: TrainState) -> float | None:
+    """Measure the mean loss of `state.result` on the held-out samples; None if it is not finite.
+
+    Every call uses the same images, noise and evenly spread timesteps, so that measurements differ by the
+    weights alone.
+    """
+    stream, training, distributed = state.held_out, state.training, state.distributed
+    assert stream is not None
+    count, timesteps = training.validation.samples, state.noise_scheduler.config.num_train_timesteps
+    total = torch.zeros((), device=distributed.device)
+    state.flat.use_compute_copy()
+    for sample in range(distributed.process_index, count, distributed.num_processes):
+        index = sample % len(stream.latents)
+        batch = _batch(state, [Sample(stream, sample, stream.latents[index], stream.captions[index])])
+        # The middle of the sample's interval, where the timesteps are divided into `count` equal intervals.
         timestep = torch.full_like(batch.timesteps, (2 * sample + 1) * timesteps // (2 * count))
-        with _autocast(learner), learner.showing_result():
+        with _autocast(state), state.swapped_result():
             batch = replace(batch, timesteps=timestep)
-            total += sample_losses(learner.unet, learner.schedule, batch, float(training.snr_gamma)).sum()
-    if state.num_processes > 1:
+            total += sample_losses(state.unet, state.noise_scheduler, batch, training).sum()
+    if distributed.num_processes > 1:
         torch.distributed.all_reduce(total)
-    return _number(total / count)
+    return _finite_or_none(float(total / count))
 
 
-def batches(learner: Learner, samples: range) -> list[Batch]:
-    """The samples of every source as batches of one latent shape each."""
+def batches(state: TrainState, samples: range) -> list[Batch]:
+    """Load the samples of every stream, grouped into batches that have one latent shape each."""
     chosen = []
-    for source in learner.sources:
+    for stream in state.streams:
         for sample in samples:
-            index = picture_of(learner.training.seed, source.name, sample, len(source.latents))
-            chosen.append((source, sample, index))
-    chosen.sort(key=lambda item: tuple(item[0].latents[item[2]].mean.shape))  # stable
-    groups = groupby(chosen, key=lambda item: tuple(item[0].latents[item[2]].mean.shape))
-    return [_batch(learner, list(group)) for _, group in groups]
+            index = image_index(state.training.seed, stream.name, sample, len(stream.latents))
+            chosen.append(_sample(state, stream, sample, index))
+    chosen.sort(key=lambda item: tuple(item.latent.mean.shape))  # a stable sort: groups keep the order
+    groups = groupby(chosen, key=lambda item: tuple(item.latent.mean.shape))
+    return [_batch(state, list(group)) for _, group in groups]
 
 
-def _batch(learner: Learner, chosen: Sequence[tuple[Source, int, int]]) -> Batch:
-    training, timesteps = learner.training, learner.schedule.config.num_train_timesteps
-    drawn, latents, ids, texts = [], [], [], []
-    for source, sample, index in chosen:
-        latent = source.latents[index]
-        chance = draw(training.seed, source.name, sample, tuple(latent.mean.shape), timesteps)
-        drawn.append(chance)
-        latents.append(latent.sample(chance.posterior))
-        ids.append(latent.time_ids)
-        dropped = chance.dropout < training.caption_dropout
-        texts.append(learner.texts("" if dropped else source.captions[index]))
-    # A constant for each channel lets the model learn the brightness of the whole (Guttenberg 2023,
-    # crosslabs.org, "Diffusion with offset noise").
-    noise = torch.stack([chance.noise + float(training.noise_offset) * chance.offset for chance in drawn])
-    device = learner.state.device
-    return Batch(
-        latents=torch.stack(latents).to(device),
-        noise=noise.to(device),
-        timesteps=torch.tensor([chance.timestep for chance in drawn], device=device),
-        text=torch.stack([t.sequence for t in texts]).to(device),
-        pooled=torch.stack([t.pooled for t in texts]).to(device),
-        time_ids=torch.stack(ids).to(device),
-        weights=torch.tensor([source.weight for source, _, _ in chosen], device=device),
+@dataclass(frozen=True)
+class Sample:
+    """The variant of an image and the caption that were chosen for one sample."""
+
+    stream: SampleStream
+    number: int
+    """Number of the sample in its stream, from 0."""
+    latent: Latent
+    caption: str
+
+
+def _sample(state: TrainState, stream: SampleStream, number: int, index: int) -> Sample:
+    """Choose the variant and the caption of an image, given by its index in the stream, for a sample."""
+    seed = state.training.seed
+    return Sample(
+        stream, number, stream.latent_of(seed, number, index), stream.caption_of(seed, number, index)
     )
 
 
-def _autocast(learner: Learner) -> AbstractContextManager[object]:
-    if learner.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(learner.state.device.type, learner.dtype)
+def _batch(state: TrainState, chosen: Sequence[Sample]) -> Batch:
+    """Draw the random values of samples with one latent shape, and move all tensors to the training device."""
+    training, timesteps = state.training, state.noise_scheduler.config.num_train_timesteps
+    rngs, latents, ids, texts = [], [], [], []
+    for item in chosen:
+        latent = item.latent
+        rng = sample_rng(training.seed, item.stream.name, item.number, tuple(latent.mean.shape), timesteps)
+        rngs.append(rng)
+        latents.append(latent.sample(rng.posterior))
+        ids.append(latent.time_ids)
+        dropped = rng.dropout < training.caption_dropout
+        texts.append(state.embed("" if dropped else item.caption))
+    # A constant offset for each channel lets the model learn the overall brightness (Guttenberg 2023,
+    # crosslabs.org, "Diffusion with offset noise").
+    noise = torch.stack([rng.noise + float(training.noise_offset) * rng.offset for rng in rngs])
+    drawn = [rng.timestep for rng in rngs]
+    if training.timesteps != Timesteps():
+        drawn = [
+            sample_timestep(training.seed, item.stream.name, item.number, timesteps, training.timesteps)
+            for item in chosen
+        ]
+    mask, device = _mask(chosen, float(training.masking.outside_weight)), state.distributed.device
+    return Batch(
+        latents=to_device(torch.stack(latents), device),
+        noise=to_device(noise, device),
+        timesteps=to_device(torch.tensor(drawn), device),
+        text=to_device(torch.stack([text.sequence for text in texts]), device),
+        pooled=to_device(torch.stack([text.pooled for text in texts]), device),
+        time_ids=to_device(torch.stack(ids), device),
+        weights=to_device(torch.tensor([item.stream.weight for item in chosen]), device),
+        mask=None if mask is None else to_device(mask, device),
+        samples=tuple((item.stream.name, item.number) for item in chosen),
+    )
 
 
-def _share(learner: Learner, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
-    """Average gradients and loss over the processes, and stop all of them if one was told to."""
-    count = learner.state.num_processes
+def _mask(chosen: Sequence[Sample], outside: float) -> Tensor | None:
+    """Convert the samples' masks to loss weights; images without a mask have weight 1 everywhere.
+
+    Returns:
+        float32, (n, 1, height, width) in latent pixels; None where all weights are 1.
+    """
+    if outside == 1 or all(item.latent.mask is None for item in chosen):
+        return None
+    shape = (1, *chosen[0].latent.mean.shape[1:])
+    masks = [torch.ones(shape) if item.latent.mask is None else item.latent.mask for item in chosen]
+    return outside + (1 - outside) * torch.stack(masks)
+
+
+def _autocast(state: TrainState) -> AbstractContextManager[object]:
+    return autocast(state.distributed.device.type, state.training.adapter, state.dtype)
+
+
+def _reduce(state: TrainState, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
+    """Average gradients and loss over the processes.
+
+    Returns:
+        The mean loss, and whether any process was asked to stop.
+    """
+    count = state.distributed.num_processes
     if count == 1:
         return loss, stop
-    both = torch.stack([loss, loss.new_tensor(float(stop))])
-    torch.distributed.all_reduce(learner.gradient)
+    # One message for both: the sum of the flags is positive if any process was asked to stop.
+    both = torch.stack([loss, torch.full_like(loss, float(stop))])
+    torch.distributed.all_reduce(state.flat.gradient)
     torch.distributed.all_reduce(both)
-    learner.gradient /= count
+    state.flat.gradient /= count
     return both[0] / count, bool(both[1] > 0)
 
 
-def _update(learner: Learner) -> Tensor:
-    """Clip the gradients, step the optimizer; the norm before clipping."""
-    learner.scaler.unscale_(learner.optimizer)
-    norm: Tensor = learner.gradient.norm()
-    learner.gradient *= (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    learner.gradient.zero_()
-    return norm
+def _update(state: TrainState, loss: Tensor) -> tuple[float | None, float | None]:
+    """Clip the gradients and step the optimizer, unless the loss or the gradient is not finite.
+
+    Returns:
+        The loss, and the gradient's norm before clipping; None in place of a value that is not finite.
+    """
+    state.scaler.unscale_(state.optimizer)
+    norm = state.flat.gradient.norm()
+    state.flat.gradient *= (MAX_GRADIENT_NORM / (norm + 1e-6)).clamp(max=1.0)
+    optimizer = state.optimizer
+    sums = optimizer.sums() if isinstance(optimizer, NeedsSums) else []
+    # The only synchronisation of a step.
+    numbers: list[float] = torch.stack([loss.float(), norm, *sums]).tolist()
+    values, read = numbers[:2], numbers[2:]
+    if all(map(math.isfinite, values)):
+        if isinstance(optimizer, NeedsSums):
+            optimizer.use(read)
+        # Not `scaler.step`: it reads from the device whether the gradient is finite, which is known here.
+        state.optimizer.step()
+    state.scaler.update()
+    state.flat.gradient.zero_()
+    first, second = (value if math.isfinite(value) else None for value in values)
+    return first, second
 
 
-def _number(value: Tensor) -> float | None:
-    number = value.item()
+@torch.no_grad()
+def locate_not_finite(state: TrainState, step: int) -> str:
+    """Name the first value of a step that is not finite, by repeating its forward pass sample by sample."""
+    if not state.is_sound():
+        return "the trained weight"
+    training, distributed = state.training, state.distributed
+    share = training.batch_size * training.gradient_accumulation_steps
+    first = (step * distributed.num_processes + distributed.process_index) * share
+    for stream in state.streams:
+        for sample in range(first, first + share):
+            index = image_index(training.seed, stream.name, sample, len(stream.latents))
+            with _autocast(state):
+                item = _sample(state, stream, sample, index)
+                batch = _batch(state, [item])
+                if not all_finite([batch.text, batch.pooled]):
+                    return f"the text embedding of {quote(item.caption)}"
+                if not all_finite([batch.latents]):
+                    return f"the latent of the image with the caption {quote(item.caption)}"
+                if not all_finite([predict(state.unet, state.noise_scheduler, batch)]):
+                    return f"the UNet's prediction at timestep {int(batch.timesteps)}"
+                losses = sample_losses(state.unet, state.noise_scheduler, batch, training)
+                if not all_finite([losses]):
+                    return f"the loss at timestep {int(batch.timesteps)}"
+    return "the gradient"
+
+
+def _finite_or_none(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _refuse_divergence(learner: Learner) -> None:
-    last = learner.records[-BAD_STEPS:]
-    bad = [record for record in last if not learner.is_sound(record)]
-    at_the_end = learner.step == learner.steps.stop and last[-1] in bad
-    if len(bad) == BAD_STEPS or at_the_end:
+def _refuse_divergence(state: TrainState) -> None:
+    """Check the last steps of this phase.
+
+    Raises:
+        DivergedError: after `MAX_BAD_STEPS` consecutive bad steps, unless a lower loss scale can still help; or
+            at the end, if the last steps include a bad one and no step succeeded or the weights are not finite.
+    """
+    own = state.records[state.steps.start :]
+    last = own[-MAX_BAD_STEPS:]
+    bad = [record for record in last if record.not_finite]
+    has_failed = len(bad) == MAX_BAD_STEPS and not _can_recover(state)
+    ends_without_success = state.is_done and all(record.not_finite for record in own)
+    if bad and (has_failed or ends_without_success or (state.is_done and not state.is_sound())):
+        place = bad[0].not_finite or ""
         raise DivergedError(
-            f"the loss or its gradient is no number since step {bad[0].step} at learning rate "
-            f"{bad[0].learning_rate:g}: lower training.learningRate, add lrWarmupSteps, or train with "
-            "mixedPrecision bf16 or fp32"
+            f"{place} is not finite since step {bad[0].step} at learning rate {bad[0].learning_rate:g}: "
+            + divergence_advice(place, state.dtype)
         )
+
+
+def _can_recover(state: TrainState) -> bool:
+    """Return whether a later step may succeed: in fp16, every overflow lowers the loss scale, as long as it is above 1."""
+    return state.scaler.is_enabled() and state.scaler.get_scale() > 1

@@ -1,12 +1,15 @@
-"""What is minimised: SDXL's denoising error with Min-SNR weighting."""
+"""The training objective: SDXL's denoising error, weighted by timestep and mask."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
+
+from lora_api.job import Training
+
+from .losses import elementwise_errors, mean_errors, timestep_weights
 
 
 @dataclass(frozen=True)
@@ -16,34 +19,45 @@ class Batch:
     latents: Tensor
     """float32, (n, channels, height, width)."""
     noise: Tensor
+    """float32, the shape of `latents`."""
     timesteps: Tensor
-    """int64, (n,)."""
+    """int64, (n,), from 0."""
     text: Tensor
-    """(n, 77, width)."""
+    """(n, 77, width of both encoders), in the text encoders' number format."""
     pooled: Tensor
-    """(n, width)."""
+    """(n, projection width), in the text encoders' number format."""
     time_ids: Tensor
-    """(n, 6)."""
+    """float32, (n, 6): see `CroppedImage.time_ids`."""
     weights: Tensor
-    """float32, (n,): each sample's share of the objective."""
+    """float32, (n,): factor of each sample's loss."""
+    mask: Tensor | None = None
+    """float32, (n, 1, height, width): weight of the error at each position of the latents; None: 1 everywhere."""
+    samples: tuple[tuple[str, int], ...] = ()
+    """Stream name and number of each sample, which determine its random values."""
 
 
 def sample_losses(
-    unet: UNet2DConditionModel, schedule: DDPMScheduler, batch: Batch, snr_gamma: float
+    unet: UNet2DConditionModel, noise_scheduler: DDPMScheduler, batch: Batch, training: Training
 ) -> Tensor:
-    """Each sample's weighted loss: float32, (n,)."""
-    predicted = predict(unet, schedule, batch)
-    velocity = schedule.config.prediction_type == "v_prediction"
-    wanted = schedule.get_velocity(batch.latents, batch.noise, batch.timesteps) if velocity else batch.noise
-    errors: Tensor = (predicted - wanted).square().mean(dim=(1, 2, 3))
-    alphas = schedule.alphas_cumprod.to(batch.timesteps.device)[batch.timesteps]
-    return errors * batch.weights * min_snr_weights(alphas, snr_gamma, velocity)
+    """Compute each sample's weighted loss: float32, (n,)."""
+    predicted = predict(unet, noise_scheduler, batch)
+    velocity = noise_scheduler.config.prediction_type == "v_prediction"
+    target = (
+        noise_scheduler.get_velocity(batch.latents, batch.noise, batch.timesteps) if velocity else batch.noise
+    )
+    alphas = noise_scheduler.alphas_cumprod.to(batch.timesteps.device)[batch.timesteps]
+    errors = mean_errors(elementwise_errors(predicted, target, training.loss, alphas), batch.mask)
+    return errors * batch.weights * timestep_weights(alphas, training, velocity)
 
 
-def predict(unet: UNet2DConditionModel, schedule: DDPMScheduler, batch: Batch) -> Tensor:
-    """The UNet's prediction for noised latents: float32, (n, channels, height, width)."""
-    noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    dtype = next(unet.parameters()).dtype  # what unet.dtype finds after a look at all layers, in 2% of a step
+def predict(unet: UNet2DConditionModel, noise_scheduler: DDPMScheduler, batch: Batch) -> Tensor:
+    """Add noise to the latents and run the UNet.
+
+    Returns:
+        The predicted noise or velocity: float32, (n, channels, height, width).
+    """
+    noisy = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)
+    dtype = next(unet.parameters()).dtype  # unet.dtype searches all layers, which takes 2% of a step
     predicted: Tensor = unet(
         noisy.to(dtype),
         batch.timesteps,
@@ -52,19 +66,3 @@ def predict(unet: UNet2DConditionModel, schedule: DDPMScheduler, batch: Batch) -
         return_dict=False,
     )[0]
     return predicted.float()
-
-
-def min_snr_weights(alphas_cumprod: Tensor, gamma: float, velocity: bool) -> Tensor:
-    """Min-SNR-gamma (Hang et al. 2023, arXiv:2303.09556): the weight min(SNR, gamma) of the error in x0.
-
-    Carried over to the error in the noise it is divided by SNR, and to the error in the velocity by
-    SNR + 1. Gamma 0 weighs every timestep alike.
-
-    Args:
-        alphas_cumprod: the schedule's cumulative product at each sample's timestep, (n,).
-        velocity: the model predicts v rather than the noise.
-    """
-    if not gamma:
-        return torch.ones_like(alphas_cumprod)
-    snr = alphas_cumprod / (1 - alphas_cumprod)
-    return snr.clamp(max=gamma) / (snr + 1 if velocity else snr)

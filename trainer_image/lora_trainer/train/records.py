@@ -1,7 +1,7 @@
-"""What is known of each step, and what follows from it: which step is the best, and whether to go on.
+"""Records of the steps, and the decisions made from them: which step is the best, and whether to stop early.
 
-All judgements are made from the records alone, which checkpoints hold, so that a resumed run judges as an
-undisturbed one.
+The decisions depend only on the records, which are part of every checkpoint. So a resumed run makes the same
+decisions as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,55 +15,79 @@ from lora_api.job import Publish, Training
 
 @dataclass(frozen=True)
 class Record:
-    """One optimizer step, a line of metrics.jsonl. What is no number is None."""
+    """The values of one step, a line of metrics.jsonl. A value that is not finite is None."""
 
     step: int
+    """Number of the step, from 1."""
     loss: float | None
     learning_rate: float
     gradient_norm: float | None
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     seconds: float
+    """Duration of the step without measurements and hooks."""
     held_out_loss: float | None = None
-    """After the step; None where it was not measured."""
+    """Held-out loss after the step; None where it was not measured."""
+    not_finite: str | None = None
+    """Name of the first value that was not finite; None where the step was not skipped."""
+    likeness: float | None = None
+    """`Scores.likeness` after the step; None where scores were not measured."""
+    fidelity: float | None = None
+    """`Scores.fidelity` after the step, divided by the base model's; None where scores were not measured."""
+    score: float | None = None
+    """`scoring.relative_score` after the step; None where scores were not measured."""
 
 
 def mean_loss(records: Sequence[Record]) -> float | None:
-    """None where no loss was a number."""
+    """Average the finite losses; None where there is none."""
     losses = [record.loss for record in records if record.loss is not None]
     return fmean(losses) if losses else None
 
 
 def is_measured(step: int, training: Training) -> bool:
-    """Whether the held-out loss is due after a step."""
+    """Return whether the held-out loss (and the scores, if the job needs them) is measured after a step."""
     every = training.validation.every_steps
     return every > 0 and (step % every == 0 or step == training.max_steps)
 
 
 def best_step(records: Sequence[Record], training: Training) -> int | None:
-    """The measured step that is published if no better one comes; None where it is the last, whichever that is."""
+    """Find the measured step to publish; None where the last step is published or nothing was measured."""
     validation = training.validation
     scores: dict[int, float | None] = {}
+    if validation.publish == Publish.BEST_SCORE:
+        scored = {r.step: r.score for r in _candidates(records, training) if r.score is not None}
+        return max(scored, key=lambda step: scored[step], default=None)
     if validation.publish != Publish.LAST:
         for record in _candidates(records, training):
             if record.held_out_loss is not None:
                 begin = max(0, record.step - validation.every_steps)
                 by_training = validation.publish == Publish.LOWEST_TRAINING_LOSS
-                since = records[begin : record.step]
+                since = records[begin : record.step]  # the steps since the previous measurement
                 scores[record.step] = mean_loss(since) if by_training else record.held_out_loss
     numbers = {step: score for step, score in scores.items() if score is not None}
     return min(numbers, key=lambda step: numbers[step], default=None)
 
 
+def is_complete(records: Sequence[Record], training: Training) -> bool:
+    """Return whether a training has made its last step."""
+    return len(records) >= training.max_steps or is_out_of_patience(records, training)
+
+
 def is_out_of_patience(records: Sequence[Record], training: Training) -> bool:
-    """Whether so many measurements as the job allows brought no lower held-out loss."""
+    """Return whether training stops early: the last `patience` measurements were no better than an earlier one.
+
+    A lower held-out loss is better; where the best score is published, a higher score is.
+    """
     candidates, patience = _candidates(records, training), training.validation.patience
     losses = [record.held_out_loss for record in candidates if record.held_out_loss is not None]
+    if training.validation.publish == Publish.BEST_SCORE:
+        # Negated, so that the best score is the lowest value, as for losses.
+        losses = [-record.score for record in candidates if record.score is not None]
     if not (patience and losses):
         return False
     return len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def _candidates(records: Sequence[Record], training: Training) -> Sequence[Record]:
-    """The steps whose adapter can be published: where extracted factors are trained at the end, only theirs."""
+    """Select the steps whose adapter can be published: with factorSteps, only the steps that train factors."""
     factor_steps = training.extraction.factor_steps
     return records[training.max_steps - factor_steps :] if factor_steps else records

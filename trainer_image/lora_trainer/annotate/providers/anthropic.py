@@ -1,94 +1,132 @@
-"""Claude, through the official SDK."""
+"""The provider for Claude and for gateways with Anthropic's Messages API."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import anthropic
-from anthropic.types import Message
+import httpx2
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from . import Patience, Question, Reply
-from .http import explain_status, no_answer, stop_vain_retries, unreachable
+from lora_api.stages import LLMAccess
 
-PROBLEMS = {
-    "refusal": "the model refused",
-    "max_tokens": "the reply was cut off",
-    "model_context_window_exceeded": "the reply was cut off",
-}
-"""Stop reasons that leave no whole reply."""
+from .bodies import TokenCount, is_cut_off, is_filtered, join_text, none_if_invalid
+from .client import ServiceClient, make_http_client, read_api_key, split_query
+from .protocol import ImageRefusedError, Question, Reply, TokenUsage
+from .shape import Option, RequestShape, prompt_for
 
-GARBAGE = Reply("", problem="the reply is not of the Messages API")
+SCHEMA = re.compile(
+    r"output_config(?!\.effort)|output_format|json_schema|schema|structured output", re.IGNORECASE
+)
+EFFORT = re.compile(r"\beffort\b|output_config(?!\.(?:format|effort))", re.IGNORECASE)
+TRANSFORMATIONS = re.compile(r"transformations|oversized_image", re.IGNORECASE)
+
+
+class Usage(BaseModel):
+    input_tokens: TokenCount = None
+    output_tokens: TokenCount = None
+    cache_creation_input_tokens: TokenCount = None
+    cache_read_input_tokens: TokenCount = None
+
+    def tokens(self) -> TokenUsage | None:
+        """Return the usage; None unless both counts are reported, since the cost would be too low otherwise."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return None
+        cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
+        return TokenUsage(input_tokens=self.input_tokens + cached, output_tokens=self.output_tokens)
+
+
+def _text(value: Any) -> str:
+    """Return the text blocks of a message, without thinking blocks; without text, the input of a tool's call."""
+    if isinstance(value, list):
+        calls = [
+            part.get("input") for part in value if isinstance(part, dict) and part.get("type") == "tool_use"
+        ]
+        value = [part for part in value if not isinstance(part, dict) or part.get("type", "text") == "text"]
+        if not value and calls and isinstance(calls[0], dict):
+            return json.dumps(calls[0])
+    return join_text(value)
+
+
+class Message(BaseModel):
+    """The parts of a message that are used. All others are ignored."""
+
+    content: Annotated[str, BeforeValidator(_text)]
+    stop_reason: str | None = None
+    usage: Annotated[Usage | None, BeforeValidator(none_if_invalid(Usage))] = None
 
 
 class AnthropicProvider:
-    def __init__(self, *, model: str, api_key: str, base_url: str, patience: Patience) -> None:
-        self._model = model
-        self._patience = patience
-        self._client = anthropic.AsyncAnthropic(
-            api_key=api_key,
-            base_url=base_url or None,
-            timeout=patience.call,
-            http_client=anthropic.DefaultAsyncHttpxClient(event_hooks={"response": [stop_vain_retries]}),
+    """A provider for Anthropic's Messages API."""
+
+    def __init__(self, access: LLMAccess) -> None:
+        key = read_api_key(access)
+        options = {
+            "format": Option(SCHEMA, ("json_schema", "prompt")),
+            "effort": Option(EFFORT, ("low", "none")),
+            "transformations": Option(TRANSFORMATIONS, ("error", "none")),
+        }
+        self._model = access.model
+        self._client = ServiceClient(anthropic, access, key, RequestShape(options), self._use_key)
+        url, query = split_query(access.base_url)
+        self._sdk = anthropic.AsyncAnthropic(
+            api_key=key or "none",
+            base_url=url or None,
+            default_query=query,
+            max_retries=0,
+            http_client=make_http_client(access, keyless=not key),
         )
 
     async def ask(self, question: Question) -> Reply:
+        async def send(shape: Mapping[str, str]) -> httpx2.Response:
+            body = self._body(question, shape)
+            return await self._sdk.post("/v1/messages", cast_to=httpx2.Response, body=body)
+
+        body = await self._client.post(send)
         try:
-            async with asyncio.timeout(self._patience.in_all):
-                message = await self._create(question)
-        except TimeoutError as error:
-            raise no_answer(self._patience.in_all) from error
-        except anthropic.APIStatusError as error:
-            raise explain_status(
-                error.response, error.api_message or "no more is said", self._model
-            ) from error
-        except anthropic.APIError as error:
-            raise unreachable(error.message) from error
-        except ValueError:  # a body that is no JSON
-            return GARBAGE
-        return _read(message)
+            message = Message.model_validate(body)
+        except ValidationError:
+            raise self._client.malformed(body) from None
+        usage = message.usage.tokens() if message.usage else None
+        if is_filtered(message.stop_reason):
+            raise ImageRefusedError(f"the model refused: {message.content or 'no text'}", usage, billed=True)
+        return Reply(text=message.content, usage=usage, truncated=is_cut_off(message.stop_reason))
+
+    def _use_key(self, key: str) -> None:
+        self._sdk.api_key = key
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._sdk.close()
 
-    async def _create(self, question: Question) -> Message:
-        # No prefill and no forced tool: current models refuse both. The schema does their work.
-        return await self._client.messages.create(
-            model=self._model,
-            max_tokens=question.max_output_tokens,
-            system=question.system,
-            output_config={"format": {"type": "json_schema", "schema": question.schema}, "effort": "low"},
-            messages=[
-                {
-                    "role": "user",
-                    "content": [
-                        {
-                            "type": "image",
-                            "source": {
-                                "type": "base64",
-                                "media_type": "image/jpeg",
-                                "data": base64.b64encode(question.jpeg).decode(),
-                            },
-                            "transformations": {"oversized_image": "error"},
-                        },
-                        {"type": "text", "text": question.text},
-                    ],
-                }
-            ],
-        )
-
-
-def _read(message: Message) -> Reply:
-    """The SDK builds its models without validating, so that a wrong body shows only where it is read."""
-    try:
-        usage = message.usage
-        return Reply(
-            text="".join(block.text for block in message.content if block.type == "text"),
-            problem=PROBLEMS.get(message.stop_reason or "", ""),
-            input_tokens=usage.input_tokens
-            + (usage.cache_creation_input_tokens or 0)
-            + (usage.cache_read_input_tokens or 0),
-            output_tokens=usage.output_tokens,
-        )
-    except (AttributeError, TypeError):
-        return GARBAGE
+    def _body(self, question: Question, shape: Mapping[str, str]) -> dict[str, Any]:
+        """Build a request. The schema takes the place of prefill and forced tools, which current models refuse."""
+        image: dict[str, Any] = {
+            "type": "image",
+            "source": {
+                "type": "base64",
+                "media_type": "image/jpeg",
+                "data": base64.b64encode(question.jpeg).decode(),
+            },
+        }
+        if shape["transformations"] == "error":
+            image["transformations"] = {"oversized_image": "error"}
+        output: dict[str, Any] = {}
+        text = question.text
+        if shape["format"] == "json_schema":
+            output["format"] = {"type": "json_schema", "schema": question.schema}
+        if shape["format"] != "json_schema" or question.spell_out:
+            text = f"{text}\n{prompt_for(question.schema)}"
+        if shape["effort"] == "low":
+            output["effort"] = "low"
+        limit = self._client.shape.max_output_tokens or question.max_output_tokens
+        body = {
+            "model": self._model,
+            "max_tokens": min(question.max_output_tokens, limit),
+            "system": question.system,
+            "messages": [{"role": "user", "content": [image, {"type": "text", "text": text}]}],
+        }
+        return body | ({"output_config": output} if output else {})

@@ -1,8 +1,7 @@
-"""A vision-language model in this process, for clusters that may not send images out.
+"""The provider for a vision-language model in this process, for clusters that must not send images to a service.
 
-It needs torch and transformers, which the training image has and the annotation image does not. Small
-models do not keep to a JSON schema, so each field is asked for by itself and the JSON is written here: the
-reply is of the schema whatever the model says.
+It needs torch and transformers, which the training image contains and the annotation image does not. Small models do not
+follow a JSON schema, so each field is requested separately and the JSON is assembled here.
 """
 
 from __future__ import annotations
@@ -17,19 +16,22 @@ from PIL import Image
 from lora_api.reasons import Reason
 
 from ...errors import BadSetupError
-from . import Question, Reply
+from .protocol import Question, Reply, TokenUsage
 
 FIELD_TOKENS = 32
+"""Maximum number of tokens that are generated for a field. The output limit of a question is not used."""
 
 
 class LocalProvider:
+    """A provider that runs a model with transformers, on the GPU if there is one."""
+
     def __init__(self, model: str) -> None:
         """
         Args:
             model: a folder, or a repository of the hub, that `AutoModelForImageTextToText` loads.
 
         Raises:
-            BadSetupError: ModelUnavailable, when the libraries or the model are not there.
+            BadSetupError: ModelUnavailable, when the libraries, the model or its chat template are missing.
         """
         try:
             import torch
@@ -45,32 +47,42 @@ class LocalProvider:
             self._model: Any = (
                 AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).to(device).eval()
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, ImportError) as error:
             raise BadSetupError(
                 f"the local model {model!r} cannot be loaded: {error}", Reason.MODEL_UNAVAILABLE
             ) from error
-        self._one_at_a_time = asyncio.Lock()
+        tokenizer = getattr(self._processor, "tokenizer", None)
+        if not (getattr(self._processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
+            raise BadSetupError(
+                f"the local model {model!r} has no chat template: use an instruction-tuned model",
+                Reason.MODEL_UNAVAILABLE,
+            )
+        self._lock = asyncio.Lock()
 
     async def ask(self, question: Question) -> Reply:
-        async with self._one_at_a_time:
+        # Parallel generations would only slow each other down.
+        async with self._lock:
             return await asyncio.to_thread(self._fill, question)
 
     async def close(self) -> None:
         pass
 
     def _fill(self, question: Question) -> Reply:
+        """Generate the fields one after the other and return them as JSON."""
         with Image.open(BytesIO(question.jpeg)) as file:
             image = file.convert("RGB")
-        fields, taken, given = {}, 0, 0
+        fields, read, written = {}, 0, 0
         for name, schema in question.schema["properties"].items():
-            wish = f"Answer with the {name} only, or with nothing. {schema['description']}"
-            text, tokens_in, tokens_out = self._generate(image, f"{question.system}\n{question.text}\n{wish}")
+            request = f"Answer with the {name} only, or with nothing. {schema['description']}"
+            text, tokens_in, tokens_out = self._generate(
+                image, f"{question.system}\n{question.text}\n{request}"
+            )
             fields[name] = text.strip().split("\n")[0]
-            taken, given = taken + tokens_in, given + tokens_out
-        return Reply(json.dumps(fields), input_tokens=taken, output_tokens=given)
+            read, written = read + tokens_in, written + tokens_out
+        return Reply(text=json.dumps(fields), usage=TokenUsage(input_tokens=read, output_tokens=written))
 
     def _generate(self, image: Image.Image, text: str) -> tuple[str, int, int]:
-        """The model's most likely words, and the tokens read and written."""
+        """Generate text by greedy decoding. Returns it with the numbers of tokens read and written."""
         content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -1,89 +1,199 @@
-"""Any service that speaks OpenAI's chat completions, through the official SDK: OpenAI itself, vLLM, Ollama."""
+"""The provider for services with OpenAI's chat completions API: OpenAI itself, vLLM, Ollama, LiteLLM, Azure."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
 
+import httpx2
 import openai
-from openai.types.chat import ChatCompletion
+from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
 
-from . import Patience, Question, Reply
-from .http import explain_status, no_answer, stop_vain_retries, unreachable
+from lora_api.stages import LLMAccess
 
-PROBLEMS = {"content_filter": "the model refused", "length": "the reply was cut off"}
-"""Finish reasons that leave no whole reply."""
+from .bodies import TokenCount, is_cut_off, is_filtered, join_text, none_if_invalid, text_or_none
+from .client import ServiceClient, make_http_client, read_api_key, split_query
+from .protocol import ImageRefusedError, Question, Reply, TokenUsage
+from .shape import Option, RequestShape, prompt_for
 
-GARBAGE = Reply("", problem="the reply is not a chat completion")
+SCHEMA = re.compile(r"response_format|json_schema|schema|structured|guided|grammar|\bstrict\b", re.IGNORECASE)
+LIMIT = re.compile(r"max_(?:completion_)?tokens|maximum context length", re.IGNORECASE)
+SYSTEM = re.compile(
+    r"system (?:role|prompt|message|instruction)|developer instruction|roles must alternate|'system'",
+    re.IGNORECASE,
+)
+
+
+class Details(BaseModel):
+    reasoning_tokens: TokenCount = None
+
+
+class Usage(BaseModel):
+    prompt_tokens: TokenCount = None
+    completion_tokens: TokenCount = None
+    completion_tokens_details: Details | None = None
+
+    def tokens(self) -> TokenUsage | None:
+        """Return the usage; None unless both counts are reported, since the cost would be too low otherwise."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        details = self.completion_tokens_details
+        return TokenUsage(
+            input_tokens=self.prompt_tokens,
+            output_tokens=self.completion_tokens,
+            reasoning_tokens=(details.reasoning_tokens if details else None) or 0,
+        )
+
+
+def _arguments(value: Any) -> str:
+    """Return the arguments of the first call of a tool. Some models answer with a call in the place of text."""
+    call = value[0] if isinstance(value, list) and value else value
+    function = call.get("function", call) if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    return json.dumps(arguments) if isinstance(arguments, dict) else join_text(arguments)
+
+
+def _refusal(value: Any) -> str:
+    """Return the refusals among the parts of a message's content."""
+    parts = value if isinstance(value, list) else []
+    return join_text([part.get("refusal") for part in parts if isinstance(part, dict)])
+
+
+class Message(BaseModel):
+    content: Annotated[str, BeforeValidator(join_text)] = ""
+    refusal: Annotated[str, BeforeValidator(join_text)] = ""
+    reasoning_content: Annotated[str, BeforeValidator(join_text)] = ""
+    """The model's reasoning. vLLM and others put the whole reply here if their reasoning parser does not suit the model."""
+    reasoning: Annotated[str, BeforeValidator(join_text)] = ""
+    """The same in newer versions of vLLM, and at OpenRouter."""
+    parsed: Annotated[str, BeforeValidator(join_text)] = ""
+    tool_calls: Annotated[str, BeforeValidator(_arguments)] = ""
+    function_call: Annotated[str, BeforeValidator(_arguments)] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refusal_in_parts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("refusal"):
+            return {**data, "refusal": _refusal(data.get("content"))}
+        return data
+
+    @property
+    def text(self) -> str:
+        """The reply, wherever the service puts it."""
+        answer = self.content or self.parsed or self.tool_calls or self.function_call
+        return answer or self.reasoning_content or self.reasoning
+
+
+class Choice(BaseModel):
+    message: Message | None = None
+    finish_reason: Annotated[str | None, BeforeValidator(text_or_none)] = None
+
+
+class Completion(BaseModel):
+    """The parts of a chat completion that are used. All others are ignored."""
+
+    choices: list[Choice] | None
+    """Some services send none for an image that their filter declines."""
+    usage: Annotated[Usage | None, BeforeValidator(none_if_invalid(Usage))] = None
 
 
 class OpenAIProvider:
-    def __init__(self, *, model: str, api_key: str, base_url: str, patience: Patience) -> None:
-        self._model = model
-        self._patience = patience
-        # OpenAI's newer models know only the first name, most services beside it only the second.
-        self._limit = "max_tokens" if base_url else "max_completion_tokens"
-        self._client = openai.AsyncOpenAI(
-            api_key=api_key,
-            base_url=base_url or None,
-            timeout=patience.call,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [stop_vain_retries]}),
+    """A provider for OpenAI's chat completions API."""
+
+    def __init__(self, access: LLMAccess) -> None:
+        key = read_api_key(access)
+        # OpenAI's newer models accept only the first name, most other services only the second.
+        names = ("max_completion_tokens", "max_tokens")
+        options = {
+            "format": Option(SCHEMA, ("json_schema", "json_object", "prompt")),
+            "limit": Option(LIMIT, (*(names[::-1] if access.base_url else names), "none")),
+            "system": Option(SYSTEM, ("own", "merged")),
+        }
+        self._model = access.model
+        self._client = ServiceClient(openai, access, key, RequestShape(options), self._use_key)
+        url, query = split_query(access.base_url)
+        self._sdk = openai.AsyncOpenAI(
+            api_key=key or "none",
+            base_url=url or None,
+            default_query=query,
+            max_retries=0,
+            http_client=make_http_client(access, keyless=not key),
         )
 
     async def ask(self, question: Question) -> Reply:
+        async def send(shape: Mapping[str, str]) -> httpx2.Response:
+            body = self._body(question, shape)
+            return await self._sdk.post("/chat/completions", cast_to=httpx2.Response, body=body)
+
+        body = await self._client.post(send)
         try:
-            async with asyncio.timeout(self._patience.in_all):
-                completion = await self._create(question)
-        except TimeoutError as error:
-            raise no_answer(self._patience.in_all) from error
-        except openai.APIStatusError as error:
-            raise explain_status(error.response, _words(error), self._model) from error
-        except openai.APIError as error:
-            raise unreachable(error.message) from error
-        except ValueError:  # a body that is no JSON
-            return GARBAGE
-        return _read(completion)
+            completion = Completion.model_validate(_unwrap(body))
+        except ValidationError:
+            raise self._client.malformed(body) from None
+        usage = completion.usage.tokens() if completion.usage else None
+        if not completion.choices:
+            raise ImageRefusedError(
+                "the service's reply has no choices, as for a filtered image", usage, billed=True
+            )
+        choice = completion.choices[0]
+        if choice.message is None and not choice.finish_reason:
+            raise self._client.malformed(body)
+        return _reply(choice, usage)
+
+    def _use_key(self, key: str) -> None:
+        self._sdk.api_key = key
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._sdk.close()
 
-    async def _create(self, question: Question) -> ChatCompletion:
+    def _body(self, question: Question, shape: Mapping[str, str]) -> dict[str, Any]:
         url = "data:image/jpeg;base64," + base64.b64encode(question.jpeg).decode()
-        return await self._client.chat.completions.create(
-            model=self._model,
-            response_format={
-                "type": "json_schema",
-                "json_schema": {"name": "caption", "schema": question.schema, "strict": True},
-            },
-            messages=[
-                {"role": "system", "content": question.system},
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image_url", "image_url": {"url": url}},
-                        {"type": "text", "text": question.text},
-                    ],
-                },
-            ],
-            extra_body={self._limit: question.max_output_tokens},
+        text = (
+            question.text
+            if shape["format"] == "json_schema" and not question.spell_out
+            else f"{question.text}\n{prompt_for(question.schema)}"
         )
+        if shape["system"] == "merged":
+            text = f"{question.system}\n\n{text}"
+        user = {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],
+        }
+        system = [{"role": "system", "content": question.system}] if shape["system"] == "own" else []
+        body: dict[str, Any] = {"model": self._model, "messages": [*system, user]}
+        if shape["format"] == "json_schema":
+            schema = {"name": "caption", "schema": question.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif shape["format"] == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        if shape["limit"] != "none":
+            largest = self._client.shape.max_output_tokens or question.max_output_tokens
+            body[shape["limit"]] = min(question.max_output_tokens, largest)
+        return body
 
 
-def _words(error: openai.APIStatusError) -> str:
-    body = error.body
-    said = body.get("message") if isinstance(body, dict) else None
-    return str(said or "no more is said")
+def _unwrap(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the completion in a body, which some gateways wrap in an object of their own."""
+    inner = [body.get(name) for name in ("result", "data", "response")]
+    return next((part for part in inner if isinstance(part, dict) and "choices" in part), body)
 
 
-def _read(completion: ChatCompletion) -> Reply:
-    """The SDK builds its models without validating, so that a wrong body shows only where it is read."""
-    try:
-        choice, usage = completion.choices[0], completion.usage
-        return Reply(
-            text=choice.message.content or "",
-            problem="the model refused" if choice.message.refusal else PROBLEMS.get(choice.finish_reason, ""),
-            input_tokens=usage.prompt_tokens if usage else 0,
-            output_tokens=usage.completion_tokens if usage else 0,
-        )
-    except (AttributeError, TypeError, IndexError):
-        return GARBAGE
+def _reply(choice: Choice, usage: TokenUsage | None) -> Reply:
+    """Convert a choice to a reply.
+
+    Raises:
+        ImageRefusedError: when the service or the model declined the image.
+    """
+    message = choice.message or Message()
+    if message.refusal:
+        raise ImageRefusedError(f"the model refused: {message.refusal}", usage, billed=True)
+    if is_filtered(choice.finish_reason):
+        raise ImageRefusedError("the service's content filter ended the reply", usage, billed=True)
+    return Reply(
+        text=message.text,
+        usage=usage,
+        truncated=is_cut_off(choice.finish_reason),
+    )

@@ -1,7 +1,7 @@
-"""The report of a training: one HTML file that shows what went in, what happened and what came out."""
+"""The report of a training: one HTML file with its inputs, progress and results."""
 
-from .facts import Facts, Timing
+from .images import TrainingImage, describe_image
 from .page import render
-from .pictures import Shown, show
+from .report_data import ReportData, Timing
 
-__all__ = ["Facts", "Shown", "Timing", "render", "show"]
+__all__ = ["ReportData", "Timing", "TrainingImage", "describe_image", "render"]

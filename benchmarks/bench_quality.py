@@ -1,0 +1,243 @@
+"""Train concepts that the small base model was not trained on, and score the adapters with a classifier.
+
+Usage: python -m benchmarks.bench_quality [--quick] [--grid quality.png]
+
+Each method trains each concept from six images with the real training stage; two concepts are also trained with
+good and bad captions. The table has means over the concepts; tools/shapes/scores.py defines the scores. Two trials
+run at a time, with one thread each. The last line of the output is machine-readable:
+
+base          share of correct images of the base model for plain prompts
+concept       concept score with the token, for DreamBoothLoRA with prior preservation
+concept_base  the same score of the base model
+prompt_ratio  prompt score with the token, divided by the base model's
+class_ratio   class score without the token, divided by the base model's
+extract_gap   concept score of DreamBoothExtract's fine-tuned model, minus that of the adapter extracted from it
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from PIL import Image
+from rich.progress import track
+
+from benchmarks.trials import Workbench
+from lora_cli.local.seaweed import Seaweed
+from lora_trainer.train.sampling.contact_sheet import contact_sheet
+from tools.shapes import concepts, judge, pipeline
+from tools.shapes.concepts import CONCEPTS, Captions
+from tools.shapes.scores import Scores, score
+
+PRIOR = {"priorPreservation": {"enabled": True, "numClassImages": 12, "guidanceScale": "3"}}
+EXTRACT = {
+    "method": "DreamBoothExtract",
+    "rank": 8,
+    "alpha": 8,
+    "maxSteps": 400,
+    "textEncoder": {"train": False},
+    "extraction": {"convolutions": True, "factorSteps": 200},
+}
+METHODS: dict[str, tuple[Captions, dict[str, Any]]] = {
+    "DreamBoothLoRA": (Captions.GOOD, {}),
+    "DreamBoothLoRA, prior": (Captions.GOOD, PRIOR),
+    "LoRA": (Captions.GOOD, {"method": "LoRA"}),
+    "DreamBoothExtract": (Captions.GOOD, EXTRACT),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "feed-forward": {"adapter": {"targets": "AttentionAndFeedForward"}},
+    "full": {"adapter": {"targets": "Full"}},
+    "feed-forward, prior": {"adapter": {"targets": "AttentionAndFeedForward"}, **PRIOR},
+    "rank dropout": {"adapter": {"rankDropout": "0.1"}},
+    "LoRA+ 4": {"loraPlusRatio": "4"},
+    "Huber": {"loss": {"type": "Huber"}},
+    "debiased": {"snrGamma": "5.0", "loss": {"weighting": "Debiased"}},
+    "logit-normal": {"timesteps": {"distribution": "LogitNormal", "mean": "0.5"}},
+    "crop jitter": {"augmentation": {"cropJitter": "0.1"}},
+    "CAME": {"optimizer": "CAME"},
+    "schedule-free Prodigy": {
+        "optimizer": "ProdigyScheduleFree",
+        "learningRate": "1",
+        "lrScheduler": "constant",
+        "textEncoder": {"train": True, "learningRate": "1"},
+    },
+}
+"""Settings of DreamBoothLoRA that are compared with its defaults. A setting may only become a default if it is better
+here."""
+BASE = "base"
+"""The row of the base model without an adapter."""
+FULL = "DreamBoothExtract, full"
+"""The row of the fine-tuned model before the extraction."""
+CAPTIONS = [kind for kind in Captions if kind != Captions.GOOD]
+"""Other kinds of captions, trained with DreamBoothLoRA."""
+QUICK_CONCEPTS = 2
+"""Number of concepts of a quick run, and of the trials with other captions."""
+WORKERS = 2
+"""Number of worker processes."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A concept to train and to score."""
+
+    row: str
+    """Row of the table."""
+    concept: int
+    """Index in CONCEPTS."""
+    captions: Captions | None = None
+    """Kind of captions to train with; None: score the base model."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+Outcome = list[tuple[str, Scores, list[Image.Image]]]
+"""Rows of the table with the scores and images of a concept."""
+
+
+class TrialRunner:
+    """The part of a worker process that trains, generates and scores."""
+
+    def __init__(self, workbench: Workbench) -> None:
+        torch.set_num_threads(1)
+        self._workbench = workbench
+        self._pipeline = pipeline.load()
+        self._judge = judge.load()
+
+    def run(self, trial: Trial) -> Outcome:
+        """Train and score a concept."""
+        concept = CONCEPTS[trial.concept]
+        if trial.captions is None:
+            return [self._score(trial.row, concept)]
+        trained = self._workbench.train(
+            concept, concepts.images(concept), concepts.captions(concept, trial.captions), **trial.settings
+        )
+        self._pipeline.load_lora_weights(trained.adapter)
+        outcome = [self._score(trial.row, concept)]
+        self._pipeline.unload_lora_weights()
+        if trial.settings.get("method") == "DreamBoothExtract":
+            unet = self._pipeline.unet
+            learned = {name.removeprefix("unet."): value for name, value in trained.learned.items()}
+            before = {name: unet.state_dict()[name].clone() for name in learned}
+            unet.load_state_dict(learned, strict=False)
+            outcome.append(self._score(FULL, concept))
+            unet.load_state_dict(before, strict=False)
+        return outcome
+
+    def _score(self, row: str, concept: concepts.Concept) -> tuple[str, Scores, list[Image.Image]]:
+        scores, images = score(self._pipeline, concept, self._judge)
+        return row, scores, list(concepts.to_images(images))
+
+
+@cache
+def trial_runner(workbench: Workbench) -> TrialRunner:
+    """Return the runner of this process."""
+    return TrialRunner(workbench)
+
+
+def run_trial(workbench: Workbench, trial: Trial) -> tuple[Trial, Outcome]:
+    return trial, trial_runner(workbench).run(trial)
+
+
+Rows = dict[str, dict[int, tuple[Scores, list[Image.Image]]]]
+"""Scores and images by row of the table and index of the concept."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two concepts, one kind of captions")
+    parser.add_argument(
+        "--options",
+        nargs="*",
+        metavar="ROW",
+        help="compare training options too: all, or these rows of OPTIONS",
+    )
+    parser.add_argument("--grid", type=Path, default=Path("quality.png"), help="output file of the images")
+    args = parser.parse_args()
+
+    correct, _ = pipeline.measure(pipeline.load())
+    trials = [Trial(BASE, index) for index in range(QUICK_CONCEPTS if args.quick else len(CONCEPTS))]
+    trials += [
+        Trial(row, base.concept, captions, settings)
+        for base in trials
+        for row, (captions, settings) in METHODS.items()
+    ]
+    if not args.quick:
+        trials += [
+            Trial(f"captions: {kind}", index, kind) for kind in CAPTIONS for index in range(QUICK_CONCEPTS)
+        ]
+    if args.options is not None:
+        trials += [
+            Trial(f"option: {row}", index, Captions.GOOD, OPTIONS[row])
+            for row in args.options or OPTIONS
+            for index in range(QUICK_CONCEPTS)
+        ]
+    rows: Rows = defaultdict(dict)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Seaweed(Path(folder) / "store", ["datasets", "loras"]) as store,
+        ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool,
+    ):
+        workbench = Workbench.open(Path(folder) / "work", store, pipeline.FOLDER)
+        submitted = [pool.submit(run_trial, workbench, trial) for trial in trials]
+        for done in track(as_completed(submitted), "trials", total=len(submitted)):
+            trial, outcome = done.result()
+            for row, scores, images in outcome:
+                rows[row][trial.concept] = scores, images
+                print(format_line(f"{CONCEPTS[trial.concept].name}: {row}", scores), flush=True)
+    if not args.quick:
+        good = rows["DreamBoothLoRA"]
+        rows[f"captions: {Captions.GOOD}"] = {index: good[index] for index in range(QUICK_CONCEPTS)}
+    order = [BASE, *METHODS, FULL, *sorted(rows.keys() - {BASE, *METHODS, FULL})]
+    means = {row: Scores.mean([scores for scores, _ in rows[row].values()]) for row in order}
+    print(f"\n{'means':44}concept  prompt   class  diversity")
+    for row, mean in means.items():
+        print(format_line(row, mean))
+    save_grid({row: rows[row] for row in order}, args.grid)
+    base, prior = means[BASE], means["DreamBoothLoRA, prior"]
+    figures = {
+        "base": correct["all"],
+        "concept": prior.concept,
+        "concept_base": base.concept,
+        "prompt_ratio": prior.prompt / base.prompt,
+        "class_ratio": prior.class_ / base.class_,
+        "extract_gap": means[FULL].concept - means["DreamBoothExtract"].concept,
+    }
+    print("\nRESULT " + " ".join(f"{name}={value:.3f}" for name, value in figures.items()))
+
+
+def format_line(name: str, scores: Scores) -> str:
+    return (
+        f"{name:44}{scores.concept:7.2f} {scores.prompt:7.2f} {scores.class_:7.2f} {scores.diversity:10.2f}"
+    )
+
+
+def save_grid(rows: Rows, path: Path) -> None:
+    """Save a row of images for each concept: three training images, then two images for every row of the table."""
+    lines = []
+    for index in sorted(rows[BASE]):
+        shown = concepts.images(CONCEPTS[index])[:3]
+        cells = {f"training image {number + 1}": image for number, image in enumerate(shown)}
+        for row, results in rows.items():
+            if not row.startswith(("captions", "option")):
+                # The first images of the prompts with the indices 5 and 9.
+                each = len(results[index][1]) // len(concepts.PROMPTS)
+                of_prompts = results[index][1][::each][5::4]
+                cells |= {f"{row} {number + 1}": image for number, image in enumerate(of_prompts)}
+        lines.append((CONCEPTS[index].name, cells))
+    contact_sheet(lines, cell=160).save(path)
+
+
+if __name__ == "__main__":
+    main()

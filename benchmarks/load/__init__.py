@@ -1,0 +1,1 @@
+"""The measurements of bench_operator.py: the operator under many jobs."""

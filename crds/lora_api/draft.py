@@ -1,0 +1,55 @@
+"""Manifests from a few answers: `lora train`, `lora init` and the web page start from them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from unicodedata import combining, normalize
+
+from . import API_VERSION, KIND
+from .dataset import AnnotationMode
+from .training import Training
+
+PREVIEWS = 5
+"""Number of times that previews are generated, by default, while a drafted job trains."""
+MAX_NAME = 50
+"""Characters of a derived name."""
+
+
+def draft_manifest(
+    name: str, token: str, class_name: str, mode: AnnotationMode, steps: int | None = None
+) -> dict[str, Any]:
+    """Build the manifest of a job. Fields that are not set have their defaults.
+
+    Args:
+        name: name of the job. The dataset has the prefix `NAME/`.
+        token: the rare word for the concept.
+        class_name: the ordinary noun for it.
+        mode: where the captions come from.
+        steps: training steps; None for the default of the job.
+    """
+    trigger = f"{token} {class_name}"
+    training: dict[str, Any] = {"maxSteps": steps} if steps else {}
+    every = max(1, (steps or Training().max_steps) // PREVIEWS)
+    prompts = [f"a photo of {trigger}", f"a photo of {trigger} on a beach at sunset"]
+    training["preview"] = {"prompts": prompts, "everySteps": every}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name},
+        "spec": {
+            "dataset": {"prefix": f"{name}/"},
+            "concept": {"token": token, "className": class_name},
+            "annotation": {"mode": str(mode)},
+            "training": training,
+        },
+    }
+
+
+def slug(text: str) -> str:
+    """Derive a Kubernetes name from a text; empty if the text has no usable characters.
+
+    Letters lose their accents: `Föto` becomes `foto`.
+    """
+    plain = "".join(char for char in normalize("NFKD", text.casefold()) if not combining(char))
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:MAX_NAME].strip("-")

@@ -1,0 +1,1 @@
+"""The command `lora`: local runs, cluster commands, captions and estimates."""

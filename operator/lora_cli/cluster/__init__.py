@@ -1,0 +1,1 @@
+"""Commands for jobs in a cluster, run from a user's machine."""

@@ -1,0 +1,1 @@
+"""Local runs of LoraTrainingJobs, without a cluster. Stages run as processes; the store is SeaweedFS on loopback."""

@@ -1,1 +1,0 @@
-"""Jobs in a cluster, from a person's machine: the commands beside `lora run`."""

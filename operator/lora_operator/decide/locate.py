@@ -1,0 +1,212 @@
+"""Logic that both stages share: whether a child Job must be created or deleted, and which failures are charged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+from lora_api.reasons import Reason
+from lora_api.stages import StageName
+from lora_api.status import CaptionsStatus, ConditionType, Phase, TrainingStatus
+
+from ..snapshot import Child, Pod
+from .decision import DeleteChildJob
+from .stages import (
+    Done,
+    Ending,
+    StageState,
+    Starting,
+    Unusable,
+    charged_failures,
+    disruptions,
+    ever_started,
+    explain_pod,
+    is_evicted_for_own_use,
+    last_failed,
+    read_stage,
+)
+from .status_draft import StatusDraft
+
+AnyStageStatus = CaptionsStatus | TrainingStatus
+S = TypeVar("S", CaptionsStatus, TrainingStatus)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The stage's child Job must be created, as this attempt."""
+
+    attempt: int
+    after: Unusable | None = None
+    """How the previous attempt ended, if it has not been charged yet. None for a first attempt and for a child Job that
+    is created again."""
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The stage's child Job must be deleted: its stage has ended without a result, but its pod has not."""
+
+    child: Child
+    state: Unusable
+
+
+def locate_stage(
+    draft: StatusDraft, stage: StageName, attempt: int, job_name: str
+) -> Start | GiveUp | tuple[Child, StageState] | None:
+    """Find out what a stage needs next.
+
+    Args:
+        draft: the job.
+        stage: the stage.
+        attempt: the newest attempt in the status; 0 before the first.
+        job_name: that attempt's child Job in the status; empty when the attempt was given up.
+
+    Returns:
+        Start when a child Job must be created, GiveUp when it must be deleted, the newest child Job and its
+        state, or None when a pod must terminate first.
+    """
+    child = draft.snapshot.child(stage)
+    if child is None or child.attempt < attempt:
+        if stage in draft.snapshot.orphaned_stages:
+            return None
+        # A missing child Job is created again under its own name, so that a cache that lags behind can never
+        # lead to a second one.
+        return Start(attempt if job_name else attempt + 1)
+    state = read_stage(child, draft.snapshot.hint, draft.now, draft.has_progress(stage))
+    if isinstance(state, Done):
+        return child, state
+    # the attempt was given up: its child Job must end or be deleted before the next one
+    if child.attempt == attempt and not job_name:
+        if child.ended:
+            return Start(attempt + 1)
+        if child.active:
+            draft.actions.append(DeleteChildJob(child.name, child.uid))
+        return None
+    match state:
+        case Ending():
+            return None
+        case Unusable() if child.ended:
+            return Start(child.attempt + 1, state)
+        case Unusable():
+            return GiveUp(child, state)
+    return child, state
+
+
+def previous_pod(draft: StatusDraft) -> str:
+    """Return the message while the pod of an earlier child Job terminates."""
+    return f"waiting for the previous {draft.snapshot.pod_kind} to terminate"
+
+
+def wait_for_previous_pod(draft: StatusDraft, phase: Phase, reason: Reason) -> None:
+    """Wait until the previous pod has terminated. A message that already says why it terminates is kept."""
+    before, message = draft.status.condition(ConditionType.SUCCEEDED), previous_pod(draft)
+    explained = before is not None and before.reason == reason and before.message.endswith(message)
+    draft.set_phase(phase, reason, before.message if before is not None and explained else message)
+
+
+def charge(draft: StatusDraft, status: S, child: Child | None, state: Unusable) -> S | None:
+    """Charge an attempt that ended without a result to `runPolicy.backoffLimit`.
+
+    Returns:
+        The stage's new status. None when the limit is exceeded, which has failed the job.
+    """
+    failures = status.failures + (_count_failures(status, child, state) if state.charged else 0)
+    limit = draft.spec.run_policy.backoff_limit
+    if failures > limit:
+        draft.fail(
+            state.reason, f"{state.message} (attempt {status.attempt}, runPolicy.backoffLimit {limit})"
+        )
+        return None
+    return status.model_copy(update={"failures": failures})
+
+
+def charge_replaced(draft: StatusDraft, status: S, child: Child) -> S | None:
+    """Charge the attempt before this one if that was not recorded; None when that fails the job.
+
+    A child Job is created before the status is written. If that write failed, the new child Job is there, but
+    the status is still that of the attempt that it replaced.
+    """
+    if child.attempt <= status.attempt or not status.job_name:
+        return status
+    for previous in draft.snapshot.children:
+        if (previous.stage, previous.attempt) == (child.stage, status.attempt):
+            state = read_stage(previous, None, draft.now, draft.has_progress(child.stage))
+            if isinstance(state, Unusable):
+                return charge(draft, status, previous, state)
+    return status
+
+
+def _count_failures(status: AnyStageStatus, child: Child | None, state: Unusable) -> int:
+    """Count the failures to charge for an attempt."""
+    refused = state.reason == Reason.CREDENTIALS_REFUSED
+    if refused and isinstance(status, TrainingStatus) and status.furthest_step > status.furthest_step_before:
+        # keys may be rotated any number of times during a long training, as long as it makes progress in between
+        return 0
+    if child is None:
+        return 1
+    # The cause is one failure more, except in a failed child Job: there it is one of the pods that Kubernetes charged.
+    return charged_failures(child) + (0 if child.failed else 1)
+
+
+def enforce_disruption_limit(draft: StatusDraft, child: Child, since: datetime | None) -> bool:
+    """Fail the job when too many pods in a row were lost without progress.
+
+    Kubernetes does not charge these pods to the child Job's backoffLimit. Without this limit, a pod that is evicted
+    again and again would be replaced forever.
+    """
+    if child.ended:
+        return False
+    # A pod that used more disk than its own limit is evicted without a disruption. It gets SIGTERM first, so it
+    # ends as interrupted and Kubernetes does not charge it either.
+    evicted = [pod for pod in child.pods if pod.phase == "Failed" and is_evicted_for_own_use(pod)]
+    if len(evicted) > draft.spec.run_policy.backoff_limit:
+        reason, message = explain_pod(evicted[-1])
+        draft.fail(reason, f"{message.strip()} ({len(evicted)} times, runPolicy.backoffLimit)")
+        return True
+    limit = draft.spec.run_policy.disruption_limit
+    lost = disruptions(child, since)
+    if lost < limit:
+        return False
+    pod = last_failed(child)
+    cause = ": ".join(explain_pod(pod)) if pod else "unknown"
+    draft.fail(
+        Reason.DISRUPTION_LIMIT_EXCEEDED,
+        f"the {draft.snapshot.pod_kind} was lost {lost} times in a row without progress (runPolicy.disruptionLimit); "
+        f"the last time: {cause}",
+    )
+    return True
+
+
+def report_starting(
+    draft: StatusDraft, child: Child, state: Starting, phase: Phase, default: tuple[Reason, str]
+) -> bool:
+    """Report why the pod does not run yet, and reconcile again later: Events, which are not watched, may explain it.
+
+    Args:
+        draft: the job.
+        child: the stage's child Job.
+        state: what the child Job waits for.
+        phase: the phase to be in meanwhile.
+        default: reason and message when Kubernetes gives no cause.
+    """
+    reason, message = (
+        (default[0] if state.reason == Reason.QUEUED else state.reason),
+        state.message or default[1],
+    )
+    if ever_started(child):
+        # the start deadline is for the first pod only
+        draft.set_waiting_phase(phase, reason, message)
+        draft.requeue_with_backoff(child.created_at)
+    else:
+        draft.wait_for_start(phase, reason, message, since=child.created_at)
+    return True
+
+
+def describe_running(attempt: int, pod: Pod) -> tuple[Reason | None, str]:
+    """Return the reason and the message for a running pod. The reason is None unless something is wrong."""
+    where = f" on node {pod.node}" if pod.node else ""
+    if pod.node_not_ready:
+        return Reason.NODE_NOT_READY, (
+            f"attempt {attempt}{where}, which does not report. Kubernetes replaces the pod if the node stays away"
+        )
+    return None, f"attempt {attempt}{where}"

@@ -1,0 +1,280 @@
+"""The draft of a decision: the status as it will be written, and the methods with which policies change it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from lora_api.job import JobSpec
+from lora_api.reasons import Reason
+from lora_api.stages import StageName
+from lora_api.status import Condition, ConditionType, JobStatus, Phase
+
+from ..snapshot import Child, Snapshot
+from .decision import Action, Announcement, Decision, DeleteChildJob
+from .stages import HELD_OPEN_GRACE, run_seconds
+
+PROFILE_RETRY = timedelta(minutes=1)
+"""Time until a job checks again whether its profile allows it: no watch reports an edit of the profiles file."""
+RETRY_INTERVALS = (timedelta(seconds=3), timedelta(minutes=1))
+"""Shortest and longest interval at which something that no watch reports is checked again (see `requeue_with_backoff`)."""
+RECHECK = timedelta(minutes=5)
+"""The longest time that a job which has not ended goes without a reconcile."""
+ANNOUNCED_PHASES = (Phase.AWAITING_APPROVAL, Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
+"""Phases that a person may want to act on. The others are in the status, and an Event is a write for each job."""
+WARNING_REASONS = frozenset(
+    {
+        Reason.IMAGE_PULL_FAILED,
+        Reason.SECRET_NOT_FOUND,
+        Reason.QUOTA_EXCEEDED,
+        Reason.UNSCHEDULABLE,
+        Reason.NODE_NOT_READY,
+    }
+)
+"""Reasons for an Event of type Warning while a job has not ended."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a job cannot continue under its profile as it is now."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass
+class StatusDraft:
+    """A mutable draft of one decision. Each call of `decide` creates its own."""
+
+    snapshot: Snapshot
+    now: datetime
+    status: JobStatus = field(init=False)
+    actions: list[Action] = field(default_factory=list)
+    requeue_times: list[datetime] = field(default_factory=list)
+    problem: Problem | None = None
+    """Set when a job was accepted, but its profile does not allow it any more."""
+
+    def __post_init__(self) -> None:
+        self.status = self.snapshot.status
+
+    @property
+    def spec(self) -> JobSpec:
+        """The spec. Only for policies after `validate_resource`."""
+        assert self.snapshot.spec is not None
+        return self.snapshot.spec
+
+    def record_blockers(self, phase: Phase) -> bool:
+        """Write to the status what prevents a stage from starting now, if anything does.
+
+        A final refusal fails the job; in all other cases the start is retried later.
+
+        Args:
+            phase: the phase to wait in.
+
+        Returns:
+            Whether something prevents the start.
+        """
+        refusal = self.snapshot.refusal
+        if refusal is not None and refusal.final:
+            self.fail(refusal.reason, refusal.message)
+        elif refusal is not None:
+            self.wait_for_start(phase, refusal.reason, refusal.message, self._waiting_since())
+        elif self.problem is not None:
+            self.set_phase(phase, self.problem.reason, self.problem.message)
+            self.requeue_at(self.now + PROFILE_RETRY)
+        elif self.snapshot.capacity:
+            self.wait_for_start(phase, Reason.QUEUED, self.snapshot.capacity, self._waiting_since())
+        else:
+            return False
+        return True
+
+    def wait_for_start(self, phase: Phase, reason: Reason, message: str, since: datetime) -> None:
+        """Wait for a stage to start, until `runPolicy.startDeadlineSeconds` after `since` at most."""
+        limit = self.spec.run_policy.start_deadline_seconds
+        if limit is not None:
+            due = since + timedelta(seconds=limit)
+            if self.now >= due:
+                self.fail(
+                    Reason.START_DEADLINE_EXCEEDED,
+                    f"no pod started within runPolicy.startDeadlineSeconds ({limit} s): {message}",
+                )
+                return
+            self.requeue_at(due)
+        self.set_waiting_phase(phase, reason, message)
+        self.requeue_with_backoff(since)
+
+    def requeue_after_start(self) -> None:
+        """Reconcile again soon after a stage was started, because no event reports a child Job that gets no pod."""
+        self.requeue_with_backoff(self.now)
+        limit = self.spec.run_policy.start_deadline_seconds
+        if limit is not None:
+            self.requeue_at(self.now + timedelta(seconds=limit))
+
+    def requeue_with_backoff(self, since: datetime) -> None:
+        """Reconcile again after as much time as has passed since `since`, within `RETRY_INTERVALS`."""
+        shortest, longest = RETRY_INTERVALS
+        self.requeue_at(self.now + min(max(self.now - since, shortest), longest))
+
+    def _waiting_since(self) -> datetime:
+        """Return when the wait for the next stage began: the end of the previous stage, or else the start of the job.
+
+        Times in the future, from another clock, are ignored.
+        """
+        ends = [pod.finished_at for child in self.snapshot.children for pod in child.pods if pod.finished_at]
+        start = self.status.start_time or self.now
+        return max([start, *(end for end in ends if end <= self.now)])
+
+    def write(self, **changes: Any) -> None:
+        """Set fields of the status."""
+        self.status = self.status.model_copy(update=changes)
+
+    def requeue_at(self, at: datetime | None) -> None:
+        if at is not None:
+            self.requeue_times.append(at)
+
+    def set_condition(self, kind: ConditionType, value: str, reason: Reason, message: str = "") -> None:
+        """Set a condition. Its lastTransitionTime changes only with its status."""
+        before = self.status.condition(kind)
+        changed = before is None or before.status != value
+        after = Condition.model_validate(
+            {
+                "type": kind,
+                "status": value,
+                "observed_generation": self.snapshot.generation,
+                "last_transition_time": self.now
+                if changed or before is None
+                else before.last_transition_time,
+                "reason": reason,
+                "message": message,
+            }
+        )
+        others = [c for c in self.status.conditions if c.type != kind]
+        order = list(ConditionType)
+        self.write(conditions=sorted([*others, after], key=lambda c: order.index(c.type)))
+
+    def remove_condition(self, kind: ConditionType) -> None:
+        self.write(conditions=[c for c in self.status.conditions if c.type != kind])
+
+    def set_phase(self, phase: Phase, reason: Reason, message: str = "") -> None:
+        """Set a phase other than Succeeded and Failed, and the conditions that go with it."""
+        self.write(phase=phase)
+        self.set_condition(ConditionType.SUCCEEDED, "Unknown", reason, message)
+        self.set_condition(ConditionType.FINISHED, "False", reason)
+
+    def set_waiting_phase(self, phase: Phase, reason: Reason, message: str) -> None:
+        """Set a phase in which the job waits. A message that differs from the stored one in numbers alone is not written.
+
+        Schedulers and quotas count other pods in their messages, so these change all the time without a new
+        meaning, and each change would be a write for each waiting job.
+        """
+        before = self.status.condition(ConditionType.SUCCEEDED)
+        same_reason = before is not None and (before.status, before.reason) == ("Unknown", reason)
+        if (
+            before is not None
+            and same_reason
+            and _without_numbers(before.message) == _without_numbers(message)
+        ):
+            message = before.message
+        self.set_phase(phase, reason, message)
+
+    def fail(self, reason: Reason, message: str) -> None:
+        """End as Failed and stop whatever still runs."""
+        self.count_gpu_seconds()
+        self.write(phase=Phase.FAILED, finish_time=self.now)
+        self.set_condition(ConditionType.SUCCEEDED, "False", reason, message)
+        self.set_condition(ConditionType.FINISHED, "True", reason)
+        self.set_condition(ConditionType.STALLED, "True", reason, message)
+        self.remove_condition(ConditionType.SUSPENDED)
+        self.actions.clear()
+        self.stop_all()
+
+    def succeed(self, reason: Reason, message: str) -> None:
+        """End as Succeeded and stop whatever still runs, after its time to terminate by itself."""
+        self.write(phase=Phase.SUCCEEDED, finish_time=self.now)
+        self.set_condition(ConditionType.SUCCEEDED, "True", reason, message)
+        self.set_condition(ConditionType.FINISHED, "True", reason)
+        self.remove_condition(ConditionType.SUSPENDED)
+        self.stop_finished()
+
+    def has_progress(self, stage: StageName) -> bool:
+        """Whether the current attempt of a stage has done some of its work."""
+        # before the first training, the progress is that of the annotation stage
+        running = self.status.training is not None if stage == StageName.TRAIN else True
+        reports = (self.status.progress, self.snapshot.progress)
+        return running and any(report is not None and report.step > 0 for report in reports)
+
+    def count_gpu_seconds(self) -> None:
+        """Update `training.gpuSeconds`. Not called at every reconcile, because each change is a status write."""
+        spec, training = self.snapshot.spec, self.status.training
+        child = self.snapshot.child(StageName.TRAIN)
+        if spec is None or training is None or child is None or child.attempt != training.attempt:
+            return
+        held = spec.resources.train.gpus * run_seconds(child, self.now)
+        total = max(training.gpu_seconds or 0, training.gpu_seconds_before + held)
+        self.write(training=training.model_copy(update={"gpu_seconds": total}))
+
+    def stop_all(self) -> None:
+        """Delete every child Job that has not ended and is not about to complete. Ended ones are kept for their logs."""
+        for child in self.snapshot.children:
+            if child.active and not _completes_by_itself(child):
+                self.actions.append(DeleteChildJob(child.name, child.uid))
+
+    def stop_finished(self, stage: StageName | None = None) -> None:
+        """Stop what still runs after a stage or the job has ended.
+
+        A pod whose stage has just ended well gets some time to terminate by itself, so that its child Job
+        completes and is kept for its logs.
+
+        Args:
+            stage: the stage; None for all.
+        """
+        for child in self.snapshot.children:
+            if (
+                not child.active
+                or (stage is not None and child.stage != stage)
+                or _completes_by_itself(child)
+            ):
+                continue
+            ended = [pod.finished_at for pod in child.pods if pod.held_open and pod.finished_at]
+            due = max(ended) + HELD_OPEN_GRACE if ended else self.now
+            if self.now < due:
+                self.requeue_at(due)
+            else:
+                self.actions.append(DeleteChildJob(child.name, child.uid))
+
+    def decision(self) -> Decision:
+        if not self.status.phase.terminal:
+            self.requeue_at(self.now + RECHECK)
+        return Decision(
+            status=self.status,
+            actions=tuple(self.actions),
+            announcements=self._announcements(),
+            requeue_at=min(self.requeue_times, default=None),
+        )
+
+    def _announcements(self) -> tuple[Announcement, ...]:
+        """Return an Event when the phase or its reason has changed, if a person may want to act on it."""
+        before = self.snapshot.status.condition(ConditionType.SUCCEEDED)
+        after = self.status.condition(ConditionType.SUCCEEDED)
+        if after is None or (
+            before is not None
+            and before.reason == after.reason
+            and self.snapshot.status.phase == self.status.phase
+        ):
+            return ()
+        reason = Reason(after.reason)
+        warning = self.status.phase == Phase.FAILED or reason in WARNING_REASONS
+        if not (warning or self.status.phase in ANNOUNCED_PHASES):
+            return ()
+        return (Announcement(reason, after.message or f"{self.status.phase}", warning),)
+
+
+def _without_numbers(message: str) -> str:
+    return re.sub(r"\d+", "0", message)
+
+
+def _completes_by_itself(child: Child) -> bool:
+    """Whether a pod has succeeded, so that Kubernetes is about to mark the child Job complete."""
+    return any(pod.phase == "Succeeded" for pod in child.pods)

@@ -1,1 +1,0 @@
-"""The same resource without a cluster: a Job becomes a process, the store a SeaweedFS on loopback."""

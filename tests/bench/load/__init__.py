@@ -1,1 +1,0 @@
-"""How the operator bears many jobs: what bench_operator.py measures."""

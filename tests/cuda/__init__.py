@@ -1,0 +1,1 @@
+"""The CUDA path on machines without a GPU; see README.md."""

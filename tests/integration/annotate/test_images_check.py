@@ -1,0 +1,57 @@
+"""`lora images check` on real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFilter
+from typer.testing import CliRunner
+
+from lora_cli.main import app
+
+
+@pytest.fixture
+def folder(photographs: list[Path], tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in photographs:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, ["images", "check", *map(str, arguments)])
+
+
+def test_good_images_pass_with_their_coverage(folder):
+    result = run(folder, "--resolution", 512)
+    assert result.exit_code == 0, result.output
+    assert "5 images, 5 different" in result.output
+    assert "light: " in result.output
+
+
+def test_problems_are_named_and_shown(folder, tmp_path):
+    first = sorted(folder.iterdir())[0]
+    with Image.open(first) as image:
+        image.convert("RGB").filter(ImageFilter.GaussianBlur(12)).save(folder / "soft.jpg")
+        image.convert("RGB").resize((700, 700)).save(folder / "again.png")
+        image.convert("RGB").resize((900, 900)).crop((0, 100, 900, 600)).save(folder / "wide.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    (folder / "stray.txt").write_text("words")
+    (folder / "IMG.MOV").write_bytes(b"film")
+    sheet = tmp_path / "sheet.png"
+    result = run(folder, "--sheet", sheet, "--resolution", 512, "-o", "json")
+    assert result.exit_code == 1
+    data = json.loads(result.stdout)
+    problems = {image["file"]: " ".join(image["problems"]) for image in data["images"]}
+    assert "blurred" in problems["soft.jpg"]
+    assert any("a copy of" in text for text in problems.values())
+    assert {item["file"] for item in data["skipped"]} == {"broken.jpg", "IMG.MOV"}
+    assert "stray.txt" in data["warnings"][0]
+    crop = next(image["crop"] for image in data["images"] if image["file"] == "wide.png")
+    assert crop[2] - crop[0] == pytest.approx(5 / 9, abs=0.001)
+    with Image.open(sheet) as image:
+        assert image.width == 1600
+        assert image.height == 2 * 354

@@ -1,0 +1,207 @@
+"""Evictions, lost nodes and rotated keys: named in Kubernetes' words, and limited."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lora_api.reasons import Reason
+from lora_api.stages import Outcome, StageName, TrainingResult
+from lora_api.status import JobStatus, Phase, Progress
+from lora_operator.decide import DeleteChildJob, StartTraining, decide
+from lora_operator.observe import observe_stage_pod
+from lora_operator.snapshot import Pod
+from tests.support.builders import (
+    CAPTIONS_SHA,
+    HASH,
+    NOW,
+    child,
+    condition,
+    failed,
+    message,
+    pod,
+    seconds,
+    snapshot,
+    training,
+)
+from tests.support.raw_children import raw_pod
+
+TRAIN = StageName.TRAIN
+NODE_DISK = (
+    "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 2Gi. "
+    "Container stage was using 30Gi, request is 0, has larger consumption of ephemeral-storage. "
+)
+OWN_DISK = "Pod ephemeral local storage usage exceeds the total limit of containers 8Gi. "
+VOLUME = 'Usage of EmptyDir volume "work" exceeds the limit "2Gi". '
+NODE_MEMORY = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 30Mi. "
+EVICTIONS = [
+    (NODE_DISK, "TerminationByKubelet", Reason.DISK_FULL),
+    (OWN_DISK, "", Reason.DISK_FULL),
+    (VOLUME, "", Reason.DISK_FULL),
+    (NODE_MEMORY, "TerminationByKubelet", Reason.EVICTED),
+]
+
+
+@pytest.mark.parametrize(("words", "disrupted", "reason"), EVICTIONS, ids=[e[0][:24] for e in EVICTIONS])
+@pytest.mark.parametrize("code", [137, 75, None])
+def test_an_eviction_is_told_in_the_kubelets_words(
+    words: str, disrupted: str, reason: Reason, code: int | None
+) -> None:
+    conditions = [{"type": "DisruptionTarget", "status": "True", "reason": disrupted}] if disrupted else []
+    state = {"terminated": {"exitCode": code, "message": "told to stop"}} if code else {}
+    body = raw_pod(
+        phase="Failed",
+        reason="Evicted",
+        message=words,
+        conditions=conditions,
+        containerStatuses=[{"name": "stage", "state": state}],
+    )
+    job = child(TRAIN, observe_stage_pod(body).pod, pod())
+    status = decide(snapshot(status=training(), children=(job,)), NOW).status
+    assert status.training is not None
+    assert status.training.last_failure is not None
+    assert status.training.last_failure.reason == reason
+    assert words in status.training.last_failure.message
+
+
+@pytest.mark.parametrize("disrupted", ["PreemptionByScheduler", "EvictionByEvictionAPI"])
+def test_the_cause_of_a_disruption_is_not_hidden_by_the_stages_own_words(disrupted: str) -> None:
+    interrupted = failed(Reason.INTERRUPTED, "told to stop").model_copy(
+        update={"outcome": Outcome.INTERRUPTED}
+    )
+    gone = pod("Failed", interrupted, exit_code=75, disrupted=disrupted)
+    status = decide(snapshot(status=training(), children=(child(TRAIN, gone, pod()),)), NOW).status
+    assert status.training is not None
+    assert status.training.last_failure is not None
+    assert disrupted in status.training.last_failure.message
+
+
+def evicted(after: float) -> Pod:
+    return replace(
+        pod("Failed"),
+        exit_code=137,
+        disrupted="TerminationByKubelet",
+        status_reason="Evicted",
+        status_message=NODE_DISK,
+        finished_at=NOW + seconds(after),
+    )
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_disruptions_without_progress_end(stage: StageName) -> None:
+    spec = {"runPolicy": {"disruptionLimit": 3}}
+    status = training() if stage == TRAIN else decide(snapshot(spec=spec), NOW).status
+    few = child(stage, evicted(1), evicted(2), pod())
+    case = snapshot(spec=spec, status=status, children=(few,))
+    assert decide(case, NOW + seconds(5)).status.phase != Phase.FAILED
+    job = child(stage, evicted(1), evicted(2), evicted(3), pod())
+    decision = decide(replace(case, children=(job,)), NOW + seconds(5))
+    assert condition(decision, "Succeeded") == ("False", "DisruptionLimitExceeded")
+    assert NODE_DISK in message(decision)
+    assert decision.actions == (DeleteChildJob(job.name, job.uid),)
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_a_pod_that_exceeds_its_own_limit_is_charged_although_it_ends_as_interrupted(
+    stage: StageName,
+) -> None:
+    own = replace(evicted(1), disrupted="", exit_code=75, status_message=OWN_DISK)
+    status = training() if stage == TRAIN else decide(snapshot(), NOW).status
+    twice = snapshot(status=status, children=(child(stage, own, own, pod()),))
+    assert decide(twice, NOW).status.phase != Phase.FAILED, "runPolicy.backoffLimit is 2"
+    job = child(stage, own, own, own, pod())
+    decision = decide(replace(twice, children=(job,)), NOW)
+    assert condition(decision, "Succeeded") == ("False", "DiskFull")
+    assert OWN_DISK.strip() in message(decision)
+    assert decision.actions == (DeleteChildJob(job.name, job.uid),)
+
+
+def test_progress_in_between_starts_the_count_again() -> None:
+    spec = {"runPolicy": {"disruptionLimit": 2}}
+    running = snapshot(spec=spec, status=training(), children=(child(TRAIN, evicted(1), pod()),))
+    reported = decide(replace(running, progress=Progress(step=40, total_steps=500)), NOW + seconds(10))
+    later = child(TRAIN, evicted(1), evicted(20), pod())
+    status = decide(replace(running, status=reported.status, children=(later,)), NOW + seconds(30)).status
+    assert status.phase == Phase.TRAINING
+    assert status.training is not None
+    assert (status.training.disruptions, status.training.furthest_step) == (2, 40)
+    worse = child(TRAIN, evicted(1), evicted(20), evicted(25), pod())
+    ended = decide(replace(running, status=status, children=(worse,)), NOW + seconds(30)).status
+    assert ended.phase == Phase.FAILED
+
+
+def test_a_node_that_does_not_report_is_told() -> None:
+    conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
+    state = {"running": {"startedAt": "2026-03-01T12:00:00Z"}}
+    containers = [{"name": "stage", "state": state}]
+    lost = observe_stage_pod(
+        raw_pod(phase="Running", conditions=conditions, containerStatuses=containers)
+    ).pod
+    decision = decide(snapshot(status=training(), children=(child(TRAIN, lost),)), NOW)
+    assert condition(decision, "Succeeded") == ("Unknown", "NodeNotReady")
+    assert "gpu-1" in decision.announcements[0].message
+    assert decision.announcements[0].warning
+    slow = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "False"}]
+    body = raw_pod(phase="Running", conditions=slow, containerStatuses=containers)
+    sidecar_not_ready = child(TRAIN, observe_stage_pod(body).pod)
+    case = snapshot(status=training(), children=(sidecar_not_ready,))
+    assert condition(decide(case, NOW), "Succeeded") == ("Unknown", "Training")
+
+
+def refused(attempt: int = 1, step: int = 0) -> Pod:
+    result = failed(Reason.CREDENTIALS_REFUSED, "the key was refused")
+    if step:
+        result = result.model_copy(update={"training": TrainingResult(final_step=step)})
+    return pod("Failed", result, exit_code=77, uid=f"pod-{attempt}")
+
+
+def trained_to(step: int) -> JobStatus:
+    case = snapshot(
+        status=training(), children=(child(TRAIN, pod()),), progress=Progress(step=step, total_steps=700)
+    )
+    return decide(case, NOW).status
+
+
+def test_a_key_that_was_rotated_during_training_starts_a_new_pod() -> None:
+    job = child(TRAIN, refused(), failed="PodFailurePolicy")
+    decision = decide(snapshot(status=trained_to(496), children=(job,)), NOW)
+    assert decision.actions == (StartTraining(2, CAPTIONS_SHA, HASH),)
+    assert decision.status.training is not None
+    assert decision.status.training.failures == 0, "it got further than any attempt before"
+    assert "the key was refused" in message(decision)
+    own_words = child(TRAIN, refused(step=12), failed="PodFailurePolicy")
+    (start,) = decide(snapshot(status=training(), children=(own_words,)), NOW).actions
+    assert start == StartTraining(2, CAPTIONS_SHA, HASH), "the pod itself says how far it came"
+
+
+def test_a_key_that_never_worked_ends_the_job() -> None:
+    job = child(TRAIN, refused(), failed="PodFailurePolicy")
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert condition(decision, "Succeeded") == ("False", "CredentialsRefused")
+
+
+def test_refusals_without_getting_further_are_charged() -> None:
+    status = trained_to(496)
+    phases = []
+    for attempt in range(1, 8):
+        job = child(TRAIN, refused(attempt), failed="PodFailurePolicy", attempt=attempt)
+        status = decide(snapshot(status=status, children=(job,)), NOW).status
+        phases.append(status.phase)
+        if status.phase == Phase.FAILED:
+            break
+        running = child(TRAIN, pod(), attempt=attempt + 1)
+        report = Progress(step=450, total_steps=700)
+        status = decide(snapshot(status=status, children=(running,), progress=report), NOW).status
+    assert phases == [Phase.QUEUED] * 3 + [Phase.FAILED], "the first is free, then runPolicy.backoffLimit"
+
+
+@pytest.mark.parametrize("disrupted", ["", "EvictionByEvictionAPI"])
+def test_a_pod_that_is_taken_away_is_told_while_it_terminates(disrupted: str) -> None:
+    """Its replacement comes when it has ended, which can take the two minutes of its grace period."""
+    leaving = pod(deleting=True, disrupted=disrupted, node="gpu-1")
+    decision = decide(snapshot(status=training(), children=(child(TRAIN, leaving),)), NOW)
+    assert decision.status.phase == Phase.QUEUED
+    cause = "on node gpu-1: EvictionByEvictionAPI" if disrupted else "is being deleted"
+    assert cause in message(decision)
+    assert message(decision).endswith("waiting for it to terminate")

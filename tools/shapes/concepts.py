@@ -1,0 +1,150 @@
+"""Concepts that the base model was not trained on, their images and captions, and the prompts of the evaluation.
+
+They follow DreamBooth's evaluation (Ruiz et al. 2022, arXiv:2208.12242, 4.1 and 4.2): the subject in new contexts and
+colours, the class without the token, and several images of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lora_trainer.train.data.rng import generator_for
+
+from .captions import article
+from .drawing import COLOURS, FILLS, GROUNDS, NEW_SHAPES, PLACES, SHAPES, SIZES, Scenes, draw
+
+TOKEN = "CUS"
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A shape with a fill. An adapter learns it as the meaning of TOKEN before the name of the class."""
+
+    shape: str
+    fill: str
+    class_name: str
+
+    @property
+    def name(self) -> str:
+        return self.shape if self.fill == "plain" else f"{self.fill} {self.shape}"
+
+
+CONCEPTS = [
+    Concept("ring", "striped", "ring"),
+    Concept("heart", "checked", "heart"),
+    Concept("star", "dotted", "star"),
+    Concept("square", "halved", "square"),
+    Concept("cross", "checked", "cross"),
+    Concept("diamond", "dotted", "diamond"),
+]
+TRAINING_SCENES = [  # colour, ground, size, place of the images that teach a concept
+    ("purple", "white", "large", "middle"),
+    ("red", "green", "medium", "left"),
+    ("blue", "yellow", "large", "middle"),
+    ("green", "black", "medium", "right"),
+    ("orange", "blue", "medium", "top"),
+    ("blue", "white", "medium", "bottom"),
+]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and the attributes that its image must show."""
+
+    colour: str = ""
+    ground: str = ""
+    place: str = ""
+
+    def text(self, thing: str) -> str:
+        """Return the prompt for a thing, such as 'CUS ring'."""
+        colour = f"{self.colour} " if self.colour else ""
+        words = f"a photo of {article(colour or thing)} {colour}{thing}"
+        if self.ground:
+            words += f" on {article(self.ground)} {self.ground} background"
+        return f"{words} {WHERE[self.place]}" if self.place else words
+
+    @property
+    def expected(self) -> dict[str, int]:
+        """The indices of the attributes that the prompt states, by attribute."""
+        named = {
+            "colour": (COLOURS, self.colour),
+            "ground": (GROUNDS, self.ground),
+            "place": (PLACES, self.place),
+        }
+        return {name: words.index(word) for name, (words, word) in named.items() if word}
+
+
+WHERE = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+PROMPTS = [
+    Prompt(ground="red"),
+    Prompt(ground="orange"),
+    Prompt(ground="purple"),
+    Prompt(colour="yellow"),
+    Prompt(colour="black"),
+    Prompt(colour="red", ground="white"),
+    Prompt(colour="green", ground="purple"),
+    Prompt(colour="blue", ground="orange", place="left"),
+    Prompt(colour="white", ground="red", place="right"),
+    Prompt(colour="purple", ground="yellow", place="bottom"),
+]
+"""Combinations of colour and background that none of the training images shows."""
+
+
+class Captions(StrEnum):
+    """Ways to caption the images of a concept, good and bad."""
+
+    TEMPLATE = "template"
+    GOOD = "good"
+    WRONG_CLASS = "wrong class"
+    NO_TOKEN = "no token"
+    TRUNCATED = "truncated"
+    SHUFFLED = "shuffled"
+
+
+def images(concept: Concept, scale: int = 1) -> list[Image.Image]:
+    """Draw the training images of a concept with sides of scale * SIDE pixels."""
+    table = {"colour": COLOURS, "ground": GROUNDS, "size": SIZES, "place": PLACES}
+    columns = zip(*TRAINING_SCENES, strict=True)
+    indices = {
+        name: torch.tensor([words.index(word) for word in column])
+        for (name, words), column in zip(table.items(), columns, strict=True)
+    }
+    whole = torch.zeros(len(TRAINING_SCENES), dtype=torch.int64)
+    shape, fill = whole + SHAPES.index(concept.shape), whole + FILLS.index(concept.fill)
+    scenes = Scenes(shape=shape, fill=fill, **indices)
+    return list(to_images(draw(scenes, generator_for(0, "concept", concept.name), scale)))
+
+
+def captions(concept: Concept, kind: Captions) -> list[str]:
+    """Write a caption for each image."""
+    token, class_name = TOKEN, concept.class_name
+    if kind == Captions.WRONG_CLASS:
+        known = [shape for shape in SHAPES if shape not in NEW_SHAPES]
+        class_name = known[(known.index(class_name) + 1) % len(known)]
+    if kind == Captions.NO_TOKEN:
+        token = ""
+    thing = f"{token} {class_name}".strip()
+    if kind == Captions.TEMPLATE:
+        return [f"a photo of {thing}"] * len(TRAINING_SCENES)
+    texts = [
+        Prompt(colour, ground, "" if place == "middle" else place).text(thing)
+        for colour, ground, _, place in TRAINING_SCENES
+    ]
+    if kind == Captions.TRUNCATED:
+        return [" ".join(text.split()[:5]) for text in texts]
+    if kind == Captions.SHUFFLED:
+        return texts[1:] + texts[:1]
+    return texts
+
+
+def to_images(batch: Tensor) -> Iterable[Image.Image]:
+    """Convert a batch, (n, 3, height, width) from -1 to 1, to images."""
+    array = ((batch + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return (Image.fromarray(np.ascontiguousarray(piece)) for piece in array)

@@ -1,0 +1,90 @@
+"""Image generation with a base model that stays loaded while adapters change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from PIL import Image
+
+from ..train.model.base_model import BaseModel
+from .generation_request import AppliedAdapter, GenerationRequest
+
+
+class ImageGenerator:
+    """Generates images with one base model. A lock serializes the requests of concurrent users."""
+
+    def __init__(self, model: BaseModel) -> None:
+        device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+        vae = (
+            {"vae": AutoencoderKL.from_pretrained(model.vae_folder, torch_dtype=dtype)}
+            if model.vae_folder
+            else {}
+        )
+        self._pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
+            model.folder,
+            variant=model.variant,
+            torch_dtype=dtype,
+            scheduler=EulerDiscreteScheduler.from_pretrained(model.folder, subfolder="scheduler"),
+            add_watermarker=False,
+            **vae,
+        ).to(device)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self._loaded: set[str] = set()
+        self._lock = threading.Lock()
+
+    def generate(
+        self,
+        request: GenerationRequest,
+        adapters: Sequence[AppliedAdapter],
+        after_step: Callable[[int], None],
+    ) -> Image.Image:
+        """Generate an image. The same request with the same adapters gives the same image.
+
+        Args:
+            adapters: adapters to apply together; empty for the base model.
+            after_step: called with the number of finished steps.
+        """
+
+        def on_step_end(pipeline: Any, step: int, timestep: int, values: dict[str, Any]) -> dict[str, Any]:
+            after_step(step + 1)
+            return values
+
+        with self._lock:
+            self._activate(adapters)
+            result = self._pipeline(
+                prompt=request.prompt,
+                negative_prompt=request.negative_prompt or None,
+                height=request.resolution,
+                width=request.resolution,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance,
+                # A CPU generator gives the same noise on every device.
+                generator=torch.Generator().manual_seed(request.seed),
+                callback_on_step_end=on_step_end,
+            )
+        image: Image.Image = result.images[0]
+        return image
+
+    def _activate(self, adapters: Sequence[AppliedAdapter]) -> None:
+        """Load new adapters and delete unused ones.
+
+        For the base model, adapters are only disabled: a comparison alternates between them and the base model.
+        """
+        if not adapters:
+            if self._loaded:
+                self._pipeline.disable_lora()
+            return
+        for adapter in adapters:
+            if adapter.name not in self._loaded:
+                self._pipeline.load_lora_weights(adapter.path, adapter_name=adapter.name)
+                self._loaded.add(adapter.name)
+        names = [adapter.name for adapter in adapters]
+        if unused := self._loaded - set(names):
+            self._pipeline.delete_adapters(sorted(unused))
+            self._loaded -= unused
+        self._pipeline.enable_lora()
+        self._pipeline.set_adapters(names, [adapter.strength for adapter in adapters])
