@@ -239,6 +239,8 @@ class FakeKubelet:
             status |= {"reason": end.pod_reason, "message": end.pod_message} if end.pod_reason else {}
         updated = await self.wire.call("PATCH", f"{self._path(pod)}/status", {"status": status})
         uid = pod["metadata"]["uid"]
+        if self._deleting(self._pods.get(uid, updated)):
+            return  # the watch was faster than the answer, and the pod still has to be ended
         if (self._ended(updated) or (end is not None and end.sidecar)) and not self._deleting(updated):
             self._pods.pop(uid, None)
         elif uid in self._pods:
