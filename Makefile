@@ -15,7 +15,7 @@ SMALL_MODEL := $(addprefix --set ,baseModel=shapes-sdxl training.resolution=64 t
 	training.batchSize=8 training.maxSteps=300 training.learningRate=5e-4 training.optimizer=AdamW \
 	training.mixedPrecision=fp32 training.preview.numInferenceSteps=20 resources.train.gpus=0)
 
-.PHONY: base-model bench-annotation bench-cuda-model bench-gpu bench-graphs bench-operator bench-quality bench-trainer bench-variants chart clean crds demo docs format full-size fuzz help images lint matrix pins reference release-notes test
+.PHONY: base-model bench-annotation bench-cuda-model bench-gpu bench-graphs bench-operator bench-quality bench-trainer bench-variants chart clean crds demo docs format full-size fuzz help images lint matrix pins reference release-notes test test-gpu
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "%-18s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,10 @@ endif
 test: lint ## Run linters, type checks and all tests, as CI does
 	@# in the order of the files: by their number of tests, the slowest ones would come last
 	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder --durations 25
+
+test-gpu: $(ENV) ## Run the tests of the CUDA path on this machine's GPU, and train SDXL at full size there
+	LORA_TEST_GPU=1 $(BIN)/pytest tests/integration/train/test_on_cuda.py tests/cuda/test_settings.py
+	$(BIN)/python -m benchmarks.full_size --gpu --steps 60
 
 pins: ## Write the hashed requirements from constraints.txt, by uv
 	PYTHON=$(PYTHON) tools/pins.sh

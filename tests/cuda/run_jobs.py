@@ -1,6 +1,7 @@
 """Run training stages on the simulated device, in a process that stays: `python -m tests.cuda.run_jobs`.
 
-Each line on stdin is a `Request` in JSON, and each line on stdout the outcome of one.
+Each line on stdin is a `Request` in JSON, and each line on stdout the outcome of one. With LORA_TEST_GPU=1 the stages
+run on this machine's GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from . import simulated_cuda, simulated_graphs
+from .build import REAL_GPU
+
+if not REAL_GPU:
+    from . import simulated_cuda, simulated_graphs
 
 # isort: split
 import torch
@@ -59,7 +63,7 @@ class Request:
 @contextmanager
 def injected(fault: str) -> Iterator[None]:
     """Inject a fault within the block."""
-    accumulate, update = loop.accumulate, loop._update
+    accumulate, update, sample_losses = loop.accumulate, loop._update, loop.sample_losses
 
     def decode(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
@@ -68,6 +72,11 @@ def injected(fault: str) -> Iterator[None]:
         if step == 2 and not state.unet.is_gradient_checkpointing:
             raise RuntimeError(TEXTS[fault])
         return accumulate(state, step)
+
+    def reading(*args: Any) -> torch.Tensor:
+        found = sample_losses(*args)
+        found.sum().item()  # which no capture on a GPU allows
+        return found
 
     def stopping(state: loop.TrainState, step: int) -> torch.Tensor:
         if step == 1:
@@ -85,6 +94,9 @@ def injected(fault: str) -> Iterator[None]:
     match fault:
         case "preview":
             with patch.object(AutoencoderKL, "decode", decode):
+                yield
+        case "capture" if REAL_GPU:
+            with patch.object(loop, "sample_losses", reading):
                 yield
         case "capture":
             refusals = [simulated_graphs.FAILED] * 100
@@ -120,7 +132,8 @@ class Messages(logging.Handler):
 
 def run(request: Request) -> dict[str, Any]:
     """Run a stage and return its exit code, its result, and what was observed on the device."""
-    simulated_cuda.DEVICE.name, simulated_cuda.DEVICE.capability = GPUS[request.gpu]
+    if not REAL_GPU:
+        simulated_cuda.DEVICE.name, simulated_cuda.DEVICE.capability = GPUS[request.gpu]
     messages, made, encoders = Messages(), [], []
     make_graphs, encode_posterior = graphs.make_graphs, AutoencoderKL.encode
 
@@ -156,8 +169,8 @@ def run(request: Request) -> dict[str, Any]:
         "result": result.to_wire(),
         "captures": sum(each.captures for each in used),
         "replays": sum(each.replays for each in used),
-        "allocating": len(simulated_graphs.ALLOCATING),
-        "reserved_pools": sum(users > 0 for users in simulated_graphs.POOLS.values()),
+        "allocating": 0 if REAL_GPU else len(simulated_graphs.ALLOCATING),
+        "reserved_pools": 0 if REAL_GPU else sum(users > 0 for users in simulated_graphs.POOLS.values()),
         "encoders": sorted(set(encoders)),
         "log": messages.texts,
     }
