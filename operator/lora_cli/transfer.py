@@ -117,7 +117,7 @@ def _md5(path: Path) -> str:
 
 
 def download_adapter(bucket: Bucket, manifest_key: str, folder: Path) -> Manifest:
-    """Download every file that a manifest names into a folder.
+    """Download every file that a manifest names into a folder, and then the manifest.
 
     A file is kept only if its sha256 matches the manifest. All files are written inside the folder.
 
@@ -125,11 +125,12 @@ def download_adapter(bucket: Bucket, manifest_key: str, folder: Path) -> Manifes
         DownloadError: when a file is missing, differs, or would be written outside the folder; the message names it.
         StageError: when the store refuses a request or does not answer.
     """
-    from lora_api.manifest import Manifest
+    from lora_api.manifest import FileEntry, Manifest, sha256_hex
 
     root = manifest_key.rpartition("/")[0] + "/"
+    data = _read(bucket, manifest_key)
     try:
-        manifest = Manifest.model_validate_json(_read(bucket, manifest_key))
+        manifest = Manifest.model_validate_json(data)
     except ValidationError:
         raise DownloadError(
             f"{bucket.uri(manifest_key)} is not a manifest that this version can read"
@@ -137,8 +138,12 @@ def download_adapter(bucket: Bucket, manifest_key: str, folder: Path) -> Manifes
     if len(manifest.files) > MAX_MANIFEST_FILES:
         raise DownloadError(f"{bucket.uri(manifest_key)} names more than {MAX_MANIFEST_FILES} files")
     # All paths are checked before the first file is written, so that a forged manifest leaves no files.
-    paths = {entry.key: safe_path(folder, root, entry) for entry in manifest.files}
-    for entry in manifest.files:
+    entries = [
+        *manifest.files,
+        FileEntry(key=manifest_key, bytes=len(data), sha256=sha256_hex(data)),
+    ]
+    paths = {entry.key: safe_path(folder, root, entry) for entry in entries}
+    for entry in entries:
         _download(bucket, entry, paths[entry.key])
     return manifest
 

@@ -100,6 +100,7 @@ def test_a_link_in_the_folder_is_not_followed_outside(
     download_adapter(bucket, manifest, folder)
     assert list(outside.iterdir()) == []
     assert (folder / "previews/0.png").read_bytes() == b"x"
+    assert (folder / "manifest.json").read_bytes() == bucket.get(manifest)
 
 
 def test_a_file_that_was_changed_is_not_kept(running_store: RunningStore, tmp_path: Path, uid: str) -> None:

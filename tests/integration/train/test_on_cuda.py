@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load
 
 from lora_api.exits import ExitCode
@@ -136,19 +135,16 @@ def losses(job: Job) -> list[float]:
 
 
 def assert_trained_alike(job: Job, other: Job) -> None:
-    """Compare losses and adapters: bit for bit on the simulated device, closely on a GPU."""
+    """Compare losses and adapters bit for bit on the simulated device, and losses closely on a GPU.
+
+    On a GPU, gradients of almost zero differ in sign, and Adam makes full steps of them.
+    """
     if REAL_GPU:
         assert losses(job) == pytest.approx(losses(other), rel=1e-3)
-        pairs = zip(adapter(job).items(), adapter(other).items(), strict=True)
-        for (name, one), (_, two) in pairs:
-            assert torch.allclose(one, two, rtol=0.01, atol=1e-3), name
         return
     assert losses(job) == losses(other)
     assert job.attempt_file("adapter.safetensors") == other.attempt_file("adapter.safetensors")
 
-
-def adapter(job: Job) -> dict[str, torch.Tensor]:
-    return load(job.attempt_file("adapter.safetensors"))
 
 
 @pytest.fixture(scope="module")
