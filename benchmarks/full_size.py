@@ -232,9 +232,9 @@ def main() -> None:
         for earlier in ("images", "home"):
             shutil.rmtree(folder / earlier, ignore_errors=True)
         write_job(folder, args.steps, args.gpu)
-        began = time.monotonic()
+        started = time.monotonic()
         trainer = run_trainer(folder)
-        took = time.monotonic() - began
+        took = time.monotonic() - started
         shutil.rmtree(folder / "home", ignore_errors=True)
         say(f"trainer: {trainer}")
         if args.gpu:

@@ -1,4 +1,4 @@
-"""The reference pages, made from the models and the metrics that the code itself works with."""
+"""Generate the reference pages from the models and the metrics of the code."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def job() -> str:
-    about = "What a `LoraTrainingJob` can say. Only what is *required* has to be said."
+    about = "The fields of a `LoraTrainingJob`. Only those marked *required* must be set."
     return f"# The job's `spec`\n\n{about}\n\n{describe(JobSpec, 'spec')}"
 
 
 def status() -> str:
-    about = "What the operator says of a job. Nothing else writes it."
+    about = "The status of a `LoraTrainingJob`. Only the operator writes it."
     return f"# The job's `status`\n\n{about}\n\n{describe(JobStatus, 'status')}"
 
 
 def profile() -> str:
-    about = "What an administrator writes, by name under `profiles` ([how](../how-to/profiles.md))."
+    about = "The fields of a profile, which an administrator defines by name under `profiles` ([guide](../how-to/profiles.md))."
     return f"# Profiles\n\n{about}\n\n{describe(Profile, 'profile')}"
 
 
@@ -50,22 +50,22 @@ def values() -> str:
 
 
 def describe(model: type[Model], name: str) -> str:
-    """Every field of a model and of the models in it: a table each, under its path."""
+    """Return a section with a table of fields for a model and for each model in it."""
     schema = model.model_json_schema(by_alias=True)
     return "\n".join(sections(name, schema, schema.get("$defs", {})))
 
 
 def sections(path: str, schema: Schema, definitions: Mapping[str, Schema]) -> Iterator[str]:
-    """A table of an object's own fields, then those of the objects in it."""
+    """Yield the section of an object, then those of the objects in it."""
     rows, inner = [], []
-    for name, given in schema.get("properties", {}).items():
-        field = resolve(given, definitions)
-        target, below = reached(f"{path}.{name}", field, definitions)
-        inner += [(target, variant) for variant in below]
+    for name, reference in schema.get("properties", {}).items():
+        field = resolve(reference, definitions)
+        target, children = child_objects(f"{path}.{name}", field, definitions)
+        inner += [(target, variant) for variant in children]
         required = name in schema.get("required", [])
         rows.append(
-            f"| `{name}` | {kind(field, definitions)} | {default(field, required, bool(below))} "
-            f"| {bounds(field)} | {cell(given.get('description') or field.get('description', ''))} |\n"
+            f"| `{name}` | {kind(field, definitions)} | {default(field, required, bool(children))} "
+            f"| {bounds(field)} | {cell(reference.get('description') or field.get('description', ''))} |\n"
         )
     about = schema.get("description", "")
     yield f"## `{path}`\n\n" + (f"{about}\n\n" if about else "") + HEAD + "".join(rows)
@@ -74,21 +74,21 @@ def sections(path: str, schema: Schema, definitions: Mapping[str, Schema]) -> It
 
 
 def resolve(field: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """A field with its `$ref` filled in and without the null of an optional one."""
+    """Return a field with its `$ref` resolved and without the null of an optional field."""
     if "anyOf" in field:
-        some = next(option for option in field["anyOf"] if option.get("type") != "null")
-        field = {**{key: value for key, value in field.items() if key != "anyOf"}, **some}
+        non_null = next(option for option in field["anyOf"] if option.get("type") != "null")
+        field = {**{key: value for key, value in field.items() if key != "anyOf"}, **non_null}
     if "$ref" in field:
         return {**definitions[field["$ref"].rpartition("/")[2]], **field}
     return field
 
 
-def reached(path: str, field: Schema, definitions: Mapping[str, Schema]) -> tuple[str, list[Schema]]:
-    """The objects that a field, its items or its values are, and the path under which they are."""
+def child_objects(path: str, field: Schema, definitions: Mapping[str, Schema]) -> tuple[str, list[Schema]]:
+    """Return the path and the schemas of the objects in a field: the field itself, its items or its values."""
     if isinstance(field.get("additionalProperties"), dict):
-        return reached(f"{path}.NAME", resolve(field["additionalProperties"], definitions), definitions)
+        return child_objects(f"{path}.NAME", resolve(field["additionalProperties"], definitions), definitions)
     if field.get("type") == "array":
-        return reached(f"{path}[]", resolve(field["items"], definitions), definitions)
+        return child_objects(f"{path}[]", resolve(field["items"], definitions), definitions)
     if "oneOf" in field:
         return path, [resolve(option, definitions) for option in field["oneOf"]]
     return path, [field] if "properties" in field else []
@@ -136,24 +136,24 @@ def bounds(field: Schema) -> str:
 
 
 def cell(text: str) -> str:
-    """Text that stays in its cell of a table."""
+    """Return text in a form that fits into a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def metrics() -> str:
-    """Every metric of the operator and of a training, with its labels."""
+    """Return the page of all metrics of the operator and of the stages, with their labels."""
     reporter = Reporter("127.0.0.1", 0)
     reporter.close()
     return (
-        "# Metrics\n\nOf the operator, at `/metrics`:\n\n"
+        "# Metrics\n\nThe operator serves these metrics at `/metrics`:\n\n"
         + _table(vars(operator_metrics))
-        + "\nOf a step, at its pod's `/metrics`:\n\n"
+        + "\nThe pod of a stage serves these metrics at `/metrics`:\n\n"
         + _table(vars(reporter))
     )
 
 
 def _table(names: Mapping[str, Any]) -> str:
-    """The metrics among some variables."""
+    """Return a table of the metrics among some variables."""
     rows = []
     for collector in names.values():
         if not isinstance(collector, MetricWrapperBase):
@@ -172,4 +172,4 @@ PAGES = {
     "reference/metrics.md": metrics,
     "reference/values.md": values,
 }
-"""What makes each page, by its path among the docs."""
+"""Functions that return a page, by the page's path in the docs."""

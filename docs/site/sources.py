@@ -1,4 +1,4 @@
-"""Files of the repository that a page links to become pages of the site, so that no link leads out of it."""
+"""Add a page to the site for each file of the repository that the docs link to, so that no link leaves the site."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)")
 VALUES = "charts/lora-training-operator/README.md"
-"""The chart's README is in the reference."""
+"""The chart's README, which is a page of the reference."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for each file or folder outside of docs that is linked; called by MkDocs."""
+    """Add a page for each linked file or folder outside of docs; called by MkDocs."""
     for file in list(files.documentation_pages()):
         if file.generated_by:
             continue
         for link in LINK.findall(file.content_string):
             target = outside(file.src_uri, link)
             if target and target != VALUES and f"source/{target}.md" not in files.src_uris:
-                text = show(target)
+                text = render(target)
                 files.append(File.generated(config, f"source/{target}.md", content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links that lead out of docs lead to those pages; called by MkDocs."""
+    """Replace links to files outside of docs by links to those pages; called by MkDocs."""
     here = page.file.src_uri
 
-    def lead(found: re.Match[str]) -> str:
-        target = outside(here, found[1])
+    def replace(match: re.Match[str]) -> str:
+        target = outside(here, match[1])
         if target is None or page.file.generated_by:
-            return found[1]
+            return match[1]
         page_of = "reference/values.md" if target == VALUES else f"source/{target}.md"
         return posixpath.relpath(page_of, posixpath.dirname(here) or ".")
 
-    return LINK.sub(lead, markdown)
+    return LINK.sub(replace, markdown)
 
 
 def outside(page: str, link: str) -> str | None:
-    """A link's path from the repository's root, when it leads out of docs."""
+    """Return the path from the repository's root of a link that leaves docs; None for other links."""
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(page), link))
     return None if path.startswith("docs/") else path
 
 
-def show(target: str) -> str:
-    """A file, or all files of a folder, as a page.
+def render(target: str) -> str:
+    """Return a page with the content of a file, or of all files of a folder.
 
     Raises:
-        FileNotFoundError: for a link that leads nowhere; the build ends with it.
+        FileNotFoundError: if the target does not exist. The build then fails.
     """
     path = ROOT / target
     if not path.exists():

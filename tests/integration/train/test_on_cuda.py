@@ -146,7 +146,6 @@ def assert_trained_alike(job: Job, other: Job) -> None:
     assert job.attempt_file("adapter.safetensors") == other.attempt_file("adapter.safetensors")
 
 
-
 @pytest.fixture(scope="module")
 def cpu_losses() -> list[float]:
     return []
