@@ -126,7 +126,7 @@ docs: $(ENV) ## Build the documentation site into build/site; warnings are error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f docs/site/mkdocs.yml
 
 release-notes: ## Print the section of CHANGELOG.md for TAG
-	@PYTHONPATH=crds PYTHONDONTWRITEBYTECODE=1 $(PYTHON) .ci/release_notes.py $(TAG)
+	@PYTHONPATH=crds PYTHONDONTWRITEBYTECODE=1 $(PYTHON) tools/release_notes.py $(TAG)
 
 clean: ## Delete the demo data and caches; keep .venv
 	rm -rf $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

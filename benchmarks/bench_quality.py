@@ -36,7 +36,7 @@ from rich.progress import track
 from benchmarks.trials import Workbench
 from lora_cli.local.seaweed import Seaweed
 from lora_trainer.train.sampling.contact_sheet import contact_sheet
-from tools.shapes import concepts, judge, pipeline
+from tools.shapes import classifier, concepts, pipeline
 from tools.shapes.concepts import CONCEPTS, Captions
 from tools.shapes.scores import Scores, score
 
@@ -111,7 +111,7 @@ class TrialRunner:
         torch.set_num_threads(1)
         self._workbench = workbench
         self._pipeline = pipeline.load()
-        self._judge = judge.load()
+        self._classifier = classifier.load()
 
     def run(self, trial: Trial) -> Outcome:
         """Train and score a concept."""
@@ -134,7 +134,7 @@ class TrialRunner:
         return outcome
 
     def _score(self, row: str, concept: concepts.Concept) -> tuple[str, Scores, list[Image.Image]]:
-        scores, images = score(self._pipeline, concept, self._judge)
+        scores, images = score(self._pipeline, concept, self._classifier)
         return row, scores, list(concepts.to_images(images))
 
 

@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.bench_trainer [--rounds 5] [--steps 6] [--quick]
 
-The loop is the reference of the tests. It encodes its image and its caption in every step. Every run is a separate
+The loop is `tests/support/reference_trainer.py`. It encodes its image and its caption in every step. Every run is a separate
 process with one thread. Compared runs alternate, and medians are reported. Times are processor time, which depends
 little on the load of the machine. The model and its memory measurements are cached, as on a node that has run a job
 before. The last line of the output is machine-readable:
@@ -114,7 +114,7 @@ def run_loop(folder: Path, resolution: int, steps: int, savings: set[str]) -> No
     )
 
     from lora_api.job import Training
-    from tests.integration.train.reference import Reference
+    from tests.support.reference_trainer import Reference
 
     torch.set_num_threads(1)
     images = [(folder / f"{index:03d}.png").read_bytes() for index in range(len(CAPTIONS))]

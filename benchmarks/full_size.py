@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.full_size [--steps 8] [--keep FOLDER] [--gpu]
 
 A pipeline of SDXL's sizes with random bf16 weights (6.5 GB) is written, and `lora run` trains a LoRA adapter on it in
-bf16 at 256 px, from photographs to the published adapter. The loop is the reference of the tests, in bf16: like
+bf16 at 256 px, from photographs to the published adapter. The loop is `tests/support/reference_trainer.py` in bf16: like
 diffusers' script, it loads the weights in float32 and encodes an image and a caption in every step. Both run without
 gradient checkpointing, in processes of their own, one after the other. By estimate, it takes ten minutes on two cores, 25 GB
 of disk and 16 GB of memory. The last line of the output is machine-readable:
@@ -159,7 +159,7 @@ def run_loop(folder: Path, steps: int) -> None:
     import torch
 
     from lora_api.job import Training
-    from tests.integration.train.reference import Reference
+    from tests.support.reference_trainer import Reference
 
     class Loop(Reference):
         """The reference with frozen weights in bf16, and a VAE in float32, as in diffusers' script."""

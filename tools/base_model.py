@@ -1,4 +1,4 @@
-"""Train the small base model and its judge from random weights, and write them to examples and tools.
+"""Train the small base model and its classifier from random weights, and write them to examples and tools.
 
 Usage: python -m tools.base_model [--work .demo/shapes] [--score]
 
@@ -28,10 +28,10 @@ def main() -> None:
 
     import torch
 
-    from tools.shapes import judge, pipeline
+    from tools.shapes import classifier, pipeline
 
     if not args.score:
-        judge.save(judge.train(args.work))
+        classifier.save(classifier.train(args.work))
         pipeline.build(args.work).to(torch.float16).save_pretrained(pipeline.FOLDER)
         for path in pipeline.FOLDER.rglob("*.safetensors"):
             path.chmod(0o644)  # saved with mode 0600

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import runpy
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tools.release_notes import release_notes
 from tools.without_torch import without_torch
 
 ROOT = Path(__file__).parents[2]
@@ -102,17 +102,7 @@ def test_nothing_is_published_before_the_tests_are_over() -> None:
 CHANGELOG = "# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2027-01-15\n\n### Added\n\n- This.\n\n## [0.1.0]\n\n- That.\n"
 
 
-@pytest.fixture
-def release_notes() -> Callable[[str, str, str], str]:
-    found: Callable[[str, str, str], str] = runpy.run_path(str(ROOT / ".ci/release_notes.py"))[
-        "release_notes"
-    ]
-    return found
-
-
-def test_a_releases_notes_are_its_section_of_the_changelog(
-    release_notes: Callable[[str, str, str], str],
-) -> None:
+def test_a_releases_notes_are_its_section_of_the_changelog() -> None:
     assert release_notes("v0.2.0", "0.2.0", CHANGELOG) == "### Added\n\n- This.\n"
     assert release_notes("v0.1.0", "0.1.0", CHANGELOG) == "- That.\n"
 
@@ -125,9 +115,7 @@ def test_a_releases_notes_are_its_section_of_the_changelog(
         ("v0.3.0", "0.3.0", "nothing under '## \\[0.3.0\\]'"),
     ],
 )
-def test_a_tag_that_is_not_the_version_or_has_no_notes_is_refused(
-    release_notes: Callable[[str, str, str], str], tag: str, version: str, words: str
-) -> None:
+def test_a_tag_that_is_not_the_version_or_has_no_notes_is_refused(tag: str, version: str, words: str) -> None:
     with pytest.raises(SystemExit, match=words):
         release_notes(tag, version, CHANGELOG)
 

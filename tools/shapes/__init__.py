@@ -1,1 +1,1 @@
-"""Drawings of simple shapes, a small SDXL model trained on them from random weights, its judge, and test concepts."""
+"""Drawings of simple shapes, a small SDXL model trained on them from random weights, its classifier, and test concepts."""

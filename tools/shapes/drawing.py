@@ -1,4 +1,4 @@
-"""Batched drawings of simple shapes, the training data of the small base model and of the judge.
+"""Batched drawings of simple shapes, the training data of the small base model and of the classifier.
 
 An image shows one thing with a shape, a fill, a colour, a size and a place, on a ground of another colour. The base
 model's UNet is not trained on the shapes of `NEW_SHAPES` and the pairs of `NEW_PAIRS`, so that adapters can learn them.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lora_trainer.train.data.rng import generator_for
 
-from . import autoencoder, denoiser, judge, text_encoders
+from . import autoencoder, classifier, denoiser, text_encoders
 from .captions import article
 from .drawing import COLOURS, GROUNDS, SHAPES, SIDE, Scenes, sample_scenes
 
@@ -66,7 +66,7 @@ def generate(
         width=SIDE,
         generator=[generator_for(seed, "paint", index) for index in range(len(prompts))],
     ).images
-    return judge.to_batch(images)
+    return classifier.to_batch(images)
 
 
 def plain_prompt(scenes: Scenes, index: int) -> str:
@@ -79,7 +79,7 @@ def _with_article(word: str) -> str:
 
 
 def measure(pipeline: StableDiffusionXLPipeline, count: int = 200) -> tuple[dict[str, float], Tensor]:
-    """Measure how often images of random prompts show what the prompt names, according to the judge.
+    """Measure how often images of random prompts show what the prompt names, according to the classifier.
 
     Returns:
         the shares by "shape", "colour", "ground" and "all" of these, and the images.
@@ -87,7 +87,7 @@ def measure(pipeline: StableDiffusionXLPipeline, count: int = 200) -> tuple[dict
     scenes = sample_scenes(count, generator_for(0, "measure"))
     prompts = [plain_prompt(scenes, index) for index in range(count)]
     images = torch.cat([generate(pipeline, prompts[at : at + 50], seed=at) for at in range(0, count, 50)])
-    predicted = judge.judge(judge.load(), images)
+    predicted = classifier.classify(classifier.load(), images)
     correct = {name: predicted[name] == getattr(scenes, name) for name in ("shape", "colour", "ground")}
     correct["all"] = torch.stack(list(correct.values())).all(dim=0)
     return {name: float(hits.float().mean()) for name, hits in correct.items()}, images

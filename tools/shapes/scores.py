@@ -1,4 +1,4 @@
-"""Scores of an adapter by the judge, as in DreamBooth's evaluation (arXiv:2208.12242, 4.1)."""
+"""Scores of an adapter by a classifier, as in DreamBooth's evaluation (arXiv:2208.12242, 4.1)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
+from .classifier import AttributeClassifier, classify
 from .concepts import PROMPTS, TOKEN, Concept
 from .drawing import FILLS, SHAPES
-from .judge import Judge, judge
 from .pipeline import generate
 
 
@@ -36,7 +36,11 @@ class Scores:
 
 
 def score(
-    pipeline: StableDiffusionXLPipeline, concept: Concept, model: Judge, samples: int = 2, steps: int = 15
+    pipeline: StableDiffusionXLPipeline,
+    concept: Concept,
+    model: AttributeClassifier,
+    samples: int = 2,
+    steps: int = 15,
 ) -> tuple[Scores, Tensor]:
     """Generate images and classify them.
 
@@ -54,7 +58,7 @@ def score(
     texts += [f"a photo of {thing}"] * 6
     images = generate(pipeline, texts, steps=steps)
     with_token, without, alike = images.split([len(prompts), len(PROMPTS), 6])
-    predicted = judge(model, with_token)
+    predicted = classify(model, with_token)
     is_concept = (predicted["shape"] == SHAPES.index(concept.shape)) & (
         predicted["fill"] == FILLS.index(concept.fill)
     )
@@ -62,7 +66,7 @@ def score(
         all(int(predicted[name][row]) == index for name, index in prompt.expected.items())
         for row, prompt in enumerate(prompts)
     ]
-    plain = judge(model, without)
+    plain = classify(model, without)
     is_class = (plain["shape"] == SHAPES.index(concept.class_name)) & (plain["fill"] == FILLS.index("plain"))
     scores = Scores(
         concept=float(is_concept.float().mean()),

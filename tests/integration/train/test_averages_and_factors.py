@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors.torch import load
 
 from tests.integration.train.conftest import AdapterMaker, Job, JobMaker
-from tests.integration.train.reference import Reference, chance
 from tests.integration.train.test_resuming import Lost, checkpoint_steps, lose, stop_after
 from tests.integration.train.test_training import instance_samples
+from tests.support.reference_trainer import Reference, generator_for
 
 AVERAGED = {
     "maxSteps": 5,
@@ -85,7 +85,7 @@ def drawn(folder: Path, reference: Reference) -> np.ndarray:
         width=64,
         num_inference_steps=2,
         guidance_scale=2.5,
-        generator=chance(0, "preview"),
+        generator=generator_for(0, "preview"),
     ).images[0]
     return np.asarray(picture, dtype=float)
 

@@ -27,7 +27,7 @@ from lora_trainer.train.data import encode
 from lora_trainer.train.export.kohya import kohya_name, read_weight
 from lora_trainer.train.model.targets import ATTENTION
 from tests.integration.train.conftest import Job, JobMaker
-from tests.integration.train.reference import Reference
+from tests.support.reference_trainer import Reference
 
 
 def instance_samples(images: list[bytes]) -> list[tuple[bytes, str]]:

@@ -8,9 +8,9 @@ import pytest
 
 from lora_trainer.errors import BadDataError
 from tests.integration.train.conftest import AdapterMaker, JobMaker
-from tests.integration.train.reference import Reference
 from tests.integration.train.test_resuming import Lost, lose, stop_after
 from tests.integration.train.test_training import instance_samples
+from tests.support.reference_trainer import Reference
 
 
 def test_the_held_out_loss_is_that_of_images_that_are_not_trained_on(

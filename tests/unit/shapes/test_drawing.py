@@ -1,4 +1,4 @@
-"""Drawings, captions and the judge agree about attributes; concepts for adapters never occur in the base data."""
+"""Drawings, captions and the classifier agree about attributes; concepts for adapters never occur in the base data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks import bench_quality
 from benchmarks.trials import SETTINGS
 from lora_api.job import parse_spec
 from lora_trainer.train.data.rng import generator_for
-from tools.shapes import concepts, judge
+from tools.shapes import classifier, concepts
 from tools.shapes.captions import ATTRIBUTES, OMITTED, POSITIONS, describe
 from tools.shapes.drawing import (
     FILLS,
@@ -81,34 +81,34 @@ def test_captions_name_only_attributes_of_their_scene() -> None:
             assert unknown in words
 
 
-def test_the_judge_is_right_about_drawings_that_it_never_saw() -> None:
+def test_the_classifier_is_right_about_drawings_that_it_was_not_trained_on() -> None:
     generator = generator_for(1, "held out")
     scenes = sample_scenes(1000, generator, new_shapes=True, new_pairs=True)
-    predicted = judge.judge(judge.load(), draw(scenes, generator))
+    predicted = classifier.classify(classifier.load(), draw(scenes, generator))
     for name, indices in predicted.items():
         right = (indices == getattr(scenes, name)).float().mean()
         assert right > 0.98, f"{name}: {right:.3f}"
 
 
-def test_the_judge_sees_nothing_in_noise_and_in_pieces() -> None:
+def test_the_classifier_predicts_nothing_for_noise_and_pieces() -> None:
     generator = generator_for(2, "nothing")
-    pieces = judge.shuffled(draw(sample_scenes(200, generator), generator), generator)
+    pieces = classifier.shuffled(draw(sample_scenes(200, generator), generator), generator)
     nothing = len(SHAPES)
-    assert (judge.judge(judge.load(), pieces)["shape"] == nothing).float().mean() > 0.9
+    assert (classifier.classify(classifier.load(), pieces)["shape"] == nothing).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("concept", concepts.CONCEPTS, ids=lambda concept: concept.name)
 def test_the_pictures_of_a_concept_show_it(concept: concepts.Concept) -> None:
     assert (concept.shape, concept.fill) in NEW_PAIRS
-    predicted = judge.judge(judge.load(), judge.to_batch(concepts.images(concept)))
+    predicted = classifier.classify(classifier.load(), classifier.to_batch(concepts.images(concept)))
     assert [SHAPES[index] for index in predicted["shape"]] == [concept.shape] * len(concepts.TRAINING_SCENES)
     assert [FILLS[index] for index in predicted["fill"]] == [concept.fill] * len(concepts.TRAINING_SCENES)
 
 
 def test_the_quickstarts_pictures_show_the_first_concept() -> None:
     folder = Path(__file__).parents[3] / "examples" / "quickstart" / "images"
-    kept = judge.to_batch([Image.open(path) for path in sorted(folder.glob("*.jpg"))])
-    drawn = judge.to_batch(concepts.images(concepts.CONCEPTS[0], scale=8))
+    kept = classifier.to_batch([Image.open(path) for path in sorted(folder.glob("*.jpg"))])
+    drawn = classifier.to_batch(concepts.images(concepts.CONCEPTS[0], scale=8))
     assert (kept - drawn).abs().mean() < 0.01
     captions = [json.loads(line)["text"] for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert captions == concepts.captions(concepts.CONCEPTS[0], concepts.Captions.GOOD)

@@ -1,6 +1,6 @@
-"""What the changelog says of a release: `make release-notes TAG=v0.1.0`.
+"""Print the section of a release in the changelog: `make release-notes TAG=v0.1.0`.
 
-Fails unless the tag is the version of the code and the changelog has a section for it.
+It fails unless the tag is the version of the code and the changelog has a section for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from lora_api import __version__
 
 
 def release_notes(tag: str, version: str, changelog: str) -> str:
-    """The section of a version, without its heading.
+    """Return the section of a version, without its heading.
 
     Raises:
-        SystemExit: saying what to change.
+        SystemExit: with what to change.
     """
     if tag != f"v{version}":
         sys.exit(
@@ -26,9 +26,7 @@ def release_notes(tag: str, version: str, changelog: str) -> str:
         rf"^## \[{re.escape(version)}\][^\n]*\n(.*?)(?=^## |\Z)", changelog, re.DOTALL | re.MULTILINE
     )
     if not section or not section[1].strip():
-        sys.exit(
-            f"CHANGELOG.md has nothing under '## [{version}]': give what is under [Unreleased] this heading"
-        )
+        sys.exit(f"CHANGELOG.md has nothing under '## [{version}]': rename the heading [Unreleased]")
     return section[1].strip() + "\n"
 
 

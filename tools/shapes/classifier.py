@@ -1,4 +1,4 @@
-"""The judge: a small classifier of the attributes of an image, trained on drawings independently of the base model."""
+"""A small classifier of the attributes of an image, trained on drawings independently of the base model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .captions import ATTRIBUTES
 from .drawing import SIDE, Scenes, draw, sample_scenes
 from .recipe import Plan, train_module
 
-WEIGHTS = Path(__file__).with_name("judge.safetensors")
+WEIGHTS = Path(__file__).with_name("classifier.safetensors")
 PLAN = Plan(steps=1000, learning_rate=2e-3, warmup_steps=20, decay_share=0.7)
 BATCH = 64
 NOTHING = "nothing"
@@ -29,7 +29,7 @@ NOTHING_COUNT = 8
 """Number of images of each batch that show nothing."""
 
 
-class Judge(nn.Module):
+class AttributeClassifier(nn.Module):
     """A convolutional network with one linear head for each attribute."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Judge(nn.Module):
 
 
 @torch.no_grad()
-def judge(model: Judge, images: Tensor) -> dict[str, Tensor]:
+def classify(model: AttributeClassifier, images: Tensor) -> dict[str, Tensor]:
     """Return the most likely index of every attribute, (n,)."""
     return {name: logits.argmax(dim=1) for name, logits in model(images).items()}
 
@@ -67,19 +67,19 @@ def to_batch(images: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(array).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def load() -> Judge:
-    model = Judge()
+def load() -> AttributeClassifier:
+    model = AttributeClassifier()
     model.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
     return model.eval()
 
 
-def save(model: Judge) -> None:
+def save(model: AttributeClassifier) -> None:
     save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, WEIGHTS)
 
 
-def train(folder: Path) -> Judge:
+def train(folder: Path) -> AttributeClassifier:
     torch.manual_seed(0)
-    model = Judge()
+    model = AttributeClassifier()
 
     def loss_at(step: int) -> Tensor:
         images, labels = samples(step)
@@ -91,12 +91,13 @@ def train(folder: Path) -> Judge:
             loss = loss + cross_entropy(logits[name][seen], labels[name][seen])
         return loss
 
-    train_module("judge", model, loss_at, PLAN, folder)
+    train_module("classifier", model, loss_at, PLAN, folder)
     return model
 
 
 def samples(step: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return slightly blurred and noisy drawings of all shapes and fills, some of them broken, and their labels."""
+    # "judge" is part of the seed of the published classifier: another word would train another one.
     generator = generator_for(0, "judge", step)
     scenes = sample_scenes(BATCH, generator, new_shapes=True, new_pairs=True)
     images = draw(scenes, generator)

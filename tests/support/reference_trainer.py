@@ -1,6 +1,7 @@
-"""DreamBooth-LoRA on SDXL from the method's definition, plain and slow: every step encodes what it needs.
+"""A simple, slow implementation of DreamBooth-LoRA on SDXL, which tests and benchmarks compare the trainer with.
 
-It shares nothing with the trainer but the rule by which the n-th sample's chance follows from the seed.
+It follows the definition of the method: every step encodes its images and captions. It shares no code with the trainer
+except `aspect_bucket`, but derives random numbers from the seed and the sample's number by the same rule.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from lora_api.job import Crop, Training
 from lora_trainer.aspect import aspect_bucket
 
 
-def chance(seed: int, *path: object) -> torch.Generator:
+def generator_for(seed: int, *path: object) -> torch.Generator:
+    """Return the generator that the trainer uses for a purpose, such as `"instance", "sample", 3`."""
     digest = hashlib.sha256("/".join(map(str, (seed, *path))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 class Reference:
-    """A model as its folder has it, with a fresh adapter, and one optimizer step at a time."""
+    """A base model with a new adapter, which is trained step by step."""
 
     def __init__(
         self,
@@ -38,7 +40,12 @@ class Reference:
         training: Training,
         class_samples: list[tuple[bytes, str]] | None = None,
     ) -> None:
-        """Samples are images with their captions; those of the class are for prior preservation."""
+        """Load the model and add the adapter.
+
+        Args:
+            samples: training images with their captions.
+            class_samples: class images with their captions, for prior preservation.
+        """
         self.training, self.samples, self.class_samples = training, samples, class_samples
         self.tokenizers = [
             CLIPTokenizer.from_pretrained(folder, subfolder=name) for name in ("tokenizer", "tokenizer_2")
@@ -61,7 +68,7 @@ class Reference:
             groups.append({"params": text, "lr": float(training.text_encoder.learning_rate)})
             self.parameters = [*self.parameters, *text]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
-        self.rates = get_scheduler(
+        self.lr_scheduler = get_scheduler(
             training.lr_scheduler,
             self.optimizer,
             num_warmup_steps=training.lr_warmup_steps,
@@ -69,21 +76,21 @@ class Reference:
         )
 
     def adapt(self, module: torch.nn.Module, component: str, targets: list[str]) -> list[torch.nn.Parameter]:
-        """Freeze a module and put a fresh adapter on it; what learns."""
+        """Freeze a module, add an adapter to it, and return the adapter's parameters."""
         module.requires_grad_(False)
         rank = self.training.rank
         module.add_adapter(LoraConfig(r=rank, lora_alpha=self.training.alpha, target_modules=targets))
-        learning = []
+        trained = []
         for name, parameter in module.named_parameters():
             if "lora_" in name:
-                learning.append(parameter)
+                trained.append(parameter)
             if ".lora_A." in name:
-                generator = chance(self.training.seed, "lora_A", f"{component}.{name}")
+                generator = generator_for(self.training.seed, "lora_A", f"{component}.{name}")
                 parameter.data = torch.randn(parameter.shape, generator=generator) / rank
-        return learning
+        return trained
 
     def step(self, number: int) -> float:
-        """Optimizer step `number`, from 0; its loss."""
+        """Make an optimizer step, numbered from 0, and return its loss."""
         count = self.training.batch_size * self.training.gradient_accumulation_steps
         samples = range(number * count, number * count + count)
         loss = self.mean_loss("instance", self.samples, samples)
@@ -94,7 +101,7 @@ class Reference:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        self.rates.step()
+        self.lr_scheduler.step()
         return loss.item()
 
     def mean_loss(self, stream: str, data: list[tuple[bytes, str]], numbers: range) -> torch.Tensor:
@@ -102,9 +109,9 @@ class Reference:
 
     def sample_loss(self, stream: str, data: list[tuple[bytes, str]], sample: int) -> torch.Tensor:
         seed, count = self.training.seed, len(data)
-        order = torch.randperm(count, generator=chance(seed, stream, "order", sample // count))
+        order = torch.randperm(count, generator=generator_for(seed, stream, "order", sample // count))
         image, caption = data[int(order[sample % count])]
-        generator = chance(seed, stream, "sample", sample)
+        generator = generator_for(seed, stream, "sample", sample)
         timestep = torch.randint(1000, (), generator=generator)[None]
 
         return self.noised_loss(image, caption, timestep, generator)
@@ -113,8 +120,8 @@ class Reference:
     def held_out_loss(self, data: list[tuple[bytes, str]], count: int) -> float:
         losses = []
         for sample in range(count):
-            generator = chance(self.training.seed, "held-out", "sample", sample)
-            torch.randint(1000, (), generator=generator)
+            generator = generator_for(self.training.seed, "held-out", "sample", sample)
+            torch.randint(1000, (), generator=generator)  # advances the generator as for a training sample
             timestep = torch.tensor([int((sample + 0.5) / count * 1000)])
             losses.append(self.noised_loss(*data[sample % len(data)], timestep, generator))
         return torch.stack(losses).mean().item()
@@ -122,9 +129,9 @@ class Reference:
     def noised_loss(
         self, image: bytes, caption: str, timestep: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        mean, deviation, time_ids = self.posterior(image)
+        mean, std, time_ids = self.posterior(image)
         shape = mean.shape[1:]
-        latent = mean + deviation * torch.randn(shape, generator=generator)
+        latent = mean + std * torch.randn(shape, generator=generator)
         noise = torch.randn(shape, generator=generator)[None]
         noise += float(self.training.noise_offset) * torch.randn(1, shape[0], 1, 1, generator=generator)
         if torch.rand((), generator=generator) < float(self.training.caption_dropout):
@@ -154,15 +161,15 @@ class Reference:
     def prepare(self, data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         image = Image.open(io.BytesIO(data))
         width, height = image.size
-        across = down = self.training.resolution
+        target_width = target_height = self.training.resolution
         if self.training.crop == Crop.BUCKETS:
-            across, down = aspect_bucket(width, height, self.training.resolution)
-        scale = max(across / width, down / height)
-        left, top = (width - across / scale) / 2, (height - down / scale) / 2
-        box = (left, top, min(left + across / scale, width), min(top + down / scale, height))
-        cut = image.resize((across, down), Image.Resampling.LANCZOS, box=box)
-        pixels = torch.from_numpy(np.array(cut, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        ids = [height, width, round(top * scale), round(left * scale), down, across]
+            target_width, target_height = aspect_bucket(width, height, self.training.resolution)
+        scale = max(target_width / width, target_height / height)
+        left, top = (width - target_width / scale) / 2, (height - target_height / scale) / 2
+        box = (left, top, min(left + target_width / scale, width), min(top + target_height / scale, height))
+        resized = image.resize((target_width, target_height), Image.Resampling.LANCZOS, box=box)
+        pixels = torch.from_numpy(np.array(resized, dtype=np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        ids = [height, width, round(top * scale), round(left * scale), target_height, target_width]
         return pixels, torch.tensor([ids], dtype=torch.float32)
 
     def encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
