@@ -99,6 +99,8 @@ ERRORS = {
     "xai, credits": (error(403, {"code": "The caller does not have permission", "error": "Your newly created team doesn't have any credits yet."}), 78, Reason.BUDGET_EXCEEDED, "any credits"),
     "region": (error(403, {"error": {"code": "unsupported_country_region_territory", "message": "Country, region, or territory not supported"}}), 78, Reason.CONFIGURATION_INVALID, "does not serve this cluster's region"),
     "a firewall's code": (error(403, "error code: 1020", "text/plain"), 78, Reason.CONFIGURATION_INVALID, "firewall before the LLM service refused the request (HTTP 403): error code: 1020"),
+    "apigee": (error(400, {"fault": {"faultstring": "Invalid ApiKey for given resource", "detail": {"errorcode": "oauth.v2"}}}), 77, Reason.CREDENTIALS_REFUSED, "(HTTP 400): Invalid ApiKey for given resource"),
+    "a list of errors": (error(400, {"errors": [{"message": "the words of the server"}]}), 78, Reason.CONFIGURATION_INVALID, "(HTTP 400): the words of the server"),
     "the schema as an answer": (answer(json.dumps({"framing": "How near and from where, for example: close-up from above.", "setting": "Where it is and what is around it."})), 78, Reason.CONFIGURATION_INVALID, "copies the question"),
 }  # fmt: skip
 
@@ -123,6 +125,12 @@ TEMPORARY = {
     "openrouter, choice": error(200, {"choices": [{"message": {"content": ""}, "finish_reason": "error", "error": {"code": 502, "message": "Provider disconnected"}}]}),
     "siliconflow, 200": error(200, {"code": 50505, "message": "Model service overloaded. Please try again later.", "data": None}),
     "cloudflare": error(522, CLOUDFLARE, "text/html"),
+    "google, cancelled": error(499, {"error": {"code": 499, "message": "The operation was cancelled.", "status": "CANCELLED"}}),
+    "azure's management, 200": error(200, {"statusCode": 429, "message": "Rate limit is exceeded. Try again in 0.05 seconds."}),
+    "deepseek, finish reason": answer("", finish_reason="insufficient_system_resource"),
+    "zhipu, finish reason": answer("", finish_reason="network_error"),
+    "openrouter, finish reason": answer('{"framing": "clo', finish_reason="error"),
+    "vllm, finish reason": answer("", finish_reason="abort"),
     "not a number": error(429, "{}", **{"retry-after": "nan"}),
 }  # fmt: skip
 
@@ -157,6 +165,14 @@ def test_a_pause_until_a_date_is_kept(run_with):
     assert times[1] - times[0] >= 1.5  # HTTP dates have whole seconds
 
 
+@pytest.mark.parametrize("pause", ["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_pause_of_nothing_is_no_reason_to_hurry(run_with, pause):
+    """Clocks differ, and some gateways always send zero. Without a pause, a run would send a hundred requests a second."""
+    _, service, code, result = run_with(always(error(429, "{}", **{"retry-after": pause})), retrySeconds=2)
+    assert (code, result.reason) == (69, Reason.LLM_UNAVAILABLE)
+    assert len(service.requests) <= 6
+
+
 def test_a_pause_that_is_longer_than_the_patience_is_named(run_with):
     _, service, code, result = run_with(always(error(429, "{}", **{"retry-after": "3600"})), retrySeconds=60)
     assert code == 69
@@ -185,6 +201,20 @@ USED = {
     "a finish reason in numbers": (answer(None, finish_reason=1), CAPTION),
     "a wrapped completion": (lambda: json_response({"code": 0, "data": completion()}), CAPTION),
     "gzip": (lambda: Response(gzip.compress(json.dumps(completion()).encode()), content_type="application/json", headers={"content-encoding": "gzip"}), CAPTION),
+    "another choice has the text": (lambda: json_response(completion("") | {"choices": [*completion("")["choices"], *completion()["choices"]]}), CAPTION),
+    "a choice that is null": (lambda: json_response(completion() | {"choices": [None, *completion()["choices"]]}), CAPTION),
+    "one choice without a list": (lambda: json_response(completion() | {"choices": completion()["choices"][0]}), CAPTION),
+    "a delta in the place of the message": (lambda: json_response(completion() | {"choices": [{"index": 0, "delta": {"content": GOOD}, "finish_reason": "stop"}]}), CAPTION),
+    "a message that is its text": (lambda: json_response(completion() | {"choices": [{"index": 0, "message": GOOD}]}), CAPTION),
+    "a list of one completion": (lambda: json_response([completion()]), CAPTION),
+    "an error without content": (lambda: json_response(completion() | {"error": {"code": 0, "message": ""}}), CAPTION),
+    "an error that says success": (lambda: json_response(completion() | {"error": {"code": "0", "message": "success"}}), CAPTION),
+    "a draft in a part with reasoning": (answer([{"type": "reasoning", "text": '{"framing": "no"}'}, {"type": "output_text", "text": GOOD}]), CAPTION),
+    "a draft in a thought": (answer([{"text": '{"framing": "no"}', "thought": True}, {"text": GOOD}]), CAPTION),
+    "comments before the JSON": (lambda: Response(": PROCESSING\n\n" * 3 + json.dumps(completion()), content_type="application/json"), CAPTION),
+    "a record separator": (lambda: Response("\x1e" + json.dumps(completion()) + "\n\0", content_type="application/json-seq"), CAPTION),
+    "a guard against scripts": (lambda: Response(")]}'\n" + json.dumps(completion()), content_type="application/json"), CAPTION),
+    "JSON that is called a stream": (lambda: Response(json.dumps(completion()), content_type="text/event-stream"), CAPTION),
     "UTF-16": (encoded("in a café", "utf-16"), CAPTION.replace("soft daylight", "in a café")),
     "Windows-1252": (encoded("in a café", "cp1252"), CAPTION.replace("soft daylight", "in a café")),
     "a wrong charset": (encoded("in a café", "utf-8", "application/json; charset=iso-8859-1"), CAPTION.replace("soft daylight", "in a café")),
@@ -203,6 +233,7 @@ def test_replies_of_other_forms_are_used(run_with, name):
 
 REFUSED = {
     "no choices": lambda: json_response(completion() | {"choices": []}),
+    "choices are left out": lambda: json_response({name: value for name, value in completion().items() if name != "choices"}),
     "choices are null": lambda: json_response(completion() | {"choices": None}),
     "gemini's finish reason": lambda: json_response(completion() | {"choices": [{"index": 0, "finish_reason": "content_filter: SAFETY"}]}),
     "a guardrail": answer("", finish_reason="guardrail_intervened"),
@@ -278,6 +309,32 @@ def test_an_impossible_number_of_tokens_is_unknown(run_with):
     assert code == 0, result.message
     assert result.captions.usage.cost_usd == 0
     assert result.captions.usage.reserved_usd > 0
+
+
+REASONING = {"reasoning_tokens": 3920}
+
+
+@pytest.mark.parametrize(
+    ("usage", "output"),
+    [
+        ({"total_tokens": 5000}, 4000),
+        ({"total_tokens": 5000, "completion_tokens_details": REASONING}, 4000),
+        ({"total_tokens": None, "completion_tokens_details": REASONING}, 4000),
+        ({"completion_tokens_details": []}, 80),
+        ({"completion_tokens_details": "none"}, 80),
+        ({"prompt_tokens": "1000", "completion_tokens": "80"}, 80),
+        ({"input_tokens": 1000, "output_tokens": 80}, 80),
+    ],
+)
+def test_tokens_are_counted_wherever_the_service_reports_them(run_with, usage, output):
+    """Gemini and Grok report the tokens of reasoning only in the total, or beside the output."""
+    body = completion(usage={"prompt_tokens": 1000, "completion_tokens": 80} | usage)
+    if list(usage) == ["input_tokens", "output_tokens"]:
+        body["usage"] = usage
+    _, _, code, result = run_with(always(lambda: json_response(body)))
+    assert code == 0, result.message
+    assert result.captions.usage.output_tokens == 5 * output
+    assert result.captions.usage.reserved_usd is None
 
 
 def test_the_query_of_a_base_url_is_sent(run_with, http_server):

@@ -14,9 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from lora_api.stages import LLMAccess
 
-from .bodies import TokenCount, is_cut_off, is_filtered, join_text, none_if_invalid
+from .bodies import TokenCount, is_cut_off, is_failed, is_filtered, join_text, none_if_invalid
 from .client import ServiceClient, make_http_client, read_api_key, split_query
-from .protocol import ImageRefusedError, Question, Reply, TokenUsage
+from .protocol import ImageRefusedError, Question, Reply, TokenUsage, TransientError
 from .shape import Option, RequestShape, prompt_for
 
 SCHEMA = re.compile(
@@ -33,11 +33,15 @@ class Usage(BaseModel):
     cache_read_input_tokens: TokenCount = None
 
     def tokens(self) -> TokenUsage | None:
-        """Return the usage; None unless both counts are reported, since the cost would be too low otherwise."""
+        """Return the usage; None unless both counts are reported, since the cost would be too low otherwise.
+
+        A request always has input, so that a count of zero means that the service does not count.
+        """
         if self.input_tokens is None or self.output_tokens is None:
             return None
         cached = (self.cache_creation_input_tokens or 0) + (self.cache_read_input_tokens or 0)
-        return TokenUsage(input_tokens=self.input_tokens + cached, output_tokens=self.output_tokens)
+        read = self.input_tokens + cached
+        return TokenUsage(input_tokens=read, output_tokens=self.output_tokens) if read else None
 
 
 def _text(value: Any) -> str:
@@ -94,6 +98,8 @@ class AnthropicProvider:
         usage = message.usage.tokens() if message.usage else None
         if is_filtered(message.stop_reason):
             raise ImageRefusedError(f"the model refused: {message.content or 'no text'}", usage, billed=True)
+        if is_failed(message.stop_reason):
+            raise TransientError(f"the LLM broke off its reply ({message.stop_reason})", billed=True)
         return Reply(text=message.content, usage=usage, truncated=is_cut_off(message.stop_reason))
 
     def _use_key(self, key: str) -> None:

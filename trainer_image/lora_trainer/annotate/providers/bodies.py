@@ -16,6 +16,8 @@ MAX_TOKENS = 100_000_000
 
 def read_count(value: Any) -> int | None:
     """Return a number of tokens, or None for a value that cannot be one: the number is then unknown, not zero."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,12}", value):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if not math.isfinite(value) or not 0 <= value <= MAX_TOKENS or value != int(value):
@@ -24,7 +26,11 @@ def read_count(value: Any) -> int | None:
 
 
 FILTERED = re.compile(
-    r"filter|safety|prohibited|blocklist|recitation|spii|guardrail|sensitive|moderation|^refusal$",
+    r"filter|safety|prohibited|blocklist|recitation|spii|guardrail|sensitive|moderation|toxic|^refusal$",
+    re.IGNORECASE,
+)
+FAILED = re.compile(
+    r"error|abort|cancel|interrupt|insufficient_system_resource|unavailable|time_?out|timed_?out|fail",
     re.IGNORECASE,
 )
 CUT_OFF = re.compile(r"length|max_(?:\w+_)?tokens|context_window", re.IGNORECASE)
@@ -40,14 +46,28 @@ def is_cut_off(reason: str | None) -> bool:
     return bool(reason and CUT_OFF.search(reason))
 
 
+def is_failed(reason: str | None) -> bool:
+    """Return whether a finish reason, in the words of any service, stands for a failure of the service itself."""
+    return bool(reason and FAILED.search(reason))
+
+
 TokenCount = Annotated[int | None, BeforeValidator(read_count)]
 
 
+REASONING_PART = re.compile(r"reason|think|thought", re.IGNORECASE)
+"""Types of the parts of a content that hold reasoning. Drafts of the reply are often among it."""
+
+
 def join_text(value: Any) -> str:
-    """Return the text of a message's content: a string, a part, a list of parts, or the object that the reply is."""
+    """Return the text of a message's content: a string, a part, a list of parts, or the object that the reply is.
+
+    Parts with reasoning are left out.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
+        if REASONING_PART.search(str(value.get("type", ""))) or value.get("thought") is True:
+            return ""
         if value.get("type") in ("json", "json_object"):
             value = value.get("json")
         if isinstance(value, dict) and "text" not in value and "type" not in value:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -39,6 +40,9 @@ ROTATION_SECONDS = 120.0
 update the files of a Secret."""
 ROTATION_PAUSE = 5.0
 """Seconds between these requests."""
+
+COMMENTS = re.compile(r"(?:[ \t\r\n]*:[^\n]*\n)+")
+"""Comments of an event stream, which gateways send to keep a connection open until the JSON follows."""
 
 Send = Callable[[Mapping[str, str]], Awaitable[httpx2.Response]]
 """Sends a request of the given shape through an SDK, which raises for statuses of 400 and above."""
@@ -226,19 +230,21 @@ class ServiceClient:
         """
         text = self._redact(text_of(response))
         kind = response.headers.get("content-type", "no content type").partition(";")[0]
-        if kind == "text/event-stream" or text.startswith(("data:", "event:")):
-            raise MalformedReplyError(
-                f"the LLM service at {self._url} answered with an event stream, which was not requested; use a service "
-                f"or a gateway that answers without streaming. It begins: {quote(text)}"
-            )
         try:
-            body = load_json(text.encode(errors="replace"))
+            body = load_json(_json_in(text).encode(errors="replace"))
         except JsonBoundsError:
+            if kind == "text/event-stream" or text.startswith(("data:", "event:")):
+                raise MalformedReplyError(
+                    f"the LLM service at {self._url} answered with an event stream, which was not requested; use a "
+                    f"service or a gateway that answers without streaming. It begins: {quote(text)}"
+                ) from None
             page = "a web page" if "html" in kind or text.lstrip()[:1] == "<" else f"{kind} that is not JSON"
             raise MalformedReplyError(
                 f"the LLM service at {self._url} answered with {page}; check the profile's llm.baseURL. "
                 f"It begins: {quote(text)}"
             ) from None
+        if isinstance(body, list) and len(body) == 1:
+            body = body[0]
         if isinstance(body, dict):
             if reports_error(body):
                 raise explain_inside(read_error(text), response, self._access.model)
@@ -259,3 +265,13 @@ class ServiceClient:
         for key in self._keys:
             text = text.replace(key, "***")
         return text
+
+
+def _json_in(text: str) -> str:
+    """Return a body without what gateways put around its JSON.
+
+    These are record separators, zero bytes, comments, and the guard `)]}'` against inclusion as a script.
+    """
+    text = text.strip("\0\x1e \t\r\n").removeprefix(")]}'")
+    comments = COMMENTS.match(text)
+    return text[comments.end() :] if comments else text

@@ -24,9 +24,11 @@ PAGE_CHARACTERS = 8000
 """Number of characters of a web page in which its words are searched."""
 
 
-MESSAGE_KEYS = ("message", "msg", "error_msg", "status_msg")
-STATUS_KEYS = ("code", "status", "error_code", "status_code")
+MESSAGE_KEYS = ("message", "msg", "error_msg", "status_msg", "errorMessage", "faultstring")
+STATUS_KEYS = ("code", "status", "error_code", "status_code", "statusCode")
 """Keys of error bodies for their message and their number, in the words of several services."""
+SUCCESS = (None, 0, "0", 200, "200")
+"""Values of these numbers that stand for no error."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def reports_error(body: dict[str, Any]) -> bool:
     # A message and a number without a reply: {"code": 50505, "message": "Model service overloaded", "data": null}
     reply = any(body.get(key) for key in ("choices", "content", "result", "data", "response"))
     message = any(isinstance(body.get(key), str) and body[key] for key in MESSAGE_KEYS)
-    return not reply and message and any(body.get(key) not in (None, 0, "0", 200) for key in STATUS_KEYS)
+    return not reply and message and any(body.get(key) not in SUCCESS for key in STATUS_KEYS)
 
 
 def _error_object(data: Any) -> Any:
@@ -88,16 +90,26 @@ def _error_object(data: Any) -> Any:
         return _error_object(data[0])
     if not isinstance(data, dict):
         return data
-    if data.get("error"):
+    if data.get("error") and not _is_success(data["error"]):
         return data["error"]
-    if data.get("success") is False and isinstance(data.get("errors"), list) and data["errors"]:  # Cloudflare
+    if not data.get("choices") and isinstance(data.get("errors"), list) and data["errors"]:  # Cloudflare
         return data["errors"][0]
+    if isinstance(fault := data.get("fault"), dict):  # Apigee
+        return fault
     if isinstance(base := data.get("base_resp"), dict) and base.get("status_code"):  # MiniMax
         return base
     choices = data.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict) and choices[0].get("error"):
         return choices[0]["error"]  # OpenRouter: the provider failed while it answered
     return data
+
+
+def _is_success(error: Any) -> bool:
+    """Return whether the object `error` says that there is none, as in {"code": 0, "message": "success"}."""
+    if not isinstance(error, dict):
+        return False
+    numbers = [error[key] for key in STATUS_KEYS if error.get(key) is not None]
+    return not any(error.values()) or (bool(numbers) and all(value in SUCCESS for value in numbers))
 
 
 def _words(value: Any) -> str:

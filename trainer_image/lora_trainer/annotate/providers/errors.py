@@ -73,8 +73,10 @@ REGION = re.compile(
 )
 """Words and codes of a service that does not serve the place that the request comes from."""
 
-NOT_ABOUT_A_PART = (NO_CREDIT, NO_VISION, REFUSED_IMAGE, THROTTLED, BAD_KEY)
-"""Patterns of errors that are about the account, the model or the image, never about a part of the request."""
+NOT_ABOUT_A_PART = (NO_CREDIT, REFUSED_IMAGE, THROTTLED, BAD_KEY)
+"""Patterns of errors that are about the account or the image, never about a part of the request.
+
+`NO_VISION` is not among them: services also say that a parameter is not supported with images."""
 
 RETRY_IN = re.compile(r"(?:retry|try again) in (\d{1,6}(?:\.\d+)?) ?s", re.IGNORECASE)
 
@@ -125,7 +127,7 @@ def explain(
         return RefusedCredentialsError(f"the LLM refused the profile's key (HTTP {status}): {words}")
     if status in (404, 405):
         return _not_found(status, words, error, response, model)
-    transient = status in (408, 409, 424, 425, 429) or (status >= 500 and status not in (501, 505))
+    transient = status in (408, 409, 424, 425, 429, 499) or (status >= 500 and status not in (501, 505))
     if transient or (status == 400 and THROTTLED.search(error.text)):
         return TransientError(f"the LLM is not available (HTTP {status}): {words}", pause)
     return BadSetupError(f"the LLM refused the request (HTTP {status}): {words}")
@@ -206,17 +208,20 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def pause_of(response: httpx2.Response, words: str = "") -> float | None:
-    """Return the seconds that the service asks to wait, in a header or in words; None when it asks for nothing."""
+    """Return the seconds that the service asks to wait, in a header or in words; None when it asks for nothing.
+
+    A pause of zero, or one until a time in the past, asks for nothing: clocks differ, and some gateways always send zero.
+    """
     for header, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = response.headers.get(header, "")
         try:
             seconds = float(value) * unit
         except ValueError:
             seconds = _seconds_until(value)
-        if math.isfinite(seconds):
-            return max(seconds, 0.0)
+        if math.isfinite(seconds) and seconds > 0:
+            return seconds
     match = RETRY_IN.search(words)
-    return float(match[1]) if match else None
+    return float(match[1]) if match and float(match[1]) > 0 else None
 
 
 def _seconds_until(date: str) -> float:

@@ -10,19 +10,32 @@ from typing import Annotated, Any
 
 import httpx2
 import openai
-from pydantic import BaseModel, BeforeValidator, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from lora_api.stages import LLMAccess
 
-from .bodies import TokenCount, is_cut_off, is_filtered, join_text, none_if_invalid, text_or_none
+from .bodies import (
+    TokenCount,
+    is_cut_off,
+    is_failed,
+    is_filtered,
+    join_text,
+    none_if_invalid,
+    text_or_none,
+)
 from .client import ServiceClient, make_http_client, read_api_key, split_query
-from .protocol import ImageRefusedError, Question, Reply, TokenUsage
+from .protocol import ImageRefusedError, Question, Reply, TokenUsage, TransientError
 from .shape import Option, RequestShape, prompt_for
 
-SCHEMA = re.compile(r"response_format|json_schema|schema|structured|guided|grammar|\bstrict\b", re.IGNORECASE)
+SCHEMA = re.compile(
+    r"response_format|json[_ -]?(?:mode|object|output|validat\w*|format)|generate (?:valid )?json"
+    r"|schema|structured|guided|grammar|\bstrict\b",
+    re.IGNORECASE,
+)
 LIMIT = re.compile(r"max_(?:completion_)?tokens|maximum context length", re.IGNORECASE)
 SYSTEM = re.compile(
-    r"system (?:role|prompt|message|instruction)|developer instruction|roles must alternate|'system'",
+    r"system (?:role|prompt|message|instruction)|developer instruction|roles must alternate|'system'"
+    r"|\broles? (?:is|are) (?:allowed|supported)|(?:unexpected|invalid|unsupported|unknown) (?:message )?role",
     re.IGNORECASE,
 )
 
@@ -32,20 +45,27 @@ class Details(BaseModel):
 
 
 class Usage(BaseModel):
-    prompt_tokens: TokenCount = None
-    completion_tokens: TokenCount = None
-    completion_tokens_details: Details | None = None
+    prompt_tokens: TokenCount = Field(None, validation_alias=AliasChoices("prompt_tokens", "input_tokens"))
+    completion_tokens: TokenCount = Field(
+        None, validation_alias=AliasChoices("completion_tokens", "output_tokens")
+    )
+    total_tokens: TokenCount = None
+    completion_tokens_details: Annotated[Details | None, BeforeValidator(none_if_invalid(Details))] = None
 
     def tokens(self) -> TokenUsage | None:
-        """Return the usage; None unless both counts are reported, since the cost would be too low otherwise."""
-        if self.prompt_tokens is None or self.completion_tokens is None:
+        """Return the usage; None unless both counts are reported, since the cost would be too low otherwise.
+
+        A request always has input, so that a count of zero means that the service does not count. Gemini and Grok leave
+        the tokens of reasoning out of the output, and count them only in the total.
+        """
+        if not self.prompt_tokens or self.completion_tokens is None:
             return None
         details = self.completion_tokens_details
-        return TokenUsage(
-            input_tokens=self.prompt_tokens,
-            output_tokens=self.completion_tokens,
-            reasoning_tokens=(details.reasoning_tokens if details else None) or 0,
-        )
+        reasoning = (details.reasoning_tokens if details else None) or 0
+        written = max(self.completion_tokens, (self.total_tokens or 0) - self.prompt_tokens)
+        if reasoning > written:
+            written += reasoning
+        return TokenUsage(input_tokens=self.prompt_tokens, output_tokens=written, reasoning_tokens=reasoning)
 
 
 def _arguments(value: Any) -> str:
@@ -87,15 +107,32 @@ class Message(BaseModel):
         return answer or self.reasoning_content or self.reasoning
 
 
+def _message(value: Any) -> Any:
+    """Return a message that is only its text as an object."""
+    return {"content": value} if isinstance(value, str) else value
+
+
 class Choice(BaseModel):
-    message: Message | None = None
+    message: Annotated[Message | None, BeforeValidator(_message)] = Field(
+        None, validation_alias=AliasChoices("message", "delta")
+    )
     finish_reason: Annotated[str | None, BeforeValidator(text_or_none)] = None
+
+    @property
+    def text(self) -> str:
+        return self.message.text if self.message else ""
+
+
+def _choices(value: Any) -> Any:
+    """Return the choices as a list without empty entries."""
+    value = [value] if isinstance(value, dict) else value
+    return [item for item in value if item is not None] if isinstance(value, list) else value
 
 
 class Completion(BaseModel):
     """The parts of a chat completion that are used. All others are ignored."""
 
-    choices: list[Choice] | None
+    choices: Annotated[list[Choice] | None, BeforeValidator(_choices)]
     """Some services send none for an image that their filter declines."""
     usage: Annotated[Usage | None, BeforeValidator(none_if_invalid(Usage))] = None
 
@@ -130,7 +167,7 @@ class OpenAIProvider:
 
         body = await self._client.post(send)
         try:
-            completion = Completion.model_validate(_unwrap(body))
+            completion = Completion.model_validate(_completion_of(body))
         except ValidationError:
             raise self._client.malformed(body) from None
         usage = completion.usage.tokens() if completion.usage else None
@@ -138,7 +175,7 @@ class OpenAIProvider:
             raise ImageRefusedError(
                 "the service's reply has no choices, as for a filtered image", usage, billed=True
             )
-        choice = completion.choices[0]
+        choice = next((choice for choice in completion.choices if choice.text), completion.choices[0])
         if choice.message is None and not choice.finish_reason:
             raise self._client.malformed(body)
         return _reply(choice, usage)
@@ -175,8 +212,13 @@ class OpenAIProvider:
         return body
 
 
-def _unwrap(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the completion in a body, which some gateways wrap in an object of their own."""
+def _completion_of(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the completion in a body, which some gateways wrap in an object of their own.
+
+    Services whose JSON is made by Protocol Buffers, such as Gemini's, leave an empty list of choices out.
+    """
+    if "choices" not in body and body.get("object") == "chat.completion":
+        return body | {"choices": None}
     inner = [body.get(name) for name in ("result", "data", "response")]
     return next((part for part in inner if isinstance(part, dict) and "choices" in part), body)
 
@@ -186,12 +228,15 @@ def _reply(choice: Choice, usage: TokenUsage | None) -> Reply:
 
     Raises:
         ImageRefusedError: when the service or the model declined the image.
+        TransientError: when the service failed while it answered.
     """
     message = choice.message or Message()
     if message.refusal:
         raise ImageRefusedError(f"the model refused: {message.refusal}", usage, billed=True)
     if is_filtered(choice.finish_reason):
         raise ImageRefusedError("the service's content filter ended the reply", usage, billed=True)
+    if is_failed(choice.finish_reason):
+        raise TransientError(f"the LLM broke off its reply ({choice.finish_reason})", billed=True)
     return Reply(
         text=message.text,
         usage=usage,
