@@ -92,11 +92,53 @@ def test_a_reply_that_is_no_caption_is_refused(text, reason):
         reply(framing="unable to identify the person"),
         reply(setting="抱歉，我无法描述这张图片"),
         "I'm sorry, but I can't help with identifying people.",
+        '{"error": "I cannot describe this image"}',
+        '{"reason": "Lo siento, no puedo ayudar con eso", "result": null}',
     ],
 )
 def test_a_reply_that_declines_is_the_models_refusal(text):
     with pytest.raises(DeclinedError):
         parse_reply(text, CONCEPT)
+
+
+REFUSALS = """
+I must respectfully decline to describe this picture.
+Your request was flagged.
+The image contains a person, and identifying them is not something I do.
+Es tut mir leid, aber dabei kann ich nicht helfen.
+Je suis désolé, mais je ne peux pas décrire cette image.
+Lo siento, pero no puedo ayudarte con esta imagen.
+Mi dispiace, non posso aiutarti con questa richiesta.
+Desculpe, mas não posso ajudar com isso.
+Het spijt me, daar kan ik niet mee helpen.
+Przykro mi, ale nie mogę w tym pomóc.
+Üzgünüm, bu görseli açıklayamıyorum.
+Извините, я не могу помочь с этим.
+不好意思，我看不到图片
+我没有办法描述这张图片。
+申し訳ありませんが、そのご要望にはお応えできません。
+이 요청은 처리해 드릴 수 없어요
+لا استطيع وصف هذه الصورة
+मुझे खेद है, मैं इस छवि का वर्णन नहीं कर सकता
+Xin lỗi, tôi không thể giúp với yêu cầu này.
+Maaf, saya tidak dapat membantu dengan itu.
+ขออภัย ฉันไม่สามารถช่วยเรื่องนั้นได้
+מצטער, אני לא יכול לעזור עם זה.
+Λυπάμαι, αλλά δεν μπορώ να βοηθήσω.
+Omlouvám se, ale s tím vám nemohu pomoci.
+Îmi pare rău, dar nu te pot ajuta cu asta.
+Sajnálom, ebben nem tudok segíteni.
+Valitettavasti en voi auttaa tässä.
+متأسفم، نمی‌توانم کمک کنم.
+দুঃখিত, আমি এতে সাহায্য করতে পারব না।
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("words", REFUSALS)
+def test_refusals_of_many_languages_are_told_from_replies_of_no_use(words):
+    for text in (words, reply(framing=words), json.dumps({"error": words}, ensure_ascii=False)):
+        with pytest.raises(DeclinedError):
+            parse_reply(text, CONCEPT)
 
 
 GOOD = reply(framing="close-up", setting="on a lawn")
@@ -132,7 +174,19 @@ def test_lines_of_a_reply_that_was_cut_off_are_not_read():
 
 def test_a_long_reply_is_read_in_a_moment():
     started = time.monotonic()
-    for text in ("<think></think>" * 12_000, "<think>" * 25_000, "{" * 190_000, "{'a': 1, " * 20_000):
+    key = '{"framing":'
+    for text in (
+        "<think></think>" * 12_000,
+        "<think>" * 25_000,
+        "{" * 190_000,
+        "{'a': 1, " * 20_000,
+        "\n" * 190_000 + "x",
+        "<framing>" * 20_000,
+        key * 15_000,
+        (key + '"' * 1_900) * 90,
+        (key + "=" * 1_900) * 90,
+        "|" * 190_000,
+    ):
         with pytest.raises(UnusableReplyError):
             parse_reply(text, CONCEPT)
     assert time.monotonic() - started < 60
@@ -172,6 +226,37 @@ def test_a_long_reply_is_read_in_a_moment():
         json.dumps({"properties": {n: {"type": "string", "description": p} for n, p in EXPECTED.items()}}),
         LINES,
         "\n".join(f"{number}. {line}" for number, line in enumerate(LINES.splitlines(), 1)),
+        GOOD[:-1],
+        GOOD[:-1].replace(', "other": ""', ', "other": "a bird in the b'),
+        GOOD.replace(",", ";").replace('": ', '" = '),
+        GOOD.translate(str.maketrans({'"': "＂", ":": "：", ",": "，"})),
+        GOOD.replace('"', '"\u200b'),
+        json.dumps(json.loads(GOOD), indent=4).replace(" " * 4, "\u00a0" * 4),
+        "".join(f"<{name}>{EXPECTED.get(name, '')}</{name}>\n" for name in NAMES),
+        "".join(f'{name} = "{EXPECTED.get(name, "")}"\n' for name in NAMES),
+        "| field | value |\n|---|---|\n"
+        + "".join(f"| {name} | {EXPECTED.get(name, '')} |\n" for name in NAMES),
+        json.dumps([{"name": name, "value": phrase} for name, phrase in EXPECTED.items()]),
+        json.dumps([{name: phrase} for name, phrase in EXPECTED.items()]),
+        "\n".join(json.dumps({name: phrase}) for name, phrase in EXPECTED.items()),
+        json.dumps({"1. framing": "close-up", "Setting (where)": "on a lawn"}),
+        json.dumps({"name": "caption", "arguments": GOOD}),
+        json.dumps(reply_schema(ConceptType.SUBJECT)) + "\n" + GOOD,
+        json.dumps(dict.fromkeys(NAMES, "string")) + "\n" + GOOD,
+        f'Thinking: perhaps {{"framing": "a draft"}}?\n\nAnswer: {GOOD}',
+        reply(
+            framing="close-up",
+            setting="on a lawn",
+            clothing="N/A (a statue)",
+            other="no other details visible",
+        ),
+        reply(
+            framing="close-up",
+            setting="on a lawn",
+            pose="none visible",
+            clothing="not applicable for a statue",
+        ),
+        reply(framing="close-up", setting="on a lawn", pose="empty string", other="無"),
     ],
 )
 def test_a_reply_is_read_tolerantly(text):
@@ -184,6 +269,11 @@ def test_a_sign_in_the_image_is_a_description():
     assert parse_reply(reply(setting=text), CONCEPT)["setting"] == text
     plain = "a door with the words We are sorry, closed"
     assert parse_reply(reply(setting=plain), CONCEPT)["setting"] == plain
+
+
+def test_quotation_marks_of_a_sign_do_not_end_a_text():
+    text = '{"framing": "close-up", "setting": "a shop with "SALE" in the window", "pose": ""}'
+    assert parse_reply(text, CONCEPT)["setting"] == 'a shop with "SALE" in the window'
 
 
 @pytest.mark.parametrize(

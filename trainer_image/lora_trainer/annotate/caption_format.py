@@ -15,7 +15,7 @@ from lora_api.job import Concept
 from lora_api.redact import redact
 
 from .concept_fields import FIELDS
-from .reading import read_fields
+from .reading import read_fields, strings_in
 from .rules import CUT_OFF, LABEL, PLACEHOLDER, PREAMBLE, QUOTED, RULES, Problem
 from .tokens import TEXT_TOKENS, count_tokens, cut_to_tokens
 
@@ -60,13 +60,21 @@ def parse_reply(text: str, concept: Concept, truncated: bool = False) -> dict[st
         raise UnusableReplyError("the reply is empty")
     if len(text) > REPLY_CHARACTERS:
         raise UnusableReplyError(f"the reply is longer than {REPLY_CHARACTERS} characters")
-    raw = read_fields(text, FIELDS[concept.type], truncated)
-    if raw is None:
-        # Refusals are often plain text, even when a schema was requested.
-        if declined := RULES[Problem.REFUSAL](plain_text(text)[:2000]):
-            raise DeclinedError(f"{declined} in {_quote(text)}")
+    candidates = read_fields(text, FIELDS[concept.type], truncated)
+    if not candidates:
+        # Refusals are often plain text, or in an object of their own, even when a schema was requested.
+        for words in (text, *strings_in(text)):
+            if declined := RULES[Problem.REFUSAL](plain_text(words[:FIELD_CHARACTERS])):
+                raise DeclinedError(f"{declined} in {_quote(text)}")
         raise UnusableReplyError(f"the reply has none of the fields of the schema: {_quote(text)}")
-    return _clean_fields(raw, concept, text)
+    problem: UnusableReplyError | None = None
+    for raw in candidates:  # a reply may repeat the schema before it fills it in
+        try:
+            return _clean_fields(raw, concept, text)
+        except UnusableReplyError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
 
 
 def _clean_fields(raw: Mapping[str, str], concept: Concept, text: str) -> dict[str, str]:

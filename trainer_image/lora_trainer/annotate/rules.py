@@ -54,16 +54,17 @@ _REFUSALS = (
     r"\b(?:unable|not possible|impossible|not able|not allowed|not permitted) to (?:identify|describe|determine|provide|assist|process|view|comply"
     r"|analy[sz]e|generate|recogni[sz]e|help|tell|say|caption|fulfil|fulfill|complete|discern|access|open|load|see the image)\b",
     r"\b(?:cannot|can['’]t|can not|could not|couldn['’]t) (?:be )?(?:identif(?:y|ied)|describ(?:e|ed)|determine|determined|provide|provided|assist|comply|analy[sz]ed?|processe?d?|captioned)\b",
-    r"\b(?:request|image|prompt|content|response) (?:was|is|has been|were|cannot be|violates|goes against)? ?(?:declined|denied|refused|rejected|blocked|filtered|redacted|withheld|violates)\b",
+    r"\b(?:request|image|prompt|content|response) (?:was|is|has been|were|cannot be|violates|goes against)? ?(?:declined|denied|refused|rejected|blocked|filtered|flagged|redacted|withheld|violates)\b",
     r"\b(?:content|usage|safety|privacy) (?:policy|policies|guidelines|reasons)\b|\bviolates?\b.{0,30}\b(?:policy|policies|guidelines|terms)\b"
     r"|\bagainst (?:my|our|the) (?:\w+ )?(?:guidelines|policy|policies|programming|principles)\b|\bfor (?:privacy|safety|ethical) reasons\b",
     r"\bno image (?:was |is |has been )?(?:provided|attached|visible|available|matches|given|uploaded|included|supplied|shown)\b|\bplease (?:provide|upload|share|attach|send|try again)\b"
     r"|\b(?:don['’]t|do not) see (?:an|any) (?:image|picture|photo)\b|\bcan only (?:help|assist|describe)\b",
     r"^\W*(?:can['’]t|cannot|can not|won['’]t)\b|\b(?:was|been|am) (?:asked|instructed|told|trained|designed) not to\b|\b(?:my|our) (?:training|guidelines|instructions|policy|policies|programming)\b"
-    r"|\bprevents? me\b|\bthere(?:['’]s| is) no (?:image|picture|photo)\b|\berror\s*:|\bidentif(?:y|ying) (?:people|persons|individuals|anyone|someone|real)\b",
+    r"|\bprevents? me\b|\bthere(?:['’]s| is) no (?:image|picture|photo)\b|\berror\s*:|\bidentif(?:y|ying) (?:people|persons|individuals|anyone|someone|real)\b"
+    r"|\b(?:i|we) (?:must|have to|will|need to|should) (?:\w+ )?(?:decline|refuse)\b|\bnot something (?:i|we)\b",
     # Chinese, Japanese, Korean
-    r"抱歉|对不起|對不起|很遗憾|很遺憾|无法|無法|不能(?:识别|提供|描述|协助|帮助|分析|回答|处理)|作为(?:一个)?(?:人工智能|AI|语言模型)|不便(?:识别|描述)",
-    r"申し訳|できません|できかねます|すみません|ごめん(?:なさい|ください)|お答えでき|いたしかねます|残念ながら",
+    r"抱歉|不好意思|看不到(?:图|圖|照)|(?:没有|沒有)(?:办法|辦法)|我不能|我拒绝|我拒絕|对不起|對不起|很遗憾|很遺憾|无法|無法|不能(?:识别|提供|描述|协助|帮助|分析|回答|处理)|作为(?:一个)?(?:人工智能|AI|语言模型)|不便(?:识别|描述)",
+    r"お応えでき|申し訳|できません|できかねます|すみません|ごめん(?:なさい|ください)|お答えでき|いたしかねます|残念ながら",
     r"죄송|할 수 없|수 없습니다|수 없어요|도와드릴|불가능합니다|미안",
     # Russian, Ukrainian
     r"\bне могу\b|\bизвините\b|\bпростите\b|\bк сожалению\b|\bне удалось\b|\bпрошу прощения\b|\bне в состоянии\b|\bневозможно\b|\bна жаль\b|\bвибачте\b",
@@ -76,10 +77,16 @@ _REFUSALS = (
     r"\bdesculpe\b|\bsinto muito\b|\bnão (?:posso|consigo|é possível|podemos|sou capaz)\b|\binfelizmente\b|\blamentamos\b",
     r"\bmi dispiace\b|\bnon (?:posso|riesco|è possibile|sono in grado|possiamo)\b|\bpurtroppo\b|\bspiacente\b|\bmi scuso\b",
     # Arabic, Hindi, Turkish, Polish, Vietnamese, Indonesian
-    r"آسف|عذر[اً]|لا (?:أستطيع|يمكنني|يمكن)|للأسف|أعتذر|معذرة",
-    r"क्षमा (?:करें|कीजिए)|माफ़|माफ कीजिए|(?:नहीं|असमर्थ) (?:कर सकत|हूँ|हूं)|सकत[ाी] नहीं|नहीं (?:बता|पहचान|दे) सकत",
+    r"آسف|عذر[اً]|لا (?:[أا]ستطيع|يمكنني|يمكن)|غير قادر|للأسف|أعتذر|معذرة",
+    r"खेद है|क्षमा (?:करें|कीजिए)|माफ़|माफ कीजिए|(?:नहीं|असमर्थ) (?:कर सकत|हूँ|हूं)|सकत[ाी] नहीं|नहीं (?:बता|पहचान|दे) सकत",
     r"\büzgünüm\b|\bmaalesef\b|\byardımcı olamam\b|\b\w+(?:emiyorum|amıyorum|emem|amam)\b|\bmümkün değil\b|\bözür dilerim\b",
     r"\bprzykro mi\b|\bprzepraszam\b|\bnie (?:mogę|jestem w stanie|można)\b|\bniestety\b|\bxin lỗi\b|\bkhông thể\b|\bmohon maaf\b|\bmaaf\b|\btidak (?:dapat|bisa)\b",
+    # Thai, Hebrew, Greek, Persian, Urdu, Bengali
+    r"ขออภัย|ขอโทษ|ไม่สามารถ|מצטער|איני יכול|אינני יכול|לא (?:יכול|ניתן)|λυπάμαι|λυπούμαι|συγγνώμη|δεν μπορώ",
+    r"مت[أا]سف(?:م|انه)|نمی.?توانم|معذرت|نہیں کر سک|দুঃখিত|পার(?:ব|ছি) না",
+    # Czech, Slovak, Romanian, Hungarian, Finnish
+    r"\bomlouvám se\b|\bbohužel\b|\bnem(?:ohu|ůžu|ôžem)\b|\bospravedlňujem\b|\bîmi pare rău\b|\bnu (?:te |vă |îți )?pot\b",
+    r"\bsajnálom\b|\bsajnos\b|\bnem tudok\b|\bvalitettavasti\b|\bpahoittelen\b|\ben voi\b|\ben pysty\b",
 )  # fmt: skip
 REFUSAL = re.compile("|".join(_REFUSALS), I)
 
@@ -99,9 +106,10 @@ PREAMBLE = re.compile(
 """Phrases of language models that introduce or comment on a description."""
 
 PLACEHOLDER = re.compile(
-    r"^\W*(?:none|null|nil|nan|n/?a|n\.a\.?|not (?:applicable|available|visible|specified|present|clear|shown|provided|relevant|mentioned|sure)"
-    r"|unknown|unspecified|undefined|no (?:description|caption|clothing|clothes|pose|framing|setting|lighting|expression|other(?: details)?|details?|information|data|text|answer|comment|additional (?:details|elements))"
-    r"|nothing(?: else)?|empty|blank|tbd|todo|string|text|same(?: as (?:above|before))?|see above|does not apply|doesn['’]t apply|(?:the |an? )?(?:image|photo|picture|photograph|caption|description)|(?:your )?(?:text|caption|description) (?:goes )?here|lorem ipsum\b.*|value|\.{2,}|-+|\?+)?\W*$",
+    r"^\W*(?:(?:none|nothing)(?: (?:is |are )?(?:visible|present|shown|apparent|noted|specified|applicable))?|null|nil|nan|n/?a(?: \([^)]*\))?|n\.a\.?|not applicable (?:to|for|as|because|since|here|in this)\b.*|not (?:applicable|available|visible|specified|present|clear|shown|provided|relevant|mentioned|sure)"
+    r"|unknown|unspecified|undefined|no (?:(?:other|additional|further|visible|notable|specific|discernible) ?)?(?:description|caption|clothing|clothes|pose|framing|setting|lighting|expression|details?|elements?|information|data|text|answer|comment)?(?: (?:is |are )?(?:visible|present|shown|apparent|provided|available|discernible|specified|needed))?"
+    r"|keine?|ninguno|ninguna|aucune?|nessuno|nessuna|nenhum|nenhuma|geen|ingen|brak|yok|tidak ada|không có|нет|немає|无|無|没有|沒有|なし|特になし|없음|ไม่มี|لا يوجد|कोई नहीं"
+    r"|nothing else|(?:leave |left |an? )?(?:empty|blank)(?: string| field)?|tbd|todo|string|text|same(?: as (?:above|before))?|see above|does not apply|doesn['’]t apply|(?:the |an? )?(?:image|photo|picture|photograph|caption|description)|(?:your )?(?:text|caption|description) (?:goes )?here|lorem ipsum\b.*|value|\.{2,}|-+|\?+)?\W*$",
     I,
 )  # fmt: skip
 """Words that fill a field without describing anything."""
