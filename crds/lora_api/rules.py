@@ -187,18 +187,20 @@ class Repeated:
 
 @dataclass(frozen=True)
 class AnyBlockWithoutEffect:
-    """Holds when any of training.adapter.blocks sets neither a rank nor a learning rate."""
+    """Holds when any of training.adapter.blocks has only defaults, or a learning rate for an adapter of rank 0."""
 
     def holds(self, spec: BaseModel) -> bool:
         blocks = _value(spec, "training.adapter.blocks")
         return any(
-            _value(block, "rank") is None and _value(block, "learningRateScale") == 1 for block in blocks
+            _value(block, "rank") == (None if _value(block, "learningRateScale") == 1 else 0)
+            for block in blocks
         )
 
     def cel(self, model: type[BaseModel]) -> str:
         blocks = "training.adapter.blocks"
-        scale = "(!has(b.learningRateScale) || double(b.learningRateScale) == 1.0)"
-        return f"({_present(blocks)} && self.{blocks}.exists(b, !has(b.rank) && {scale}))"
+        plain = "!has(b.learningRateScale) || double(b.learningRateScale) == 1.0"
+        condition = f"({plain}) ? !has(b.rank) : (has(b.rank) && b.rank == 0)"
+        return f"({_present(blocks)} && self.{blocks}.exists(b, {condition}))"
 
 
 @dataclass(frozen=True)
@@ -528,7 +530,8 @@ RULES: tuple[Rule, ...] = (
         (Repeated("training.adapter.blocks", "block"),),
     ),
     Rule(
-        "training.adapter.blocks: each entry must set rank or a learningRateScale other than 1",
+        "training.adapter.blocks: each entry must set rank or a learningRateScale other than 1, and no learningRateScale "
+        "with rank 0, which has no adapter",
         (AnyBlockWithoutEffect(),),
     ),
     # Optimizers and learning rates
@@ -679,6 +682,13 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "training.variants is not supported with method DreamBoothExtract",
         (Changed("training.variants"), _EXTRACT),
+    ),
+    Rule(
+        "training.variants: rank, alpha and targets are not supported with training.from, which has one of each",
+        (
+            Present("training.from"),
+            AnyOf((AnyVariantSets("rank"), AnyVariantSets("alpha"), AnyVariantSets("targets"))),
+        ),
     ),
     Rule(
         "training.variants: seed is not supported with priorPreservation or augmentation.cropJitter, whose images all "

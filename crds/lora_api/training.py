@@ -388,6 +388,11 @@ class Training(Model):
             for name in ("rank", "alpha", "max_steps", "learning_rate", "seed")
             if (value := getattr(variant, name)) is not None
         }
+        if variant.learning_rate is not None and self.optimizer == Optimizer.PRODIGY:
+            # Prodigy takes one rate: see `_choose_learning_rates`.
+            changes["text_encoder"] = self.text_encoder.model_copy(
+                update={"learning_rate": variant.learning_rate}
+            )
         if variant.targets is not None:
             changes["adapter"] = self.adapter.model_copy(update={"targets": variant.targets})
         return self.model_copy(update={**changes, "variants": []})

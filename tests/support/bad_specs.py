@@ -123,6 +123,23 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         "training.adapter.blocks: each entry must set",
     ),
     (
+        {"training": {"adapter": {"blocks": [{"block": "mid_block", "rank": 0, "learningRateScale": "2"}]}}},
+        "no learningRateScale with rank 0",
+    ),
+    *[
+        (
+            {
+                "training": {
+                    "from": {"key": "studio/a.safetensors", "sha256": "0" * 64},
+                    "validation": {"everySteps": 9},
+                    "variants": [{"name": "a"}, {"name": "b", **change}],
+                }
+            },
+            "training.variants: rank, alpha and targets are not supported with training.from",
+        )
+        for change in ({"rank": 4}, {"alpha": 4}, {"targets": "Full"})
+    ],
+    (
         {"resources": {"train": {"gpus": 0}}},
         "training.mixedPrecision: fp16 does not run on a CPU",
     ),

@@ -101,7 +101,7 @@ class FactorReference(Reference):
         self.parameters = [parameter.requires_grad_() for parameter in self.factors.values()]
         rate = float(self.training.learning_rate)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=1e-4)
-        self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
 
 
 def test_factors_are_trained_on_the_base_model_from_what_was_extracted(
@@ -129,7 +129,8 @@ def test_factors_are_trained_on_the_base_model_from_what_was_extracted(
 def test_an_extraction_that_trains_its_factors_is_resumed_exactly(
     make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {**FACTORS, "lrScheduler": "linear", "emaDecay": "0.5"}
+    # With loraPlusRatio, the factors have one parameter group more than the UNet's weights.
+    settings = {**FACTORS, "lrScheduler": "linear", "emaDecay": "0.5", "loraPlusRatio": "4"}
     job = make_job(**settings)
     for step, saved in ((3, [2]), (4, [2, 3]), (6, [3, 4])):  # tuning, at its end, and among the factors
         lost_in(job, step, monkeypatch)

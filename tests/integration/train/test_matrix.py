@@ -19,6 +19,7 @@ from lora_api.job import InvalidResourceError, parse_spec
 from lora_api.profile import ScoringModels, StoreModel
 from lora_api.reasons import Reason
 from lora_api.stages import TrainConfig
+from lora_trainer.errors import BadConfigurationError
 from tests.integration.train.conftest import Job, JobMaker
 from tests.support import matrix
 from tests.support.bad_specs import CONFLICTS
@@ -129,6 +130,24 @@ def test_odd_settings_that_are_allowed_train(make_job: JobMaker, name: str) -> N
     assert [record["not_finite"] for record in job.records()] == [None] * job.config.spec.training.max_steps
     tensors = load(job.attempt_file("adapter.safetensors"))
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"learningRate": "1e-60"},
+        {"snrGamma": "1e-60"},
+        {"learningRate": "1e-60", "adapter": {"useDoRA": True}},
+    ],
+    ids=str,
+)
+def test_a_training_that_changes_nothing_is_not_published(
+    make_job: JobMaker, training: dict[str, Any]
+) -> None:
+    job = make_job(**{"maxSteps": 2, **training})
+    with pytest.raises(BadConfigurationError, match="training has changed nothing in 2 steps"):
+        job.run()
+    assert not job.store.output.exists(job.config.keys.manifest(1))
 
 
 def test_every_setting_has_a_value_to_try() -> None:

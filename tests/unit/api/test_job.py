@@ -213,3 +213,14 @@ def test_the_settings_of_a_variant_must_go_together() -> None:
         InvalidResourceError, match=r"training\.variants: with short, training\.lrWarmupSteps must be below"
     ):
         parse_spec(wire_spec(training=training))
+
+
+def test_the_rate_of_a_variant_is_that_of_all_parameters_with_prodigy() -> None:
+    training = {
+        "optimizer": "Prodigy",
+        "validation": {"everySteps": 50},
+        "textEncoder": {"train": True},
+        "variants": [{"name": "job"}, {"name": "slow", "learningRate": "0.5"}],
+    }
+    slow = parse_spec(wire_spec(training=training)).training.trainings()["slow"]
+    assert slow.learning_rate == slow.text_encoder.learning_rate == Decimal("0.5")

@@ -19,6 +19,7 @@ from lora_trainer.train.optimizers import (
     average_of,
     build_lr_scheduler,
     build_optimizer,
+    continue_lr_scheduler,
     optimizer_state,
     restore_optimizer,
 )
@@ -225,3 +226,23 @@ def test_the_number_of_cycles_and_the_power_change_the_curve() -> None:
     assert [step for step in range(1, 40) if restarts[step] == pytest.approx(1e-4)] == [10, 20, 30]
     assert curve(lrScheduler="polynomial", lrSchedulerPower="1") == pytest.approx(curve(lrScheduler="linear"))
     assert curve(lrScheduler="polynomial") != pytest.approx(curve(lrScheduler="linear"))
+
+
+def test_a_new_optimizer_continues_the_schedule_at_its_own_rates() -> None:
+    training = Training.model_validate(
+        {
+            "optimizer": "AdamW",
+            "lrScheduler": "linear",
+            "maxSteps": 10,
+            "learningRate": "1",
+            "loraPlusRatio": "4",
+        }
+    )
+    parameters = {f"unet.q.lora_{part}.default.weight": torch.nn.Parameter(torch.ones(2)) for part in "AB"}
+    optimizer = build_optimizer(training, parameters)
+    scheduler = build_lr_scheduler(training, optimizer)
+    continue_lr_scheduler(scheduler, training, 5)
+    assert [group["lr"] for group in optimizer.param_groups] == scheduler.get_last_lr() == [0.5, 2.0]
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 1.6])

@@ -16,6 +16,7 @@ from torch import Tensor
 from lora_api.job import Training
 from lora_api.stages import TrainConfig
 
+from ..errors import BadConfigurationError
 from .checkpoint import Checkpoint
 from .data.encode import TextEmbedding, encode_text
 from .data.training_data import TrainingData
@@ -24,7 +25,7 @@ from .finite import DivergedError, divergence_advice
 from .graphs import make_graphs
 from .loop import TrainState
 from .memory.errors import is_out_of_memory
-from .model.adapter import UNET, is_adapted, trainable
+from .model.adapter import UNET, has_effect, is_adapted, trainable
 from .model.base_model import BaseModel, TextEncoderModel
 from .model.flat_parameters import FlatParameters
 from .model.precision import compute_dtype
@@ -156,6 +157,7 @@ class TrainingContext:
 
         Raises:
             DivergedError: if they are not finite.
+            BadConfigurationError: if they are an adapter that changes nothing.
         """
         self.state.flat.use_float32()
         for name, value in (self.best or self.state.result).items():
@@ -164,6 +166,11 @@ class TrainingContext:
             place = "the trained weight"
             raise DivergedError(
                 f"{place} is not finite after step {self.state.step}: {divergence_advice(place, self.dtype)}"
+            )
+        if is_adapted(self.modules[UNET]) and not has_effect(self.modules):
+            raise BadConfigurationError(
+                f"training has changed nothing in {self.state.step} steps: the loss had no gradient, or "
+                f"training.learningRate ({self.training.learning_rate}) is too small for float32"
             )
 
     def release_optimizer(self) -> None:

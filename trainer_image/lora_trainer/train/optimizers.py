@@ -186,10 +186,16 @@ def lr_factor(training: Training, step: int) -> float:
     return end + (1 - end) * max(0.0, share) if end else max(0.0, share)
 
 
-def continue_lr_scheduler(lr_scheduler: LRScheduler, state: dict[str, Any]) -> None:
-    """Load the state of an earlier optimizer's scheduler, and set the new optimizer's learning rates from it."""
+def continue_lr_scheduler(lr_scheduler: LRScheduler, training: Training, step: int) -> None:
+    """Let the scheduler of a new optimizer begin at a step, which is counted from 0.
+
+    The state of the earlier optimizer's scheduler is not loaded: its parameter groups may be others, for example with
+    loraPlusRatio, which does not apply to the weights of a UNet.
+    """
+    rates = [rate * lr_factor(training, step) for rate in lr_scheduler.base_lrs]
+    state = lr_scheduler.state_dict() | {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
     lr_scheduler.load_state_dict(state)
-    for group, rate in zip(lr_scheduler.optimizer.param_groups, lr_scheduler.get_last_lr(), strict=True):
+    for group, rate in zip(lr_scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 

@@ -137,7 +137,7 @@ class Extract:
         state, stopped = context.state, context.state.stopped
         context.select_published_weights()
         state.flat.use_compute_copy()
-        records, lr_scheduler = state.records, state.lr_scheduler.state_dict()
+        records, step = state.records, state.lr_scheduler.last_epoch
         noise_scheduler = state.noise_scheduler
         base = context.model.unet(torch.float32)
         probe = batches(state, range(1))[0]
@@ -156,7 +156,7 @@ class Extract:
         context.modules[UNET] = base.to(device)
         context.start(self.factor_steps)
         context.state.records, context.state.stopped = records, stopped
-        continue_lr_scheduler(context.state.lr_scheduler, lr_scheduler)
+        continue_lr_scheduler(context.state.lr_scheduler, training, step)
         context.state.flat.use_compute_copy()
         with torch.no_grad():
             predicted = predict(base.eval(), noise_scheduler, probe)

@@ -120,6 +120,21 @@ def is_adapted(module: Module) -> bool:
     return next(adapter_layers(module), None) is not None
 
 
+@torch.no_grad()
+def has_effect(modules: Adapted) -> bool:
+    """Return whether the adapters change any weight of their modules."""
+    return any(_changes_weight(layer) for module in modules.values() for _, layer in adapter_layers(module))
+
+
+def _changes_weight(layer: Any) -> bool:
+    if layer.get_delta_weight(ADAPTER).any():
+        return True
+    if not getattr(layer, "lora_variant", None):
+        return False
+    magnitude = layer.lora_magnitude_vector[ADAPTER].weight
+    return not torch.equal(magnitude, _norms(layer.get_base_layer().weight, torch.zeros(()), 1.0))
+
+
 def trainable(modules: Adapted) -> dict[str, Parameter]:
     """Return the trainable parameters by `component.name`, in a fixed order."""
     return {

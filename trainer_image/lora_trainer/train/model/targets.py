@@ -64,6 +64,7 @@ def select(module: Module, component: str, rank: int, kind: Adapter) -> Selectio
     )
     if is_unet:
         _refuse_unknown_blocks(module, kind)
+        _refuse_blocks_without_targets(layers, kind)
     if not any(ranks.values()):
         raise BadConfigurationError(
             f"training.adapter.blocks gives every layer of the {component} rank 0: leave one block"
@@ -83,6 +84,16 @@ def _refuse_unknown_blocks(module: Module, kind: Adapter) -> None:
         raise BadConfigurationError(
             f"training.adapter.blocks: the base model has no {', '.join(unknown)}; its blocks are {', '.join(blocks)}"
         )
+
+
+def _refuse_blocks_without_targets(layers: Mapping[str, Module], kind: Adapter) -> None:
+    """Refuse settings of a block in which no layer gets an adapter: the first block of SDXL has no attention."""
+    for each in kind.blocks:
+        if each.rank != 0 and not any(name.startswith(f"{each.block}.") for name in layers):
+            raise BadConfigurationError(
+                f"training.adapter.blocks: {each.block} has no layer that targets {kind.targets} adapts; leave it out, or "
+                f"set training.adapter.targets to {Targets.FULL}"
+            )
 
 
 def block_override(name: str, kind: Adapter) -> BlockOverride | None:
