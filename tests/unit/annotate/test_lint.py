@@ -43,6 +43,20 @@ def test_each_problem_is_found(text, expected):
     assert problems(text) == expected
 
 
+@pytest.mark.parametrize("quote", ["「{}」", "『{}』", "《{}》", "‹{}›", "＂{}＂", "„{}“", "«{}»"])
+def test_words_in_the_quotation_marks_of_any_language_are_those_of_a_sign(quote):
+    for words in ("申し訳ありません", "Es tut mir leid", "I'm sorry, I can't"):
+        assert not problems(f"a photo of CUS statue, beside a poster {quote.format(words)}, on a green lawn")
+        assert problems(f"a photo of CUS statue, beside a poster, {words}")
+
+
+@pytest.mark.parametrize(
+    "text", ["[object Object]", "Error 429: Too many requests", "HTTP 503 Service Unavailable"]
+)
+def test_what_scripts_write_in_the_place_of_a_caption_is_found(text):
+    assert problems(f"a photo of CUS statue, {text}")
+
+
 def test_the_class_may_be_given():
     assert problems("a photo of CUS statue at dawn", noun="statue") == set()
     findings = check_captions(GOOD, "CUS", "vase")

@@ -36,7 +36,9 @@ class Problem(StrEnum):
 
 I = re.IGNORECASE  # noqa: E741 - as in the regular expressions' own language
 
-QUOTED = re.compile(r'"[^"]*"|“[^”]*”|«[^»]*»|„[^“”]*[“”]|‘[^’]*’|(?<!\w)\'[^\']+\'(?!\w)')
+QUOTED = re.compile(
+    r'"[^"]*"|“[^”]*”|«[^»]*»|„[^“”]*[“”]|‘[^’]*’|‹[^›]*›|「[^」]*」|『[^』]*』|《[^》]*》|＂[^＂]*＂|(?<!\w)\'[^\']+\'(?!\w)'
+)
 SIGN = re.compile(
     r"\b(?:that |which )?(?:says?|saying|reads|(?:sign|label|text|poster|banner|board|note|card|shirt) reading"
     r"|with the (?:words?|text|message|slogan|inscription|lettering)|lettering|(?:is )?written|labell?ed|titled|inscribed"
@@ -60,7 +62,7 @@ _REFUSALS = (
     r"\bno image (?:was |is |has been )?(?:provided|attached|visible|available|matches|given|uploaded|included|supplied|shown)\b|\bplease (?:provide|upload|share|attach|send|try again)\b"
     r"|\b(?:don['’]t|do not) see (?:an|any) (?:image|picture|photo)\b|\bcan only (?:help|assist|describe)\b",
     r"^\W*(?:can['’]t|cannot|can not|won['’]t)\b|\b(?:was|been|am) (?:asked|instructed|told|trained|designed) not to\b|\b(?:my|our) (?:training|guidelines|instructions|policy|policies|programming)\b"
-    r"|\bprevents? me\b|\bthere(?:['’]s| is) no (?:image|picture|photo)\b|\berror\s*:|\bidentif(?:y|ying) (?:people|persons|individuals|anyone|someone|real)\b"
+    r"|\bprevents? me\b|\bthere(?:['’]s| is) no (?:image|picture|photo)\b|\berror(?: \d{3})?\s*:|\bHTTP (?:error )?[45]\d\d\b|\bidentif(?:y|ying) (?:people|persons|individuals|anyone|someone|real)\b"
     r"|\b(?:i|we) (?:must|have to|will|need to|should) (?:\w+ )?(?:decline|refuse)\b|\bnot something (?:i|we)\b",
     # Chinese, Japanese, Korean
     r"抱歉|不好意思|看不到(?:图|圖|照)|(?:没有|沒有)(?:办法|辦法)|我不能|我拒绝|我拒絕|对不起|對不起|很遗憾|很遺憾|无法|無法|不能(?:识别|提供|描述|协助|帮助|分析|回答|处理)|作为(?:一个)?(?:人工智能|AI|语言模型)|不便(?:识别|描述)",
@@ -109,7 +111,7 @@ PLACEHOLDER = re.compile(
     r"^\W*(?:(?:none|nothing)(?: (?:is |are )?(?:visible|present|shown|apparent|noted|specified|applicable))?|null|nil|nan|n/?a(?: \([^)]*\))?|n\.a\.?|not applicable (?:to|for|as|because|since|here|in this)\b.*|not (?:applicable|available|visible|specified|present|clear|shown|provided|relevant|mentioned|sure)"
     r"|unknown|unspecified|undefined|no (?:(?:other|additional|further|visible|notable|specific|discernible) ?)?(?:description|caption|clothing|clothes|pose|framing|setting|lighting|expression|details?|elements?|information|data|text|answer|comment)?(?: (?:is |are )?(?:visible|present|shown|apparent|provided|available|discernible|specified|needed))?"
     r"|keine?|ninguno|ninguna|aucune?|nessuno|nessuna|nenhum|nenhuma|geen|ingen|brak|yok|tidak ada|không có|нет|немає|无|無|没有|沒有|なし|特になし|없음|ไม่มี|لا يوجد|कोई नहीं"
-    r"|nothing else|(?:leave |left |an? )?(?:empty|blank)(?: string| field)?|tbd|todo|string|text|same(?: as (?:above|before))?|see above|does not apply|doesn['’]t apply|(?:the |an? )?(?:image|photo|picture|photograph|caption|description)|(?:your )?(?:text|caption|description) (?:goes )?here|lorem ipsum\b.*|value|\.{2,}|-+|\?+)?\W*$",
+    r"|\[object object\]|nothing else|(?:leave |left |an? )?(?:empty|blank)(?: string| field)?|tbd|todo|string|text|same(?: as (?:above|before))?|see above|does not apply|doesn['’]t apply|(?:the |an? )?(?:image|photo|picture|photograph|caption|description)|(?:your )?(?:text|caption|description) (?:goes )?here|lorem ipsum\b.*|value|\.{2,}|-+|\?+)?\W*$",
     I,
 )  # fmt: skip
 """Words that fill a field without describing anything."""
