@@ -17,7 +17,7 @@ from lora_trainer.annotate.inspection import inspect_folder, read_captions
 from lora_trainer.annotate.intake import clean_dataset
 from lora_trainer.annotate.listing import list_dataset
 from lora_trainer.annotate.loading import BadImageError
-from lora_trainer.annotate.masks import fit_mask, split_masks
+from lora_trainer.annotate.masks import fit_mask, mask_notes, split_masks
 from lora_trainer.annotate.publish import metadata_lines
 from lora_trainer.store import StoredObject
 from tests.conftest import RunningStore, make_spec
@@ -39,6 +39,40 @@ def test_masks_are_paired_with_their_images_and_are_no_images() -> None:
     assert [(item.key, item.reason) for item in orphans] == [
         ("d/c-mask.png", "a mask without its image; ignored")
     ]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "d/a-masklabel.png",
+        "d/a_mask.PNG",
+        "d/A.mask.png",
+        "d/masks/a.png",
+        "d/Mask/a.png",
+        "d/masks/a_mask.png",
+    ],
+)
+def test_masks_of_other_programs_are_no_images(mask: str) -> None:
+    images, masks, orphans = split_masks([stored("d/a.jpg"), stored(mask)])
+    assert ([item.key for item in images], orphans) == (["d/a.jpg"], [])
+    assert masks["d/a.jpg"].key == mask
+    assert "is used as its mask" in mask_notes(masks["d/a.jpg"])[0]
+
+
+def test_masks_in_a_folder_beside_the_images() -> None:
+    images, masks, _ = split_masks(
+        [stored(key) for key in ("images/a.jpg", "masks/a.png", "b.jpg", "masks/b.png")]
+    )
+    assert [item.key for item in images] == ["images/a.jpg", "b.jpg"]
+    assert set(masks) == {"images/a.jpg", "b.jpg"}
+
+
+def test_photographs_of_masks_are_images() -> None:
+    keys = ["d/venetian_mask.png", "masks/b.png", "d/c.mask.png", "d/masks/e.jpg", "d/e.png"]
+    images, masks, orphans = split_masks([*map(stored, keys), stored("d/x-masklabel.png")])
+    assert [item.key for item in images] == keys
+    assert masks == {}
+    assert [item.key for item in orphans] == ["d/x-masklabel.png"]
 
 
 def test_a_mask_must_have_the_size_of_its_image() -> None:

@@ -25,7 +25,7 @@ from .existing import CaptionFiles, read_existing
 from .intake import fetch_image, image_warnings
 from .listing import MAX_OBJECTS, Listing, TooManyFilesError, list_dataset
 from .loading import BadImageError
-from .masks import fit_mask, split_masks
+from .masks import fit_mask, mask_notes, split_masks
 from .sources import LocalFolder
 
 TILE = 320
@@ -116,6 +116,7 @@ def inspect_folder(folder: Path, training: Training) -> Inspection:
             continue
         prints.append(Fingerprint.of(clean.image))
         images.append(_inspect(item.key, clean, training))
+        images[-1].warnings.extend(mask_notes(masks.get(item.key)))
     for index, warning in duplicate_warnings(prints, [image.key for image in images]).items():
         images[index].warnings.append(warning)
     captions = read_existing(source, "", listing.captions, [item.key for item in items])

@@ -27,7 +27,7 @@ from .decode import MAX_FILE_BYTES, CleanImage, decode, encode_png
 from .duplicates import Fingerprint, copies, duplicate_warnings
 from .listing import Listing
 from .loading import SUFFIXES, BadImageError
-from .masks import ENDING, fit_mask, split_masks
+from .masks import ENDING, fit_mask, mask_notes, split_masks
 from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,7 @@ def clean_dataset(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) 
                 f"({len(listing.images)} files); narrow the prefix or raise dataset.maxImages"
             )
         image = store_image(store.output, keys.image(len(images)), item, clean, spec.training)
+        image.warnings.extend(mask_notes(masks.get(item.key)))
         images.append(_with_mask(store.output, keys, image, mask))
     return Intake(_mark_duplicates(images), bad, [*listing.ignored, *orphans])
 

@@ -1,8 +1,8 @@
-"""Masks of subjects that come with a dataset: NAME-mask.png beside the image NAME."""
+"""Masks of subjects that come with a dataset: NAME-mask.png beside the image NAME, or as other programs name them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,13 @@ if TYPE_CHECKING:  # a circular import: intake imports this module
 
 ENDING = "-mask"
 """End of a mask's file name, before the suffix."""
+CERTAIN_ENDINGS = (ENDING, "-masklabel")
+"""Ends of names that only masks have. OneTrainer writes the second one."""
+OTHER_ENDINGS = ("_mask", ".mask")
+"""Ends of the names of masks that photographs may have as well. They count beside an image of the same name only."""
+FOLDERS = ("mask", "masks")
+"""Names of folders with masks. Their files count as masks if the folder beside or above has an image of the same name."""
+IMAGE_FOLDERS = ("", "images/", "image/", "img/", "imgs/")
 
 
 def split_masks(
@@ -31,17 +38,20 @@ def split_masks(
     Returns:
         the images, the masks by the key of their image, and the masks without an image.
     """
-    by_stem = {without_suffix(item.key).lower(): item.key for item in images if not _is_mask(item.key)}
+    by_stem = {without_suffix(item.key).lower(): item.key for item in images}
     masks: dict[str, StoredObject] = {}
     orphans: list[SkippedImage] = []
+    others: list[StoredObject] = []
     for item in images:
-        if _is_mask(item.key):
-            owner = by_stem.get(without_suffix(item.key).lower().removesuffix(ENDING))
-            if owner:
-                masks[owner] = item
-            else:
-                orphans.append(SkippedImage(key=item.key, reason="a mask without its image; ignored"))
-    return [item for item in images if not _is_mask(item.key)], masks, orphans
+        owner = next((by_stem[stem] for stem in _owners(item.key) if stem in by_stem), None)
+        if owner and owner not in masks:
+            masks[owner] = item
+        elif owner or _is_mask(item.key):
+            reason = "another mask of its image" if owner else "a mask without its image"
+            orphans.append(SkippedImage(key=item.key, reason=f"{reason}; ignored"))
+        else:
+            others.append(item)
+    return others, masks, orphans
 
 
 def fit_mask(mask: CleanImage, image: CleanImage) -> Image.Image:
@@ -69,5 +79,28 @@ def mask_warnings(masking: Masking, images: Sequence[DatasetImage]) -> list[str]
     return []
 
 
+def mask_notes(mask: StoredObject | None) -> list[str]:
+    """Return the warning that a file was taken for a mask whose name is not the documented one."""
+    if mask is None or without_suffix(mask.key).lower().endswith(ENDING):
+        return []
+    return [f"{PurePosixPath(mask.key).name} is used as its mask; rename it if it is an image"]
+
+
+def _owners(key: str) -> Iterator[str]:
+    """Yield the keys, without suffix and in lower case, of the images that a file may be the mask of."""
+    if PurePosixPath(key).suffix.lower() != ".png":
+        return
+    stem = without_suffix(key).lower()
+    yield from (stem.removesuffix(end) for end in (*CERTAIN_ENDINGS, *OTHER_ENDINGS) if stem.endswith(end))
+    above, folder, name = stem.rsplit("/", 2) if stem.count("/") > 1 else ("", *stem.rpartition("/")[::2])
+    if folder in FOLDERS:
+        parent = f"{above}/" if above else ""
+        for end in ("", *CERTAIN_ENDINGS, *OTHER_ENDINGS):
+            if name.endswith(end):
+                yield from (f"{parent}{beside}{name.removesuffix(end)}" for beside in IMAGE_FOLDERS)
+
+
 def _is_mask(key: str) -> bool:
-    return without_suffix(key).lower().endswith(ENDING) and PurePosixPath(key).suffix.lower() == ".png"
+    return (
+        without_suffix(key).lower().endswith(CERTAIN_ENDINGS) and PurePosixPath(key).suffix.lower() == ".png"
+    )
