@@ -127,8 +127,16 @@ class Job:
 JobMaker = Callable[..., Job]
 
 
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of base models and memory traces for all tests, as a volume is for all jobs of a node."""
+    return tmp_path_factory.mktemp("model-cache")
+
+
 @pytest.fixture
-def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes], tmp_path: Path) -> JobMaker:
+def make_job(
+    running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes], tmp_path: Path, model_cache: Path
+) -> JobMaker:
     """Make a job of its own in the store; `training` replaces small, quick settings."""
     counter = itertools.count()
 
@@ -175,7 +183,7 @@ def make_job(running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes]
             attempt=1,
             captions_sha256="",
             input_hash=f"sha256:{sha256_hex(str(folder).encode())}",
-            cache_dir=str(tmp_path / "cache"),
+            cache_dir=str(model_cache),
         )
         for index, data in enumerate(pictures):
             store.output.put(config.keys.image(index), data)
