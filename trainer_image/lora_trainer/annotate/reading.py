@@ -60,15 +60,15 @@ def read_fields(text: str, names: Collection[str], truncated: bool = False) -> l
     objects = [data for data, _ in _objects(text)]
     # A list of names with their values is no object itself.
     dictionaries = [*(item for data in objects for item in _dictionaries(data)), _pairs(objects)]
-    found = [matches for item in dictionaries if (matches := _pick(item, names))]
-    if len(found) > 1 and all(len(matches) == 1 for matches in found):
-        found = [_union(found)]  # an object for each key
-    if not any(any(matches.values()) for matches in found) and not truncated:
+    candidates = [matches for item in dictionaries if (matches := _pick(item, names))]
+    if len(candidates) > 1 and all(len(matches) == 1 for matches in candidates):
+        candidates = [_union(candidates)]  # an object for each key
+    if not any(any(matches.values()) for matches in candidates) and not truncated:
         plain = _without_thoughts(text)[0]
         parts = (read(plain, names) for read in (_labelled_lines, _tags, _labelled_parts))
-        found = next(([values] for values in parts if values), found)
-    found.sort(key=lambda matches: (not any(matches.values()), -len(matches)))
-    return [{name: matches.get(name, "") for name in names} for matches in found[:MAX_CANDIDATES]]
+        candidates = next(([values] for values in parts if values), candidates)
+    candidates.sort(key=lambda matches: (not any(matches.values()), -len(matches)))
+    return [{name: matches.get(name, "") for name in names} for matches in candidates[:MAX_CANDIDATES]]
 
 
 def strings_in(text: str) -> Iterator[str]:
@@ -78,9 +78,9 @@ def strings_in(text: str) -> Iterator[str]:
             yield from (value for value in item.values() if isinstance(value, str))
 
 
-def _union(found: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def _union(candidates: Iterable[Mapping[str, str]]) -> dict[str, str]:
     values: dict[str, str] = {}
-    for matches in found:
+    for matches in candidates:
         values |= {name: text for name, text in matches.items() if not values.get(name)}
     return values
 

@@ -192,10 +192,14 @@ def continue_lr_scheduler(lr_scheduler: LRScheduler, training: Training, step: i
     The state of the earlier optimizer's scheduler is not loaded: its parameter groups may be others, for example with
     loraPlusRatio, which does not apply to the weights of a UNet.
     """
-    rates = [rate * lr_factor(training, step) for rate in lr_scheduler.base_lrs]
-    state = lr_scheduler.state_dict() | {"last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+    learning_rates = [rate * lr_factor(training, step) for rate in lr_scheduler.base_lrs]
+    state = lr_scheduler.state_dict() | {
+        "last_epoch": step,
+        "_step_count": step + 1,
+        "_last_lr": learning_rates,
+    }
     lr_scheduler.load_state_dict(state)
-    for group, rate in zip(lr_scheduler.optimizer.param_groups, rates, strict=True):
+    for group, rate in zip(lr_scheduler.optimizer.param_groups, learning_rates, strict=True):
         group["lr"] = rate
 
 
