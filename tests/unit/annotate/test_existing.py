@@ -118,6 +118,78 @@ def test_a_list_names_images_beside_it(tmp_path):
     assert found.captions == {"y/a.jpg": "words"}
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "[{0}, {1}]",
+        "[\n  {0},\n  {1}\n]\n",
+        "{0},\n{1},\n",
+        "{0}\r{1}\r",
+        "{0}\r\n{1}",
+    ],
+)
+def test_lines_of_json_in_other_forms(tmp_path, rows):
+    first, second = (json.dumps({"file_name": f"{name}.jpg", "text": f"words of {name}"}) for name in "ab")
+    data = rows.replace("{0}", first).replace("{1}", second).encode()
+    found = read(tmp_path, ["a.jpg", "b.jpg"], {"metadata.jsonl": data})
+    assert found.captions == {"a.jpg": "words of a", "b.jpg": "words of b"}
+    assert found.warnings == []
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["File Name,Caption", "image_path,text", ",file-name,text", "id,img,prompt", "filepath,captions"],
+)
+@pytest.mark.parametrize("delimiter", [",", "|", ";"])
+def test_names_of_columns_in_other_spellings(tmp_path, header, delimiter):
+    row = ",".join(["0"] * (header.count(",") - 1) + ["a.jpg", "words"])
+    data = f"{header}\n{row}\n".replace(",", delimiter)
+    assert read(tmp_path, ["a.jpg"], {"metadata.csv": data.encode()}).captions == {"a.jpg": "words"}
+
+
+def test_the_delimiter_is_that_of_the_known_columns(tmp_path):
+    data = b"file_name;text;a,note,with,commas\na.jpg;words;x\n"
+    assert read(tmp_path, ["a.jpg"], {"metadata.csv": data}).captions == {"a.jpg": "words"}
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [
+        ("sub/a.jpg", "https://example.com/data/sub/a.jpg"),
+        ("sub/a.jpg", "s3://bucket/data/sub/a.jpg"),
+        ("a b.jpg", "a%20b.jpg"),
+        ("a b.jpg", "file:///home/me/a%20b.jpg"),
+        ("100%25.jpg", "100%25.jpg"),
+    ],
+)
+def test_names_that_are_addresses(tmp_path, image, name):
+    found = read(tmp_path, [image], {"metadata.jsonl": line(file_name=name, text="words")})
+    assert found.captions == {image: "words"}
+
+
+def test_a_name_may_repeat_the_folder_of_its_list(tmp_path):
+    found = read(
+        tmp_path,
+        ["x/train/a.jpg", "x/train/b.jpg"],
+        {
+            "x/train/metadata.jsonl": line(file_name="train/a.jpg", text="one")
+            + line(file_name="test/b.jpg", text="two")
+        },
+    )
+    assert found.captions == {"x/train/a.jpg": "one"}
+    assert "'test/b.jpg' is not an image" in found.warnings[0]
+
+
+def test_names_that_differ_only_in_the_form_of_unicode(tmp_path):
+    words = {NFC: "composed", NFD: "decomposed"}
+    texts = {name[:-4] + ".txt": text.encode() for name, text in words.items()}
+    rows = b"".join(line(file_name=name, text=text) for name, text in words.items())
+    for place, files in (("texts", texts), ("list", {"metadata.jsonl": rows})):
+        found = read(tmp_path / place, [NFC, NFD], files)
+        assert found.captions == words
+        assert found.warnings == []
+
+
 def test_a_name_that_fits_two_images_names_neither(tmp_path):
     found = read(tmp_path, ["a.jpg", "A.jpg"], {"metadata.jsonl": line(file_name="a.JPG", text="words")})
     assert found.captions == {}
@@ -226,6 +298,8 @@ def test_a_quote_that_is_not_closed_does_not_swallow_rows_in_silence(tmp_path):
         ("a.txt", b"\x00\x01\x02", "binary"),
         ("a.caption", b"\x89PNG\r\n\x1a\n\x00\x00\x00", "binary"),
         ("a.txt", b"word " * 5000, "16 KiB"),
+        ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        ("metadata.ndjson", b"{}\n", "not read"),
         ("notes.txt", b"my notes", "no image of this name"),
         ("other.jsonl", b"{}", "not read"),
         ("metadata.jsonl", b"not json\n", "line 1: it is not JSON"),

@@ -18,6 +18,8 @@ IGNORED = [
     ".ipynb_checkpoints/IMG_1-checkpoint.jpg", ".dropbox.cache/x.jpg", "log/events.out",
     "IMG_1.jpg:Zone.Identifier", "~$notes.docx", "notes.docx", "IMG_1.SRT", "IMG_1.LRF", "a.acr", "cat.lrcat", "#snapshot/a.jpg",
     "IMG_1.jpg_original", "b.jpg~", "IMG_2.HEIC.icloud", "[Originals]/a.jpg", "@eaDir/a.jpg@SynoEAStream",
+    "ZbThumbnail.info", "SHA256SUMS", "IMG_1.md5", "LICENSE", "Photos Previews.lrdata/0/a.lrprev", "Temporary Items/a.jpg",
+    "Network Trash Folder/a.jpg", "cat.cocatalogdb", "IMG_1-condlabel.png", "memo.mp3", "rename.py", "IMG_1.jpg.torrent",
     "IMG_1.JPG.supplemental-metadata.json", "IMG_1.JPG(1).json", "captions.json", "captions.tsv", "metadata.parquet",
 ]  # fmt: skip
 IMAGES = [

@@ -6,12 +6,14 @@ Every file and every row either becomes the caption of an image or is named in a
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from lora_api.caption_rows import MAX_CAPTION_CHARACTERS, MAX_LINE_BYTES
 from lora_api.json_bounds import load_json
@@ -26,13 +28,19 @@ MAX_LIST_BYTES = 1 << 20
 MAX_TEXT_BYTES = 16 << 10
 TEXT_SUFFIXES = (".txt", ".caption")
 LIST_NAMES = ("metadata.jsonl", "metadata.csv")
-CAPTION_SUFFIXES = {*TEXT_SUFFIXES, ".jsonl", ".csv"}
-NAME_COLUMNS = ("file_name", "filename", "file", "image", "path", "name")
+CAPTION_SUFFIXES = {*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".csv"}
+DELIMITERS = ",;\t|"
+NAME_COLUMNS = (
+    "file_name", "filename", "file", "image", "path", "name", "file_path", "filepath", "image_path", "image_file",
+    "image_name", "img", "img_path",
+)  # fmt: skip
 """Accepted names of the column with the image's name. The first one with a value is used."""
-TEXT_COLUMNS = ("text", "caption", "prompt", "description")
+TEXT_COLUMNS = ("text", "caption", "prompt", "description", "captions")
 """Accepted names of the column with the caption. The first one with a value is used."""
-OUTSIDE_PATH = re.compile(r"file:|[\\/]|[a-z]:[\\/]|(?:.*[\\/])?\.\.[\\/]", re.IGNORECASE)
-"""The beginning of an absolute path, or of one that leads out of the folder."""
+OUTSIDE_PATH = re.compile(
+    r"file:|[a-z][a-z0-9+.-]{1,20}://|[\\/]|[a-z]:[\\/]|(?:.*[\\/])?\.\.[\\/]", re.IGNORECASE
+)
+"""The beginning of an absolute path, of an address, or of a path that leads out of the folder."""
 
 
 @dataclass
@@ -93,7 +101,7 @@ class ImageIndex:
         Args:
             images: the keys of the images.
         """
-        # Keys by normal name: as it is, without regard to case, and without suffix and case.
+        # Keys by normal name: without regard to Unicode's forms, to case, and without suffix and case.
         self._images = list(images)
         self._exact: dict[str, list[str]] = {}
         self._loose: dict[str, list[str]] = {}
@@ -108,11 +116,22 @@ class ImageIndex:
         """Return the images that a row of a list in `folder` names: one, none, or several if it is ambiguous.
 
         An exact match comes first, then one without regard to case, then one without suffix. Of a path on another
-        machine, the longest end that names an image of the dataset is used.
+        machine, the longest end that names an image of the dataset is used. A name may repeat the end of the folder,
+        as in `train/a.jpg` in `train/metadata.jsonl`.
         """
-        matches = self._lookup(normal_name(folder + name))
-        if matches or not OUTSIDE_PATH.match(name):
-            return matches
+        for spelling in dict.fromkeys((name, unquote(name))):
+            if folder + spelling in self._images:
+                return [folder + spelling]
+            if matches := self._lookup(normal_name(folder + spelling)):
+                return matches
+        if not OUTSIDE_PATH.match(name):
+            repeated = next((end for end in _ends(folder) if normal_name(name).startswith(end)), None)
+            return (
+                self._lookup(normal_name(folder + normal_name(name).removeprefix(repeated)))
+                if repeated
+                else []
+            )
+        name = unquote(name)
         parts = normal_name(name).split("/")
         ends = (self._lookup(normal_name(folder + "/".join(parts[start:]))) for start in range(1, len(parts)))
         return next(filter(None, ends), [])
@@ -125,10 +144,18 @@ class ImageIndex:
         """Return the images to which a text file belongs: cat.txt belongs to cat.jpg, and to cat.png as well."""
         path = without_suffix(normal_name(key))
         matches = self._stems.get(path.casefold(), []) or self._loose.get(path.casefold(), [])
+        # Two names may differ only in case, or only in the form of Unicode.
+        same = [image for image in matches if without_suffix(key) in (without_suffix(image), image)]
         exact = [
             image for image in matches if path in (without_suffix(normal_name(image)), normal_name(image))
         ]
-        return exact or matches
+        return same or exact or matches
+
+
+def _ends(folder: str) -> Iterator[str]:
+    """Yield the ends of a folder's path, the longest first: `a/b/` and `b/`."""
+    parts = normal_name(folder).split("/") if folder else []
+    yield from ("/".join(parts[start:]) + "/" for start in range(len(parts)))
 
 
 def _read(source: Source, item: StoredObject, limit: int) -> str:
@@ -184,19 +211,36 @@ Row = tuple[int, tuple[str, str] | str]
 
 
 def _json_rows(text: str) -> Iterator[Row]:
-    # JSON lines end with "\n" only. str.splitlines() would also split at U+2028 and others inside a caption.
-    for number, line in enumerate(text.split("\n"), 1):
+    # str.splitlines() would also split at U+2028 and others inside a caption.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if text.lstrip()[:1] == "[" and (items := _json_list(text)) is not None:
+        lines = [json.dumps(item) for item in items]
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = load_json(line.encode(), MAX_LINE_BYTES)
+            row = load_json(line.strip().removesuffix(",").encode(), MAX_LINE_BYTES)
         except ValueError:
             yield number, "it is not JSON"
             continue
         if not isinstance(row, dict):
             yield number, "it is not a JSON object"
             continue
-        yield number, _row({str(column).strip().lower(): value for column, value in row.items()})
+        yield number, _row({_column(column): value for column, value in row.items()})
+
+
+def _json_list(text: str) -> list[Any] | None:
+    """Return the items of a file that is one JSON list of objects; None for any other file."""
+    try:
+        data = load_json(text.encode())
+    except ValueError:
+        return None
+    return data if isinstance(data, list) and all(isinstance(item, dict) for item in data) else None
+
+
+def _column(name: str) -> str:
+    """Return a column's name in the form of the lists above: `File Name` is `file_name`."""
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _csv_rows(text: str) -> Iterator[Row]:
@@ -204,7 +248,7 @@ def _csv_rows(text: str) -> Iterator[Row]:
     skipped = 0
     if first.lower().startswith("sep="):  # written by Excel
         first, text, skipped = rest.partition("\n")[0], rest, 1
-    delimiter = max(",;\t", key=first.count)
+    delimiter = max(DELIMITERS, key=lambda mark: (_is_header(first.split(mark)), first.count(mark)))
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     header: list[str] = []
     while True:
@@ -222,12 +266,17 @@ def _csv_rows(text: str) -> Iterator[Row]:
         if not row:
             continue
         if not header:
-            header = [column.strip().lower() for column in row]
-            if not set(header).intersection(NAME_COLUMNS) or not set(header).intersection(TEXT_COLUMNS):
+            header = [_column(column) for column in row]
+            if not _is_header(row):
                 yield skipped + 1, "its first line must name the columns file_name and text"
                 return
             continue
         yield skipped + reader.line_num, _csv_row(header, row, delimiter)
+
+
+def _is_header(columns: Iterable[str]) -> bool:
+    names = {_column(column.strip().strip('"')) for column in columns}
+    return bool(names.intersection(NAME_COLUMNS) and names.intersection(TEXT_COLUMNS))
 
 
 def _csv_row(header: list[str], row: list[str], delimiter: str) -> tuple[str, str] | str:

@@ -6,14 +6,18 @@ import re
 from pathlib import PurePosixPath
 
 NAMES = frozenset(
-    {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon", "picasa.ini", "folder.jpg.db"}
-)
+    {
+        "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon", "picasa.ini", "folder.jpg.db",
+        "zbthumbnail.info", "md5sums", "sha1sums", "sha256sums", "_success", "license", "licence", "readme", "makefile",
+    }
+)  # fmt: skip
 """File names in lower case. The name of macOS's `Icon` ends with a carriage return, which is stripped."""
 
 FOLDERS = frozenset(
     {
         "__macosx", "@eadir", "@recycle", "#recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
         "lost+found", "lost.dir", "log", "logs", "thumbnails", "_thumbnails", "#snapshot", "[originals]",
+        "network trash folder", "temporary items", "thevolumesettingsfolder", "_gsdata_", "ipod photo cache",
     }
 )  # fmt: skip
 """Folder names in lower case, of operating systems, network storage and photograph programs."""
@@ -43,7 +47,16 @@ SIDECARS = {
     ".dxo",
     ".vrd",
     ".lrcat",
+    ".cocatalogdb",
+    ".pto",
+    ".itc",
+    ".ithmb",
+    ".bup",
+    ".ind",
+    ".bdm",
+    ".nomedia",
 }
+SOUNDS = {".mp3", ".aac", ".flac", ".ogg", ".wma", ".amr"}
 TRAINERS = {
     ".npz",
     ".npy",
@@ -79,13 +92,37 @@ DOCUMENTS = {
     ".rtf",
     ".pages",
     ".icloud",
+    ".download",
+    ".torrent",
+    ".aria2",
+    ".md5",
+    ".sha1",
+    ".sha256",
+    ".sfv",
+    ".ffs_db",
+    ".vcf",
+    ".ics",
+    ".py",
+    ".sh",
+    ".bat",
+    ".ps1",
+    ".exe",
+    ".dll",
+    ".ttf",
+    ".otf",
 }
 TABLES = {".tsv", ".parquet", ".arrow", ".xls", ".xlsx", ".ods", ".numbers"}
 TABLE = "a table, which is not read: captions come from metadata.jsonl or metadata.csv"
-LEFTOVER = re.compile(r":(?:zone\.identifier|encryptable|smartscreen|com\.[\w.]+)$|\.\w+(?:~|_original)$")
-"""The ends of names that Windows' data streams, editors and ExifTool leave: IMG.jpg:Zone.Identifier, IMG.jpg_original."""
+PACKAGE = re.compile(r".+\.(?:lrdata|lrcat-data|cocatalog)", re.IGNORECASE)
+"""Folder names of the previews that Lightroom and Capture One keep."""
+LEFTOVER = re.compile(
+    r"-condlabel\.png$|:(?:zone\.identifier|encryptable|smartscreen|com\.[\w.]+)$|\.\w+(?:~|_original)$"
+)
+"""The ends of names that Windows' data streams, editors, ExifTool and OneTrainer leave: IMG.jpg:Zone.Identifier,
+IMG.jpg_original, IMG-condlabel.png."""
 KINDS = {
     **dict.fromkeys(VIDEOS, "a video"),
+    **dict.fromkeys(SOUNDS, "a sound"),
     **dict.fromkeys(SIDECARS, "a camera's or an editor's side file"),
     **dict.fromkeys(TRAINERS, "another program's file"),
     **dict.fromkeys(DOCUMENTS, "not an image"),
@@ -119,7 +156,11 @@ def ignored_reason(path: PurePosixPath) -> str:
     if name.startswith((".", "~$")) or name in NAMES or LEFTOVER.search(name):
         return "a system file"
     for folder in path.parts[:-1]:
-        if (folder.startswith(".") and folder.strip(".")) or folder.lower() in FOLDERS:
+        if (
+            (folder.startswith(".") and folder.strip("."))
+            or folder.lower() in FOLDERS
+            or PACKAGE.fullmatch(folder)
+        ):
             return f"in the system folder {folder}"
         if REGULARISATION.fullmatch(folder):
             return f"{REGULARISATION_IMAGE} in {folder}/, which is not used: set training.priorPreservation.enabled instead"

@@ -15,6 +15,9 @@ BOMS = (
 )
 """Byte order marks and their encodings. UTF-32's come first: its little-endian mark begins with that of UTF-16."""
 
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+"""The beginning of a file that stands for one that Git LFS keeps elsewhere."""
+
 NOT_WESTERN = re.compile(
     "\N{REPLACEMENT CHARACTER}"  # a byte that Windows-1252 does not define
     r"|[ƒˆ˜†‡‰‹›‚¬¦¤¶]"  # characters that captions do not contain
@@ -35,6 +38,8 @@ def decode_text(data: bytes) -> str:
     Raises:
         UnreadableTextError: when it is binary, not valid in its encoding, or in an encoding that is not known.
     """
+    if data.startswith(GIT_LFS):
+        raise UnreadableTextError("it is a pointer of Git LFS: run git lfs pull and upload the file itself")
     for mark, encoding in BOMS:
         if data.startswith(mark):
             try:
