@@ -250,6 +250,22 @@ NOT_READ = {
     "cut avif": (encode(smooth(400, 300), "AVIF")[:-900], "damaged or cut off"),
     "float tiff": (float_tiff(), "8 or 16 bits"),
     "large metadata": (with_large_text(), "without metadata"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "git lfs pull"),
+    "web page": (
+        b"\n<!DOCTYPE html><html>Sign in</html>",
+        "a web page or an error of a server, not an image",
+    ),
+    "error of a store": (
+        b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+        "download it again",
+    ),
+    "apple double": (b"\0\x05\x16\x07\0\2\0\0Mac OS X" + bytes(90), "side file"),
+    "matroska": (b"\x1aE\xdf\xa3" + bytes(90), "a video"),
+    "avi": (b"RIFF\0\0\0\0AVI " + bytes(90), "a video"),
+    "zeros": (bytes(4096), "zero bytes"),
+    "as text": (encode(smooth(400, 300), "PNG").replace(b"\r\n", b"\n"), "damaged"),
+    "bytes before it": (b"\r\n" + encode(smooth(400, 300), "JPEG"), "damaged: something was put before"),
+    "netpbm": (encode(smooth(400, 300), "PPM"), "Netpbm"),
 }
 
 
@@ -258,6 +274,30 @@ def test_what_is_not_read_is_named_with_what_to_do(name):
     data, words = NOT_READ[name]
     with pytest.raises(BadImageError, match=words):
         decode(data)
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes, at: int = 33) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return png[:at] + struct.pack(">I", len(data)) + kind + data + checksum + png[at:]
+
+
+def test_an_image_with_damaged_exif_is_used_with_a_warning():
+    image = smooth(400, 300)
+    png = encode(image, "PNG")
+    for data in (
+        with_chunk(png, b"eXIf", b"no EXIF at all"),
+        with_chunk(png, b"eXIf", b"no EXIF at all", len(png) - 12),
+        encode(image, "WEBP", lossless=True, exif=b"no EXIF at all"),
+    ):
+        clean = decode(data)
+        assert np.array_equal(np.asarray(clean.image), np.asarray(image))
+        assert "EXIF data is damaged" in clean.warnings[0]
+
+
+def test_damaged_pixels_are_not_taken_for_damaged_exif():
+    data = encode(Image.effect_noise((400, 300), 90), "PNG")
+    with pytest.raises(BadImageError, match="damaged or cut off"):
+        decode(data[:-40] + b"\x55\xaa" + data[-38:])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -121,7 +121,7 @@ def load(data: bytes, target: Target, least: Target, min_side: int) -> LoadedIma
         notes = []
         if source_format in MULTI_FRAME_FORMATS and getattr(image, "is_animated", False):
             notes.append("more than one frame: only the first is used")
-        exif = image.getexif()
+        exif = read_exif(image, notes)
         # Pillow rotates a TIFF when it loads it, and its size is already the upright one.
         sideways = source_format != "TIFF" and exif.get(ExifTags.Base.Orientation, 1) in SWAPPED_ORIENTATIONS
         width, height = image.size[::-1] if sideways else image.size
@@ -137,6 +137,24 @@ def load(data: bytes, target: Target, least: Target, min_side: int) -> LoadedIma
             small = _reduced(widen_rgb(image, data, notes), desired, notes)
     upright = ImageOps.exif_transpose(small) or small
     return LoadedImage(flatten(upright, space, notes), width, height, source_format, notes)
+
+
+def read_exif(image: Image.Image, notes: list[str]) -> Image.Exif:
+    """Return the EXIF data of an image; empty, and dropped from it with a warning, if the data cannot be read."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # the data may follow the pixels, whose errors are those of the image
+    try:
+        exif = image.getexif()
+        dict(exif.get_ifd(ExifTags.IFD.Exif))
+        return exif
+    except MemoryError:
+        raise
+    except Exception:
+        # Pillow raises almost any other exception: SyntaxError, struct.error, TypeError ...
+        image.info.pop("exif", None)
+        image._exif = None
+        notes.append("its EXIF data is damaged and is not used, so that it may not be upright")
+        return Image.Exif()
 
 
 def _load_heif(data: bytes, target: Target, min_side: int) -> LoadedImage:
