@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lora_api.job import Training
@@ -49,6 +51,16 @@ def test_the_best_step(
 def test_patience(held_out: list[float | None], patience: int, over: bool) -> None:
     training = Training.model_validate({"validation": {"everySteps": 1, "patience": patience}})
     assert is_out_of_patience(records(held_out), training) is over
+
+
+def test_a_step_before_the_weights_have_changed_is_not_the_best() -> None:
+    validation = {"everySteps": 1, "publish": "LowestHeldOutLoss", "patience": 2}
+    training = Training.model_validate({"maxSteps": 9, "validation": validation})
+    warm_up, skipped, *others = records([0.1, 0.2, 0.9, 0.8])
+    history = [replace(warm_up, learning_rate=0.0), replace(skipped, not_finite="the loss"), *others]
+    assert best_step(history, training) == 4
+    assert not is_out_of_patience(history, training)
+    assert best_step(history[:2], training) is None
 
 
 def test_where_factors_are_trained_only_their_steps_count() -> None:

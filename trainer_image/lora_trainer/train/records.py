@@ -88,6 +88,13 @@ def is_out_of_patience(records: Sequence[Record], training: Training) -> bool:
 
 
 def _candidates(records: Sequence[Record], training: Training) -> Sequence[Record]:
-    """Select the steps whose adapter can be published: with factorSteps, only the steps that train factors."""
+    """Select the steps whose adapter can be published: from the first step that has changed the weights.
+
+    Earlier steps were skipped, or had a learning rate of zero, as the first step of a warm-up has. With factorSteps, only the steps
+    that train factors can be published.
+    """
     factor_steps = training.extraction.factor_steps
-    return records[training.max_steps - factor_steps :] if factor_steps else records
+    if factor_steps:
+        return records[training.max_steps - factor_steps :]
+    changed = (n for n, each in enumerate(records) if each.learning_rate > 0 and each.not_finite is None)
+    return records[next(changed, len(records)) :]
