@@ -107,7 +107,9 @@ def trace_step(folder: Path, shape: StepShape, cache: Path, device: str = "cpu")
                 flat.use_compute_copy()
                 with autocast(device, shape.adapter, shape.dtype):
                     loss = run_forward(unet, shape).float().square().mean()
-                loss.backward()
+                # In this thread, whose modes also apply to tensors that the recomputation of a checkpoint makes.
+                with torch.autograd.set_multithreading_enabled(False):
+                    loss.backward()
                 flat.collect()
         return Step(frozen, trained, tracer.trace)
 
