@@ -293,9 +293,11 @@ class JobStatus(Lenient):
     input_hash: InputHash = ""
     """Hash of everything that determines the adapter: images, captions, settings, base model, trainer version."""
     retries: Count = 0
-    """Value of runPolicy.retry that was acted on last."""
+    """Value of runPolicy.retry that was acted on last, or that was set before the job failed."""
     start_time: Time | None = None
     """Time at which the operator accepted the job."""
+    waiting_since: Time | None = None
+    """Time since which the next stage's child Job cannot be created: a quota, a policy or the profile's limit refuses it."""
     finish_time: Time | None = None
     """Time at which the job succeeded or failed."""
     dataset: DatasetStatus | None = None

@@ -166,10 +166,12 @@ class Cluster:
         latter is deleted, unless it runs the same as the operator's.
 
         Raises:
-            RefusedError: when the resource is not its controller, or it runs anything else than `body`.
+            RefusedError: when it is not the recorded one and the resource is not its controller, when it has another
+                controller, or when it runs anything else than `body`.
         """
         metadata = existing["metadata"]
-        if not _is_controlled_by(existing, snapshot):
+        is_ours = _is_controlled_by(existing, snapshot)
+        if not is_ours and (metadata["uid"] != recorded or _has_controller(metadata)):
             message = (
                 f"Job {metadata['name']!r} exists and was not created by the operator for this job: delete it, or "
                 "create this resource again under another name"
@@ -181,12 +183,15 @@ class Cluster:
             message = f"Job {metadata['name']!r} was not created by the operator: waiting until it is deleted"
             raise RefusedError(Refusal(Reason.NAME_CONFLICT, message, final=False))
         labels = body["metadata"]["labels"]
-        if labels.items() <= metadata.get("labels", {}).items():
+        if is_ours and labels.items() <= (metadata.get("labels") or {}).items():
             return existing
-        # without its labels no watch reports the child Job
-        log.warning("restoring the labels of Job %s/%s", snapshot.namespace, metadata["name"])
+        # without its labels no watch reports the child Job, and without its owner it would outlive the resource
+        log.warning("restoring the labels and the owner of Job %s/%s", snapshot.namespace, metadata["name"])
         metrics.API_WRITES.labels("job", "patch").inc()
-        changes = {"metadata": {"uid": metadata["uid"], "labels": labels}}
+        changes: dict[str, Any] = {"metadata": {"uid": metadata["uid"], "labels": labels}}
+        if not is_ours:
+            others = [each for each in metadata.get("ownerReferences") or () if each["uid"] != snapshot.uid]
+            changes["metadata"]["ownerReferences"] = [*others, *body["metadata"]["ownerReferences"]]
         return await self.api.patch(BATCH_JOBS, snapshot.namespace, metadata["name"], changes)
 
     async def _delete_job(self, namespace: str, name: str, uid: str) -> None:
@@ -264,6 +269,10 @@ def _is_controlled_by(body: Object, snapshot: Snapshot) -> bool:
         return find_controller(body["metadata"], GROUP, KIND)["uid"] == snapshot.uid
     except NotOurChildError:
         return False
+
+
+def _has_controller(metadata: Mapping[str, Any]) -> bool:
+    return any(owner.get("controller") is True for owner in metadata.get("ownerReferences") or ())
 
 
 def log_transition(snapshot: Snapshot, status: JobStatus) -> None:

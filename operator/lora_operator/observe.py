@@ -296,6 +296,7 @@ def _observe_pod(body: Mapping[str, Any]) -> Pod:
         status_reason=(status.get("reason") or "")[:MAX_TEXT],
         status_message=(status.get("message") or "")[:MAX_TEXT],
         node_not_ready=_is_node_not_ready(conditions),
+        failed_container=_find_failed(status),
         exit_code=ended.get("exitCode"),
         oom_killed=ended.get("reason") == "OOMKilled",
         message=(ended.get("message") or "")[:MAX_TEXT],
@@ -323,6 +324,21 @@ def _find_waiting(status: Mapping[str, Any]) -> tuple[str, tuple[str, str] | Non
     # reasons that explain something come first
     waiting.sort(key=lambda item: (item[1][0] in ("PodInitializing", "ContainerCreating", ""), item[0]))
     return waiting[0] if waiting else ("", None)
+
+
+def _find_failed(status: Mapping[str, Any]) -> str:
+    """Describe the first container, other than the stage's, that ended with an error; empty if there is none.
+
+    An init container that fails ends the pod before the stage's container starts.
+    """
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        ended = (container.get("state") or {}).get("terminated") or {}
+        name = container.get("name", "")
+        if name != names.STAGE_CONTAINER and ended.get("exitCode"):
+            detail = (ended.get("message") or "").strip() or ended.get("reason") or ""
+            text = f"container {name} ended with exit code {ended['exitCode']}"
+            return (f"{text}: {detail}" if detail else text)[:MAX_TEXT]
+    return ""
 
 
 def _is_node_not_ready(conditions: Mapping[str, Mapping[str, Any]]) -> bool:

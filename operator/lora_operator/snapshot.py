@@ -41,6 +41,8 @@ class Pod:
     status_message: str = ""
     node_not_ready: bool = False
     """Whether the pod's node has stopped reporting to the control plane."""
+    failed_container: str = ""
+    """What ended with an error beside the stage's container; empty if nothing did."""
     exit_code: int | None = None
     oom_killed: bool = False
     message: str = ""

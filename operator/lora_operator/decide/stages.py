@@ -160,13 +160,21 @@ def _read_held_open(child: Child, pod: Pod, now: datetime, progressed: bool) -> 
     """
     if pod.exit_code in PERMANENT:
         return _read_failure(pod, progressed)
-    due = (pod.finished_at or now) + HELD_OPEN_GRACE
+    due = held_open_until(pod.finished_at or now, now)
     if now < due:
         return Running(pod, check_at=due)
     if pod.exit_code == ExitCode.OK:
         return Unusable(Reason.RESULT_LOST, f"the result of {pod.kind} {pod.name} could not be read")
     reason, message = explain_pod(pod)
     return Unusable(reason, message, charged=pod.exit_code != ExitCode.INTERRUPTED)
+
+
+def held_open_until(finished_at: datetime, now: datetime) -> datetime:
+    """Return until when a pod may stay after its stage's container has ended.
+
+    The time is the node's. A node whose clock is ahead by more than the grace gets none, instead of hours.
+    """
+    return finished_at + HELD_OPEN_GRACE if finished_at <= now + HELD_OPEN_GRACE else now
 
 
 def explain_pod(pod: Pod) -> tuple[Reason, str]:
@@ -192,7 +200,7 @@ def explain_pod(pod: Pod) -> tuple[Reason, str]:
         return result.reason, result.message
     code = pod.exit_code
     if code is None or code == ExitCode.OK:
-        detail = pod.status_message or "a container beside the stage's failed"
+        detail = pod.status_message or pod.failed_container or "a container beside the stage's failed"
         return Reason.BACKOFF_LIMIT_EXCEEDED, f"{where}: {detail}"
     reason = EXIT_REASONS.get(code, Reason.BACKOFF_LIMIT_EXCEEDED)
     return reason, f"{pod.kind} {pod.name} ended with exit code {code}; see its log"

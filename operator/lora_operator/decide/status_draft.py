@@ -14,7 +14,7 @@ from lora_api.status import Condition, ConditionType, JobStatus, Phase
 
 from ..snapshot import Child, Snapshot
 from .decision import Action, Announcement, Decision, DeleteChildJob
-from .stages import HELD_OPEN_GRACE, run_seconds
+from .stages import held_open_until, run_seconds
 
 PROFILE_RETRY = timedelta(minutes=1)
 """Time until a job checks again whether its profile allows it: no watch reports an edit of the profiles file."""
@@ -24,6 +24,10 @@ RECHECK = timedelta(minutes=5)
 """The longest time that a job which has not ended goes without a reconcile."""
 ANNOUNCED_PHASES = (Phase.AWAITING_APPROVAL, Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
 """Phases that a person may want to act on. The others are in the status, and an Event is a write for each job."""
+NOT_WAITING = (Phase.SUSPENDED, Phase.AWAITING_APPROVAL, Phase.TRAINING)
+"""Phases in which a job does not wait for a stage to start."""
+PROFILE_REASONS = (Reason.PROFILE_NOT_FOUND, Reason.MODEL_NOT_ALLOWED)
+"""Reasons for which a job waits for its profile, which the start deadline does not limit."""
 WARNING_REASONS = frozenset(
     {
         Reason.IMAGE_PULL_FAILED,
@@ -58,6 +62,8 @@ class StatusDraft:
 
     def __post_init__(self) -> None:
         self.status = self.snapshot.status
+        if not self.status.phase.terminal:
+            self.write(waiting_since=None)  # `record_blockers` sets it again
 
     @property
     def spec(self) -> JobSpec:
@@ -80,15 +86,35 @@ class StatusDraft:
         if refusal is not None and refusal.final:
             self.fail(refusal.reason, refusal.message)
         elif refusal is not None:
-            self.wait_for_start(phase, refusal.reason, refusal.message, self._waiting_since())
+            self._wait_for_child(phase, refusal.reason, refusal.message)
         elif self.problem is not None:
             self.set_phase(phase, self.problem.reason, self.problem.message)
             self.requeue_at(self.now + PROFILE_RETRY)
         elif self.snapshot.capacity:
-            self.wait_for_start(phase, Reason.QUEUED, self.snapshot.capacity, self._waiting_since())
+            self._wait_for_child(phase, Reason.QUEUED, self.snapshot.capacity)
         else:
             return False
         return True
+
+    def _wait_for_child(self, phase: Phase, reason: Reason, message: str) -> None:
+        """Wait until the child Job can be created. The time since when is kept: its evidence may be deleted."""
+        # a time in the future is from another clock
+        since = min(self.snapshot.status.waiting_since or self._waiting_since(), self.now)
+        self.write(waiting_since=since)
+        self.wait_for_start(phase, reason, message, since)
+
+    def _waiting_since(self) -> datetime:
+        """Return when the wait for the next stage began: the end of the previous stage, or else the start of the job.
+
+        It begins now for a job that had another reason not to start until now, and for one whose stage ran until now.
+        Times in the future, from another clock, are ignored.
+        """
+        before = self.snapshot.status.condition(ConditionType.SUCCEEDED)
+        if self.snapshot.status.phase in NOT_WAITING or (before and before.reason in PROFILE_REASONS):
+            return self.now
+        ends = [pod.finished_at for child in self.snapshot.children for pod in child.pods if pod.finished_at]
+        start = self.status.start_time or self.now
+        return max([start, *(end for end in ends if end <= self.now)])
 
     def wait_for_start(self, phase: Phase, reason: Reason, message: str, since: datetime) -> None:
         """Wait for a stage to start, until `runPolicy.startDeadlineSeconds` after `since` at most."""
@@ -116,15 +142,6 @@ class StatusDraft:
         """Reconcile again after as much time as has passed since `since`, within `RETRY_INTERVALS`."""
         shortest, longest = RETRY_INTERVALS
         self.requeue_at(self.now + min(max(self.now - since, shortest), longest))
-
-    def _waiting_since(self) -> datetime:
-        """Return when the wait for the next stage began: the end of the previous stage, or else the start of the job.
-
-        Times in the future, from another clock, are ignored.
-        """
-        ends = [pod.finished_at for child in self.snapshot.children for pod in child.pods if pod.finished_at]
-        start = self.status.start_time or self.now
-        return max([start, *(end for end in ends if end <= self.now)])
 
     def write(self, **changes: Any) -> None:
         """Set fields of the status."""
@@ -182,7 +199,7 @@ class StatusDraft:
     def fail(self, reason: Reason, message: str) -> None:
         """End as Failed and stop whatever still runs."""
         self.count_gpu_seconds()
-        self.write(phase=Phase.FAILED, finish_time=self.now)
+        self.write(phase=Phase.FAILED, finish_time=self.now, waiting_since=None)
         self.set_condition(ConditionType.SUCCEEDED, "False", reason, message)
         self.set_condition(ConditionType.FINISHED, "True", reason)
         self.set_condition(ConditionType.STALLED, "True", reason, message)
@@ -238,7 +255,7 @@ class StatusDraft:
             ):
                 continue
             ended = [pod.finished_at for pod in child.pods if pod.held_open and pod.finished_at]
-            due = max(ended) + HELD_OPEN_GRACE if ended else self.now
+            due = held_open_until(max(ended), self.now) if ended else self.now
             if self.now < due:
                 self.requeue_at(due)
             else:
@@ -247,6 +264,9 @@ class StatusDraft:
     def decision(self) -> Decision:
         if not self.status.phase.terminal:
             self.requeue_at(self.now + RECHECK)
+            if self.snapshot.spec is not None:
+                # a number that is there before the job fails is no request to start it again
+                self.write(retries=self.snapshot.spec.run_policy.retry)
         return Decision(
             status=self.status,
             actions=tuple(self.actions),

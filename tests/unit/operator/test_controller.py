@@ -353,6 +353,38 @@ def test_a_child_job_that_lost_its_labels_gets_them_back(tmp_path: Path) -> None
     assert list(world.created.values()) == [1]
 
 
+@pytest.mark.parametrize("others", [[], [{"kind": "Workload", "name": "w", "uid": "w"}]])
+def test_a_child_job_that_lost_its_owner_gets_it_back(tmp_path: Path, others: list[dict[str, Any]]) -> None:
+    world = captioned()
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 1))
+    (name,) = world.created
+    body = world.objects["jobs", name]
+    owners = body["metadata"]["ownerReferences"]
+    body["metadata"]["ownerReferences"] = list(others)
+    on.cache.children.forget((KEY[0], name))
+    on._staleness.mark_unverified([KEY])
+    asyncio.run(work(on, 1))
+    assert world.objects["jobs", name]["metadata"]["ownerReferences"] == [*others, *owners]
+    assert on.cache.children.by_owner((KEY[0], UID))
+    assert status(world)["phase"] != "Failed"
+    assert world.deleted == []
+
+
+def test_a_child_job_that_another_controller_took_over_is_left_to_it(tmp_path: Path) -> None:
+    world = captioned()
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 1))
+    (name,) = world.created
+    other = {"apiVersion": "v1", "kind": "Other", "name": "o", "uid": "o", "controller": True}
+    world.objects["jobs", name]["metadata"]["ownerReferences"] = [other]
+    on.cache.children.forget((KEY[0], name))
+    on._staleness.mark_unverified([KEY])
+    asyncio.run(work(on, 1))
+    assert world.objects["jobs", name]["metadata"]["ownerReferences"] == [other]
+    assert "NameConflict" in str(status(world)["conditions"])
+
+
 def forged(folder: Path) -> tuple[World, dict[str, Any]]:
     """A captioned job, and a copy of the operator's training Job that a tenant has created before the operator."""
     earlier = captioned()

@@ -193,6 +193,48 @@ def test_a_start_deadline_ends_the_wait_but_not_a_stage_that_ran() -> None:
     assert decide(replace(case, children=(again,)), NOW + seconds(600)).status.phase == Phase.QUEUED
 
 
+DEADLINE = {"runPolicy": {"startDeadlineSeconds": 60}}
+REVIEWED = {"annotation": {"mode": "Template", "approval": "Required", "approvedCaptions": CAPTIONS_SHA}}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"spec": {"runPolicy": {"suspend": True}}}, {}),
+        (
+            {"spec": {"annotation": {"mode": "Template", "approval": "Required"}}, "status": annotated()},
+            REVIEWED,
+        ),
+        ({"status": annotated(), "profile": None}, {}),
+        ({"status": training(), "children": (child(TRAIN, pod()),)}, {}),
+    ],
+    ids=["suspended", "awaiting approval", "without its profile", "training"],
+)
+@pytest.mark.parametrize(
+    "blocker",
+    [{"capacity": "full"}, {"refusal": Refusal(Reason.QUOTA_EXCEEDED, "exceeded quota", final=False)}],
+)
+def test_the_start_deadline_counts_only_the_wait_for_the_start(
+    before: dict[str, Any], after: dict[str, Any], blocker: dict[str, Any]
+) -> None:
+    status = decide(snapshot(**before), NOW).status
+    late = NOW + seconds(7200)
+    case = snapshot(spec=DEADLINE | after, status=status, **blocker)
+    first = decide(case, late)
+    assert first.status.phase in (Phase.PENDING, Phase.QUEUED)
+    assert first.status.waiting_since == late
+    waiting = replace(case, status=first.status)
+    assert decide(waiting, late + seconds(59)).status == first.status, "waiting costs no write"
+    end = decide(waiting, late + seconds(60))
+    assert condition(end, "Succeeded") == ("False", "StartDeadlineExceeded")
+    # a clock that was set back does not prolong it
+    assert decide(waiting, NOW).status.waiting_since == NOW
+    # a job that may start is not waiting any more
+    started = decide(replace(waiting, capacity="", refusal=None), late + seconds(30))
+    assert started.actions
+    assert started.status.waiting_since is None
+
+
 def test_progress_is_shown_while_a_stage_runs() -> None:
     report = Progress(step=320, total_steps=500, display="320/500", loss="0.083")
     decision = decide(

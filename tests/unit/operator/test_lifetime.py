@@ -129,6 +129,19 @@ def test_only_a_failed_job_is_retried() -> None:
     assert decide(retried(running, 5), NOW).actions == ()
 
 
+def test_a_number_that_was_set_before_the_failure_starts_nothing() -> None:
+    fresh = decide(retried(snapshot(), 3), NOW)
+    assert fresh.status.retries == 3
+    case, _ = failed_job(TRAIN)
+    case = retried(replace(case, status=case.status.model_copy(update={"retries": 3})), 3)
+    end = decide(case, NOW)
+    assert end.status.phase == Phase.FAILED
+    assert decide(replace(case, status=end.status), NOW).actions == ()
+    assert decide(replace(retried(case, 4), status=end.status), NOW).actions == (
+        StartTraining(2, CAPTIONS_SHA, HASH),
+    )
+
+
 def test_a_retry_that_was_asked_for_while_no_operator_ran_is_not_missed() -> None:
     metadata = {"namespace": "n", "name": "x", "uid": "u", "resourceVersion": "1", "generation": 1}
     spec = wire_spec(runPolicy={"retry": 2})

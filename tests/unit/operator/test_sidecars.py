@@ -71,6 +71,26 @@ def test_a_sidecar_that_does_not_start_is_named() -> None:
     assert "container istio-proxy: CrashLoopBackOff: back-off 10s" in message(decision)
 
 
+def test_an_init_container_that_fails_is_named() -> None:
+    own = status_of("stage", waiting={"reason": "PodInitializing"})
+    init = status_of("mesh-init", terminated=ended(3, "iptables: permission denied"))
+    body = raw_pod(phase="Failed", containerStatuses=[own], initContainerStatuses=[init])
+    job = child(TRAIN, observe_stage_pod(body).pod, failed="BackoffLimitExceeded")
+    decision = decide(snapshot(status=training(), children=(job,)), NOW)
+    assert condition(decision, "Succeeded") == ("False", "BackoffLimitExceeded")
+    assert "container mesh-init ended with exit code 3: iptables: permission denied" in message(decision)
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_a_node_whose_clock_is_ahead_does_not_keep_a_pod_that_has_ended(stage: StageName) -> None:
+    for code, result in ((0, WELL[stage]), (0, None), (69, None)):
+        case = held_open(stage, code, result)
+        (job,) = case.children
+        ahead = replace(job.pods[0], finished_at=NOW + seconds(3600))
+        case = replace(case, children=(replace(job, pods=(ahead,)),))
+        assert DeleteChildJob(job.name, job.uid) in decide(case, NOW).actions
+
+
 def started(stage: StageName) -> JobStatus:
     return training() if stage == TRAIN else decide(snapshot(), NOW).status
 
