@@ -1,4 +1,4 @@
-"""A real API server with the real controllers, a namespace a test, and an operator as a process."""
+"""Fixtures: a real API server with the real controllers, a namespace for each test, and an operator as a process."""
 
 from __future__ import annotations
 

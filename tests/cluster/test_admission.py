@@ -1,4 +1,4 @@
-"""What the real API server refuses, and with which words."""
+"""Jobs that a real API server refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_bad_specs_are_refused_at_admission(
     assert word in refused.value.body
 
 
-def test_spec_is_frozen_but_for_what_may_change(cluster: NamespaceClient) -> None:
+def test_spec_is_immutable_except_for_its_mutable_fields(cluster: NamespaceClient) -> None:
     cluster.create(annotation={"mode": "Template", "approval": "Required"})
     for change, word in [
         ({"training": {"rank": 8}}, "training"),

@@ -1,4 +1,4 @@
-"""The chart's ValidatingAdmissionPolicy on a real API server: what a tenant tries, and who may approve."""
+"""The chart's ValidatingAdmissionPolicy on a real API server: settings that it refuses, and who may approve."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DIGEST = "a" * 64
 
 @pytest.fixture
 def guarded(api: client.ApiClient, cluster: NamespaceClient) -> Iterator[NamespaceClient]:
-    """A namespace that the policy holds in, once it does."""
+    """Yield a namespace in which the policy is in effect."""
     admission = client.AdmissionregistrationV1Api(api)
     objects = [o for o in render({"admissionPolicy": POLICY}) if o["kind"].startswith("ValidatingAdmission")]
     policy, binding = sorted(objects, key=lambda found: len(found["kind"]))
@@ -111,7 +111,7 @@ def approve(cluster: NamespaceClient, api: client.ApiClient, user: str, group: s
 
 
 def refusal(cluster: NamespaceClient, spec: dict[str, Any]) -> str:
-    """The API server's answer to a job that it must not admit."""
+    """Return the message with which the API server refuses a job."""
     try:
         cluster.create("attack", **spec)
     except ApiException as error:
@@ -119,11 +119,11 @@ def refusal(cluster: NamespaceClient, spec: dict[str, Any]) -> str:
     return "admitted"
 
 
-def test_what_the_policy_refuses_and_allows(guarded: NamespaceClient, plane: ControlPlane) -> None:
+def test_the_policy_refuses_and_allows(guarded: NamespaceClient, plane: ControlPlane) -> None:
     for spec, words in REFUSED:
         assert words in refusal(guarded, spec), spec
     guarded.create("statue", **ALLOWED)
-    # fields of the author's own choice stay theirs
+    # fields that the policy does not restrict
     guarded.patch({"spec": {"runPolicy": {"suspend": True}}})
 
     rbac = client.RbacAuthorizationV1Api(guarded.api)
@@ -146,7 +146,7 @@ def test_what_the_policy_refuses_and_allows(guarded: NamespaceClient, plane: Con
     assert guarded.get()["spec"]["annotation"]["approvedCaptions"] == DIGEST
 
 
-def test_it_holds_only_where_it_is_bound(guarded: NamespaceClient, api: client.ApiClient) -> None:
+def test_the_policy_applies_only_to_its_namespaces(guarded: NamespaceClient, api: client.ApiClient) -> None:
     client.CoreV1Api(api).patch_namespace(guarded.namespace, {"metadata": {"labels": {"policy": "off"}}})
 
     def free() -> bool:

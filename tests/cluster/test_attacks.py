@@ -1,4 +1,4 @@
-"""What a tenant who may create Jobs and pods does to other people's jobs, on a real API server."""
+"""Attacks on other users' jobs by a tenant who may create Jobs and pods, on a real API server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def forge_job(
 def forge_pod(
     cluster: NamespaceClient, victim: dict[str, Any], stage: StageName, job: Any, message: str
 ) -> None:
-    """Create a pod that claims to be a child Job's, succeeded with a result."""
+    """Create a succeeded pod with a result that claims to belong to a child Job."""
     name, uid = victim["metadata"]["name"], victim["metadata"]["uid"]
     marks = labels(uid, stage, 1) | {"batch.kubernetes.io/job-name": names.child_name(name, uid, stage, 1)}
     body: dict[str, Any] = {
@@ -123,7 +123,7 @@ def test_forged_children_in_another_namespace_change_nothing(
 def test_forged_children_in_the_namespace_of_the_job_neither_hang_nor_end_it(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
-    """A Job that names the resource as its controller is known by its attempt, which the operator did not start."""
+    """A Job that names the resource as its controller is detected by its attempt, which the operator did not start."""
     kubelet.script = lambda stage, number: None
     victim = cluster.create()
     until(lambda: kubelet.runs)

@@ -1,4 +1,4 @@
-"""Every job ends as it must in spite of random kills, faults of the API server and actions of users.
+"""Every job reaches its expected end despite random kills, faults of the API server and actions of users.
 
 `LORA_TEST_CHAOS_ROUNDS` says how many rounds; `LORA_TEST_CHAOS_SEED` the first seed, to repeat a round;
 `LORA_TEST_CHAOS_AT_ONCE` how many run at the same time, each in a namespace of its own.

@@ -1,4 +1,4 @@
-"""The chart on a real API server: everything is admitted, an upgrade changes it, and the definition outlives it."""
+"""The chart on a real API server: all objects are admitted, an upgrade changes them, and the CRD is kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def places(api: client.ApiClient) -> Iterator[Places]:
 
 
 def all_values(cluster: str) -> dict[str, Any]:
-    """All that needs no definition of others."""
+    """Return all values that need no CRDs of other projects."""
     return {
         "replicas": 2,
         "watchNamespaces": [cluster],
@@ -62,7 +62,7 @@ def pod_templates(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any
 def test_install_upgrade_uninstall(plane: ControlPlane, api: client.ApiClient, places: Places) -> None:
     where = ("--namespace", places.system, "--kubeconfig", str(plane.kubeconfig))
     values = all_values(places.cluster)
-    # no node runs its hooks here, and the definition is there already
+    # no node runs the hooks here, and the CRD is installed already
     options = ("--no-hooks", "--take-ownership")
     helm("install", "chart", str(CHART), *options, *where, values=values)
 
@@ -88,14 +88,14 @@ def test_install_upgrade_uninstall(plane: ControlPlane, api: client.ApiClient, p
     assert claim.metadata.name == "lora-models"
 
 
-def test_one_teams_operator_gets_by_with_its_roles(
+def test_an_operator_with_scope_namespaced_needs_only_its_roles(
     plane: ControlPlane,
     api: client.ApiClient,
     places: Places,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Under `rbac.scope: namespaced` it has Roles in its namespaces and nothing on the cluster, and needs no more."""
+    """It has Roles in its namespaces and no permission on the cluster."""
     values = {"rbac": {"scope": "namespaced", "aggregate": False}, "watchNamespaces": [places.cluster]}
     where = ("--namespace", places.system, "--kubeconfig", str(plane.kubeconfig))
     helm("install", "team", str(CHART), "--no-hooks", "--take-ownership", *where, values=values)

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass
 class Release:
-    """One release in a namespace of its own, and a client for the namespace of its jobs."""
+    """A release in its own namespace, and a client for the namespace of its jobs."""
 
     name: str
     cluster: NamespaceClient
@@ -63,12 +63,12 @@ class Release:
         self.helm("upgrade", str(CHART), *self._options(), values=self.values() | changes)
 
     def _options(self) -> tuple[str, ...]:
-        # the definition may be there from a release before
+        # the CRD may be installed by an earlier release
         options = ("--wait", "--timeout", "10m", "--take-ownership")
         return (*options, "--values", VALUES) if VALUES else options
 
     def values(self) -> dict[str, Any]:
-        """(Values from standard input come last and so win over those of the file.)"""
+        """Return the values, which are passed on standard input and therefore take precedence over those of the file."""
         images = [image.rpartition(":") for image in IMAGES.split(",")]
         named = [{"repository": repository, "tag": tag} for repository, _, tag in images]
         found = dict(zip(("image", "annotateImage", "trainImage"), named, strict=True))
@@ -139,7 +139,7 @@ def training_pods(cluster: NamespaceClient, name: str) -> list[Any]:
 
 
 def wait_training(cluster: NamespaceClient, name: str) -> Any:
-    """The pod that trains, once steps are counted."""
+    """Return the training pod once it has reported a step."""
     until(lambda: (cluster.status(name).get("progress") or {}).get("step", 0) > 0, 600)
     (pod,) = training_pods(cluster, name)
     assert pod.status.phase == "Running"

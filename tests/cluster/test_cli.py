@@ -47,7 +47,7 @@ def environment(plane: ControlPlane) -> dict[str, str]:
 
 @pytest.fixture
 def lora(cluster: NamespaceClient, environment: dict[str, str]) -> Cli:
-    """`lora` in the test's namespace; in this process, where it need not be imported for each command."""
+    """Return a function that runs `lora` in the test's namespace, in this process to save its start."""
 
     def run(*arguments: str, **more: str) -> Result:
         return CliRunner().invoke(app, [*arguments, "-n", cluster.namespace], env={**environment, **more})
@@ -90,7 +90,7 @@ def ended(succeeded: bool, reason: str, message: str) -> dict[str, Any]:
     return {"phase": "Succeeded" if succeeded else "Failed", "conditions": kinds}
 
 
-def test_a_job_is_submitted_looked_at_held_and_let_go(
+def test_a_job_is_submitted_shown_suspended_and_resumed(
     lora: Cli, cluster: NamespaceClient, job_file: Path
 ) -> None:
     checked = CliRunner().invoke(app, ["validate", str(job_file), "-o", "yaml"])
@@ -156,7 +156,7 @@ def test_a_job_is_described_and_deleted(lora: Cli, cluster: NamespaceClient) -> 
         ("x", "FIELD=VALUE"),
     ],
 )
-def test_a_wrong_job_is_not_sent(
+def test_an_invalid_job_is_not_sent(
     lora: Cli, cluster: NamespaceClient, job_file: Path, change: str, words: str
 ) -> None:
     ran = lora("submit", str(job_file), "--set", change)
@@ -167,7 +167,7 @@ def test_a_wrong_job_is_not_sent(
     )
 
 
-def test_what_the_cluster_refuses_is_said_in_plain_words(
+def test_refusals_of_the_cluster_are_reported_in_plain_words(
     lora: Cli, environment: dict[str, str], tmp_path: Path
 ) -> None:
     absent = lora("suspend", "nobody")
@@ -226,7 +226,7 @@ def test_fifty_jobs_are_watched_without_flicker_or_lag(
     with Terminal(command, environment, rows=60, columns=150) as terminal:
         terminal.wait_for("50 jobs: 50 Training")
         assert all(f"job-{number:02d}" in terminal.screen for number in range(50))
-        begun = len(terminal.written)
+        position = len(terminal.written)
         waits = []
         for step in range(491, 500):
             set_status(cluster, "job-07", **at_step(step))
@@ -235,16 +235,16 @@ def test_fifty_jobs_are_watched_without_flicker_or_lag(
         terminal.wait_for("49 jobs")
         cluster.create("job-99")
         terminal.wait_for("job-99")
-        # a frame is written over the last one: nothing is ever cleared, so nothing can blink
+        # each frame overwrites the last one without clearing it, so the screen cannot flicker
         assert SCREEN_CLEARED not in terminal.written
-        assert "\x1b[2K" not in terminal.written[begun:]
+        assert "\x1b[2K" not in terminal.written[position:]
         assert sorted(waits)[len(waits) // 2] < 1.0, waits
         last = terminal.interrupt()
-        assert "job-99" in last  # stays on the ordinary screen
+        assert "job-99" in last  # it does not use the alternate screen
         assert terminal.process.returncode == 0
 
 
-def test_a_low_screen_shows_those_at_work_and_counts_the_rest(
+def test_a_small_terminal_shows_jobs_in_progress_and_counts_the_rest(
     cluster: NamespaceClient, environment: dict[str, str]
 ) -> None:
     for number in range(12):
@@ -258,7 +258,7 @@ def test_a_low_screen_shows_those_at_work_and_counts_the_rest(
 @pytest.mark.parametrize(
     ("end", "code"), [(ended(True, "Trained", "done"), 0), (ended(False, "Diverged", "x"), 1)]
 )
-def test_watching_a_job_ends_as_it_does(
+def test_watching_a_job_ends_with_its_exit_code(
     lora: Cli, cluster: NamespaceClient, environment: dict[str, str], end: dict[str, Any], code: int
 ) -> None:
     cluster.create("statue")
@@ -280,7 +280,7 @@ def test_watching_a_job_ends_as_it_does(
 
 
 def publish(cluster: NamespaceClient, store: RunningStore) -> Manifest:
-    """What a finished training leaves in the store, and in the job's status."""
+    """Write the result of a finished training to the store and to the job's status."""
     keys = JobKeys(cluster.namespace, "statue", cluster.create("statue")["metadata"]["uid"])
     files = [
         store.store.output.put(keys.attempt(1) + name, name.encode() * 1000)
@@ -327,8 +327,8 @@ def test_an_adapter_is_fetched_and_verified(
     assert got.exit_code == 0, got.stderr
     assert manifest.adapter.sha256 in got.stdout
     assert (folder / "adapter.safetensors").read_bytes() == b"adapter.safetensors" * 1000
-    told = json.loads(lora("get", "statue", str(folder), "--http", "-o", "json", **reach).stdout)
-    assert told["adapter"]["sha256"] == manifest.adapter.sha256
+    fetched = json.loads(lora("get", "statue", str(folder), "--http", "-o", "json", **reach).stdout)
+    assert fetched["adapter"]["sha256"] == manifest.adapter.sha256
 
     running_store.store.output.put(manifest.files[0].key, b"something else")
     harmed = lora("get", "statue", str(tmp_path / "harmed"), "--http", **reach)
@@ -347,7 +347,7 @@ def test_an_adapter_is_fetched_and_verified(
 
 @pytest.fixture
 def node(api: client.ApiClient, tmp_path: Path) -> Iterator[str]:
-    """A node whose kubelet knows one thing: logs."""
+    """A node whose kubelet serves logs only."""
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=node",
          "-keyout", tmp_path / "key", "-out", tmp_path / "crt"],
@@ -394,8 +394,8 @@ def test_the_log_of_the_newest_pod_is_printed(lora: Cli, cluster: NamespaceClien
             },
         )
     for arguments in (["--stage", "annotate"], ["--stage", "train", "-f"]):
-        said = lora("logs", "statue", *arguments)
-        assert said.stdout.splitlines() == [
+        result = lora("logs", "statue", *arguments)
+        assert result.stdout.splitlines() == [
             f"/containerLogs/{cluster.namespace}/statue-{arguments[1]}/stage",
             "step 20 of 500",
-        ], said.stderr
+        ], result.stderr

@@ -1,4 +1,4 @@
-"""SIGKILL before and after every write that the operator makes: the same end, and nothing done twice."""
+"""SIGKILL before and after every write of the operator: jobs end in the same way, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.support.cluster.kubelet import FakeKubelet, succeed
 
 PROGRAM = str(Path(__file__).parents[1] / "support" / "cluster" / "crashing_operator.py")
 WRITES = 6
-"""Of a job from create to Succeeded, the one in which its training pod is seen to run excepted: a fast one never is."""
+"""Number of writes for a job that succeeds, without that for the running training pod, which is not always seen to run."""
 FIRST = 3
-"""Of those that come after a job's first child is in its status."""
+"""Number of the first write after a job's first child is in its status."""
 
 Crash = Callable[[int, str], Popen[bytes]]
 
@@ -68,7 +68,7 @@ def test_killed_at_a_write(
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("number", range(FIRST, FIRST + 3))
-def test_killed_while_a_job_that_has_failed_is_stopped(
+def test_killed_while_a_failed_job_is_stopped(
     cluster: NamespaceClient,
     operator_files: OperatorProcess,
     crash: Crash,
@@ -76,7 +76,7 @@ def test_killed_while_a_job_that_has_failed_is_stopped(
     number: int,
     moment: str,
 ) -> None:
-    """The end is written, an Event tells of it, and the child that runs is deleted."""
+    """The writes are the terminal status, its Event, and the deletion of the running child."""
     kubelet.script = lambda stage, number: None
     process = crash(number, moment)
     cluster.create(runPolicy={"activeDeadlineSeconds": 2})
@@ -98,7 +98,7 @@ def test_killed_while_a_job_is_suspended(
     number: int,
     moment: str,
 ) -> None:
-    """The child is deleted, the phase is written and told, and so is that nothing runs any more."""
+    """The writes are the deletion of the child, the phase and its Event, and the status once no pod is left."""
     kubelet.script = lambda stage, number: None
     process = crash(number, moment)
     cluster.create()

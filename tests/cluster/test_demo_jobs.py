@@ -36,7 +36,7 @@ def page() -> Iterator[Page]:
 
 
 def account(cluster: NamespaceClient, name: str, verbs: list[str]) -> str:
-    """Create a ServiceAccount that may do this with jobs, as the chart's Role allows it; return a token."""
+    """Create a ServiceAccount with these verbs on jobs, as in the chart's Role, and return a token."""
     core, rbac = cluster.core, client.RbacAuthorizationV1Api(cluster.api)
     core.create_namespaced_service_account(cluster.namespace, {"metadata": {"name": name}})
     rule = {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": verbs}
@@ -56,7 +56,7 @@ def account(cluster: NamespaceClient, name: str, verbs: list[str]) -> str:
 def settings(
     plane: ControlPlane, cluster: NamespaceClient, running_store: RunningStore, tmp_path: Path
 ) -> dict[str, str]:
-    """The environment of the demo's pod."""
+    """Return the environment variables of the demo's pod."""
     seaweed = running_store.seaweed
     profile = {
         "store": {"endpoint": seaweed.endpoint, "secure": False},

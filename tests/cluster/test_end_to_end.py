@@ -1,7 +1,7 @@
-"""The quickstart on a whole cluster: pods that run, pictures that become an adapter.
+"""The quickstart on a whole cluster: real pods train an adapter.
 
 Needs `LORA_TEST_KUBECONFIG` and, in that cluster, an operator whose default profile has the model `shapes-sdxl` and the
-quickstart's pictures in its store; `LORA_TEST_STORE_KEYS` holds that store's `accessKey:secretKey`. docs/contributing/testing.md
+quickstart's images in its store; `LORA_TEST_STORE_KEYS` holds that store's `accessKey:secretKey`. docs/contributing/testing.md
 says how to set such a cluster up.
 """
 
@@ -74,7 +74,7 @@ def wait_finished(cluster: NamespaceClient, name: str, seconds: int) -> None:
     kubectl(cluster, "wait", "--for=condition=Finished", f"loratrainingjob/{name}", f"--timeout={seconds}s")
 
 
-def test_pictures_become_an_adapter(cluster: NamespaceClient) -> None:
+def test_images_become_an_adapter(cluster: NamespaceClient) -> None:
     give_keys(cluster, KEYS)
     quickstart(cluster, "quickstart")
     wait_finished(cluster, "quickstart", 600)
@@ -84,7 +84,7 @@ def test_pictures_become_an_adapter(cluster: NamespaceClient) -> None:
     assert status["adapter"]["bytes"] > 0
     pods = cluster.pods()
     assert sorted(pod.metadata.labels["lora-training.io/stage"] for pod in pods) == ["annotate", "train"]
-    # the operator takes the result when the stage's container has ended, a moment before the pod has
+    # the operator reads the result when the stage's container has ended, slightly before the pod has
     until(lambda: all(pod.status.phase == "Succeeded" for pod in cluster.pods()), 60)
     shown = kubectl(cluster, "get", PLURAL)
     assert "Succeeded" in shown
@@ -107,7 +107,7 @@ def test_a_wrong_key_ends_with_its_reason(cluster: NamespaceClient) -> None:
     assert cluster.condition("Succeeded", "key") == ("False", "CredentialsRefused")
 
 
-def test_a_secret_that_comes_late_is_waited_for(cluster: NamespaceClient) -> None:
+def test_a_job_waits_for_its_secret(cluster: NamespaceClient) -> None:
     quickstart(cluster, "late", dataset={"prefix": f"nothing/{uuid4().hex}/"})
     until(lambda: cluster.condition("Succeeded", "late") == ("Unknown", "SecretNotFound"), 60)
     give_keys(cluster, KEYS)
@@ -120,4 +120,6 @@ def test_deleting_a_job_ends_its_pods(cluster: NamespaceClient) -> None:
     quickstart(cluster, "gone")
     until(lambda: cluster.phase("gone") == "Training", 300)
     cluster.custom.delete_namespaced_custom_object(GROUP, VERSION, cluster.namespace, PLURAL, "gone")
-    until(lambda: not cluster.pods(), 60)  # well below the grace of 120 s: nothing is lost that early
+    until(
+        lambda: not cluster.pods(), 60
+    )  # far below the grace period of 120 s, since no checkpoint has to be saved yet

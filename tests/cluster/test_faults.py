@@ -1,4 +1,4 @@
-"""A world that misbehaves: an API server that goes away, two operators at once, limits that are reached."""
+"""Faults of the environment: an API server that stops, two operators at once, limits that are reached."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.cluster.plane import ControlPlane
 TRAIN, ANNOTATE = StageName.TRAIN, StageName.ANNOTATE
 
 
-def test_an_api_server_that_goes_away_loses_nothing(
+def test_an_outage_of_the_api_server_loses_nothing(
     plane: ControlPlane, cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     kubelet.script = lambda stage, n: succeed(stage, n) if stage == ANNOTATE else None
@@ -52,7 +52,7 @@ def test_two_operators_at_once_do_nothing_twice(
     assert max(kubelet.most_live.values()) == 1
 
 
-def test_out_of_memory_is_tried_again_then_fails_with_advice(
+def test_out_of_memory_is_retried_and_then_fails_with_advice(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     def script(stage: StageName, number: int) -> End:
@@ -66,7 +66,7 @@ def test_out_of_memory_is_tried_again_then_fails_with_advice(
     assert [stage for stage, _ in kubelet.runs] == [ANNOTATE, TRAIN, TRAIN]
 
 
-def test_deadlines_end_what_waits_and_what_runs(
+def test_deadlines_end_waiting_and_running_jobs(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
@@ -98,7 +98,7 @@ def test_approval_by_a_person(
     cluster.wait_for("Succeeded")
 
 
-def test_finished_children_may_go_and_nothing_comes_back(
+def test_finished_children_that_are_deleted_are_not_recreated(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     cluster.create(runPolicy={"childTTLSecondsAfterFinished": 1})
@@ -153,7 +153,7 @@ def test_a_clock_an_hour_off_ends_nothing_early_and_counts_nothing_below_zero(
 def test_an_upgraded_operator_restarts_nothing(
     cluster: NamespaceClient, operator_files: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
-    """Other images, and a status in which another version has written more."""
+    """The new operator has other images, and the status has fields of another version."""
     kubelet.script = lambda stage, number: succeed(stage, number) if stage == ANNOTATE else None
     operator_files.start()
     try:

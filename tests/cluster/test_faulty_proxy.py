@@ -65,7 +65,7 @@ def endless(stage: StageName, number: int) -> Any:
 
 @pytest.fixture
 def training_job(cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet) -> str:
-    """The child Job of a job whose training does not end."""
+    """Return the child Job of a job whose training does not end."""
     kubelet.script = endless
     cluster.create()
     cluster.wait_for("Training")
@@ -90,14 +90,14 @@ def test_any_write_may_be_refused_or_its_answer_lost(
 def test_every_request_names_the_operator(
     cluster: NamespaceClient, proxy: ThreadedProxy, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
-    """The watches too, which kopf opens."""
+    """This includes the watches that kopf opens."""
     cluster.create()
     cluster.wait_for("Succeeded")
     assert proxy.watches >= 3
     assert set(proxy.agents) == {f"lora-operator/{__version__}"}
 
 
-def test_a_delete_that_is_refused_is_made_again(
+def test_a_delete_that_is_refused_is_retried(
     cluster: NamespaceClient, proxy: ThreadedProxy, training_job: str
 ) -> None:
     proxy.script += [("DELETE", training_job, fault) for fault in ("500", "lost answer")]
@@ -106,7 +106,7 @@ def test_a_delete_that_is_refused_is_made_again(
     until(lambda: training_job not in [found.metadata.name for found in cluster.jobs()])
 
 
-def test_events_that_come_twice_or_out_of_order_change_nothing(
+def test_repeated_and_reordered_events_change_nothing(
     cluster: NamespaceClient, proxy: ThreadedProxy, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     proxy.faults = replace(NO_FAULTS, repeat=1.0)
@@ -122,7 +122,7 @@ def test_events_that_come_twice_or_out_of_order_change_nothing(
     assert operator.metric("lora_operator_api_writes_total") <= 10 * len(names)
 
 
-def test_a_dropped_watch_is_taken_up_again(
+def test_a_dropped_watch_is_resumed(
     cluster: NamespaceClient, proxy: ThreadedProxy, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     for how in ("closed", "cut", "expired"):
@@ -137,7 +137,7 @@ def test_a_dropped_watch_is_taken_up_again(
     assert operator.process.poll() is None
 
 
-def test_an_unknown_watch_error_ends_the_process_and_a_new_one_goes_on(
+def test_an_unknown_watch_error_ends_the_process_and_a_new_one_continues(
     cluster: NamespaceClient,
     proxy: ThreadedProxy,
     operator: OperatorProcess,
@@ -153,7 +153,7 @@ def test_an_unknown_watch_error_ends_the_process_and_a_new_one_goes_on(
     assert len(kubelet.runs) == 2
 
 
-def test_what_was_deleted_while_no_watch_looked_is_noticed(
+def test_a_deletion_during_an_interrupted_watch_is_noticed(
     cluster: NamespaceClient, proxy: ThreadedProxy, kubelet: FakeKubelet, training_job: str
 ) -> None:
     job = training_job
@@ -170,7 +170,7 @@ def test_what_was_deleted_while_no_watch_looked_is_noticed(
     assert max(kubelet.most_live.values()) == 1
 
 
-def test_a_pod_that_is_seen_before_its_job_costs_no_writes(
+def test_a_pod_that_is_seen_before_its_job_causes_no_writes(
     cluster: NamespaceClient, proxy: ThreadedProxy, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     def writes() -> float:
@@ -184,7 +184,7 @@ def test_a_pod_that_is_seen_before_its_job_costs_no_writes(
     until(lambda: writes() >= 2)  # the Job and the status
     time.sleep(3)
     started = writes()
-    assert started <= 4, cluster.message()  # an Event, and the status may also tell of the pod
+    assert started <= 4, cluster.message()  # an Event, and possibly the status of the running pod
     time.sleep(2)
     assert writes() == started, cluster.message()
     proxy.frozen = None
@@ -194,7 +194,7 @@ def test_a_pod_that_is_seen_before_its_job_costs_no_writes(
     assert writes() <= 10, operator.ask("/metrics")[1]
 
 
-def test_pods_that_take_their_time_to_start_cost_no_writes(
+def test_pods_that_start_slowly_cause_no_writes(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     seen: dict[StageName, float] = {}
@@ -211,10 +211,10 @@ def test_pods_that_take_their_time_to_start_cost_no_writes(
     assert operator.metric("lora_operator_api_writes_total") <= 9
 
 
-def test_a_while_without_the_api_server(
+def test_an_outage_longer_than_any_retry_interval(
     cluster: NamespaceClient, proxy: ThreadedProxy, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
-    """The five minutes of the promise, scaled: 45 s are longer than any pause that kopf makes before it asks again."""
+    """An outage of 45 s is longer than any of kopf's retry intervals, and stands for the documented five minutes."""
     kubelet.script = lambda stage, number: None
     cluster.create()
     until(lambda: kubelet.runs)

@@ -1,4 +1,4 @@
-"""Two operators with a Lease: one works, the other takes over, and neither does it before its time."""
+"""Leader election of two operators: one leads, and the other takes over only when the Lease is released or expired."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAMESPACE, LEASE = "lora-system", "test-lease"
 
 @pytest.fixture(scope="module")
 def _role(api: client.ApiClient) -> None:
-    """Exactly the rules that the chart has for several replicas."""
+    """Create a Role with exactly the rules of the chart for several replicas."""
     text = (ROOT / "charts/lora-training-operator/templates/_helpers.tpl").read_text()
     found = re.search(r'define "lora\.leaseRules" -}}\n(.*?)\{\{- end', text, re.DOTALL)
     assert found is not None
@@ -63,7 +63,7 @@ def lease(api: client.ApiClient) -> Any:
     return client.CoordinationV1Api(api).read_namespaced_lease(LEASE, NAMESPACE)
 
 
-def test_one_works_and_the_other_takes_over(
+def test_one_replica_leads_and_the_other_takes_over(
     api: client.ApiClient, cluster: NamespaceClient, pair: list[OperatorProcess], kubelet: FakeKubelet
 ) -> None:
     first, second = pair
@@ -77,7 +77,7 @@ def test_one_works_and_the_other_takes_over(
     assert second.metric("lora_operator_api_writes_total") == 0
     assert second.ask("/healthz") == (200, "ok\n")
 
-    # killed in the middle of a job: the other waits for the Lease to run out
+    # killed during a job: the other waits for the Lease to expire
     kubelet.script = lambda stage, number: None if stage == StageName.TRAIN else succeed(stage, number)
     cluster.create("two")
     cluster.wait_for("Training", "two")
@@ -88,20 +88,20 @@ def test_one_works_and_the_other_takes_over(
     assert lease(api).spec.lease_transitions == 1
     assert len(kubelet.runs) == 4, "each stage of each job once"
 
-    # stopped in good order: the Lease is given up, and nobody waits
+    # stopped by SIGTERM: the Lease is released, and the other does not wait
     first.start()
     until(lambda: first.ask("/readyz")[0] == 200)
     second.stop()
     until(lambda: leads(first), 8)
 
 
-def test_who_has_lost_the_lease_ends(
+def test_a_replica_that_has_lost_the_lease_exits(
     api: client.ApiClient, cluster: NamespaceClient, pair: list[OperatorProcess]
 ) -> None:
     first, _ = pair
     first.start()
     until(lambda: leads(first))
-    thief = {"spec": {"holderIdentity": "somebody else", "leaseDurationSeconds": 3600}}
+    thief = {"spec": {"holderIdentity": "another-holder", "leaseDurationSeconds": 3600}}
     client.CoordinationV1Api(api).patch_namespaced_lease(LEASE, NAMESPACE, thief)
     assert first.process is not None
     assert first.process.wait(PATIENCE_SECONDS) != 0
@@ -109,10 +109,10 @@ def test_who_has_lost_the_lease_ends(
     client.CoordinationV1Api(api).delete_namespaced_lease(LEASE, NAMESPACE)
 
 
-def test_the_lease_goes_with_the_pod_of_the_last_leader(
+def test_the_lease_is_deleted_with_the_pod_of_the_last_leader(
     api: client.ApiClient, cluster: NamespaceClient, pair: list[OperatorProcess]
 ) -> None:
-    """As when a release is uninstalled: a pod that is told to stop does not create the Lease again."""
+    """A pod that terminates does not create the Lease again, for example when a release is uninstalled."""
     core = client.CoreV1Api(api)
     for number, operator in enumerate(pair):
         pod = {
@@ -146,7 +146,7 @@ def leases(api: client.ApiClient) -> list[str]:
     return [lease.metadata.name for lease in found]
 
 
-def test_a_missing_definition_is_told_and_a_new_process_finds_it(
+def test_a_missing_crd_is_reported_and_found_by_a_new_process(
     plane: ControlPlane, api: client.ApiClient, operator_files: OperatorProcess
 ) -> None:
     extensions = client.ApiextensionsV1Api(api)

@@ -83,7 +83,7 @@ def test_a_failed_job_is_retried_in_place(
     assert cluster.condition("Stalled") == ("", "")
 
 
-def test_evictions_are_told_in_the_kubelets_words_and_end(
+def test_evictions_are_reported_with_the_kubelets_message_up_to_the_limit(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     words = "The node was low on resource: ephemeral-storage. Container stage was using 9Gi, request is 0. "
@@ -97,7 +97,7 @@ def test_evictions_are_told_in_the_kubelets_words_and_end(
     assert len(kubelet.runs) <= 4
 
 
-def test_labels_that_were_taken_off_a_child_job_are_restored(
+def test_labels_that_were_removed_from_a_child_job_are_restored(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     kubelet.script = endless_training
@@ -117,7 +117,7 @@ def test_labels_that_were_taken_off_a_child_job_are_restored(
     assert max(kubelet.most_live.values()) == 1
 
 
-def test_jobs_that_wait_for_a_quota_cost_next_to_nothing_and_keep_their_deadline(
+def test_jobs_that_wait_for_a_quota_cause_few_requests_and_keep_their_deadline(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     quota = {"metadata": {"name": "cpu"}, "spec": {"hard": {"limits.cpu": "8"}}}
@@ -135,7 +135,7 @@ def test_jobs_that_wait_for_a_quota_cost_next_to_nothing_and_keep_their_deadline
     cluster.wait_for("Failed", "late")
     assert cluster.condition("Succeeded", "late") == ("False", "StartDeadlineExceeded")
     versions = {name: cluster.get(name)["metadata"]["resourceVersion"] for name in waiting}
-    time.sleep(12)  # the Job controller tries again meanwhile, each time with another pod's name
+    time.sleep(12)  # the Job controller retries meanwhile, each time with another name of the pod
     assert {name: cluster.get(name)["metadata"]["resourceVersion"] for name in waiting} == versions
 
 

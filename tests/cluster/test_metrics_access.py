@@ -23,7 +23,7 @@ SETTINGS = {"LORA_METRICS_AUTHENTICATION": "Token"}
 
 @pytest.fixture
 def roles(api: client.ApiClient) -> Iterator[None]:
-    """The chart's roles for the reviews and the readers, the first bound to the tests' operator."""
+    """Create the chart's roles for token reviews and for readers, and bind the first to the tests' operator."""
     rbac = client.RbacAuthorizationV1Api(api)
     objects = render({"metrics": {"authentication": "Token"}}, name="metered")
     made = [
@@ -62,7 +62,7 @@ def account_token(api: client.ApiClient, account: str) -> str:
 
 
 def ask(operator: OperatorProcess, *headers: str, path: str = "/metrics") -> int:
-    """The status of an answer to a request with these Authorization headers."""
+    """Return the status of the response to a request with these Authorization headers."""
     request = urllib.request.Request(f"http://127.0.0.1:{operator.port}{path}")
     for header in headers:
         request.add_header("Authorization", header)

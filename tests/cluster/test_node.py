@@ -1,4 +1,4 @@
-"""What only a real kubelet does to the pods of a job: containers beside the stage, evictions, lost nodes, deletion.
+"""Effects of a real kubelet on the pods of a job: containers beside the stage, evictions, lost nodes, deletion.
 
 Needs `LORA_TEST_KUBECONFIG`, a cluster with a node and without an operator, and the images of `LORA_TEST_IMAGES` on that node
 (docs/contributing/testing.md). The stages run a script in the annotate image.
@@ -98,7 +98,7 @@ def test_a_container_beside_the_stage_changes_nothing(node: Node, operator: Oper
 
 
 def test_the_result_survives_nine_other_containers(node: Node, operator: OperatorProcess) -> None:
-    """Kubernetes shares 12 KiB of termination messages among the containers of a pod."""
+    """The containers of a pod share 12 KiB of termination messages."""
     loud = "head -c 4096 /dev/zero | tr '\\0' x > /dev/termination-log"
     node.set_plan("statue", {}, *(beside(f"a-{number}", loud, first=True) for number in range(9)))
     node.cluster.create(runPolicy={"backoffLimit": 0}, **CPU)
@@ -107,7 +107,7 @@ def test_the_result_survives_nine_other_containers(node: Node, operator: Operato
     assert status["training"]["attempt"] == 1
 
 
-def test_a_failed_stage_beside_a_container_that_never_ends_is_tried_again(
+def test_a_failed_stage_beside_a_container_that_never_ends_is_retried(
     node: Node, operator: OperatorProcess
 ) -> None:
     cluster = node.cluster
@@ -137,7 +137,7 @@ def test_a_sidecar_that_cannot_start_is_named(node: Node, operator: OperatorProc
     assert 15 <= (ended - datetime.fromisoformat(times["startTime"])).total_seconds() <= 18
 
 
-def test_a_full_volume_and_full_storage_are_told_in_the_kubelets_words(
+def test_a_full_volume_and_full_storage_are_reported_with_the_kubelets_message(
     node: Node, operator: OperatorProcess
 ) -> None:
     cluster = node.cluster
@@ -209,12 +209,12 @@ def test_a_pod_that_the_cluster_takes_away_is_replaced_without_a_charge(
         until(lambda: created(lambda: node.core.create_namespaced_pod(name, other)))
     expected = {"evicted": "Evicted", "tainted": "NodeLost", "preempted": "Preempted"}[how]
 
-    def told() -> bool:
+    def is_reported() -> bool:
         failure = (cluster.status().get("training") or {}).get("lastFailure") or {}
         return failure.get("reason") == expected
 
     try:
-        until(told, 90)
+        until(is_reported, 90)
     finally:
         if how == "tainted":
             taint(node)
@@ -241,7 +241,9 @@ def test_a_job_that_a_finalizer_holds_ends_its_pods(node: Node, operator: Operat
     until(lambda: not cluster.jobs(), 60)
 
 
-def test_limits_that_a_namespace_sets_are_told_and_waited_for(node: Node, operator: OperatorProcess) -> None:
+def test_limits_that_a_namespace_sets_are_reported_and_waited_for(
+    node: Node, operator: OperatorProcess
+) -> None:
     """A LimitRange gives a limit below the request to each container without a limit of its own."""
     cluster = node.cluster
     node.set_plan("statue", {})
@@ -254,8 +256,8 @@ def test_limits_that_a_namespace_sets_are_told_and_waited_for(node: Node, operat
     cluster.wait_for("Succeeded", seconds=300)
 
 
-def test_a_pod_whose_job_was_deleted_around_it_is_waited_for(node: Node, operator: OperatorProcess) -> None:
-    """As `kubectl delete job --cascade=orphan` does: the pod runs on and belongs to nobody."""
+def test_an_orphaned_pod_is_waited_for(node: Node, operator: OperatorProcess) -> None:
+    """After `kubectl delete job --cascade=orphan` the pod continues to run and has no owner."""
     cluster = node.cluster
     node.set_plan("statue", {"train": [{"seconds": 12}]})
     cluster.create(**CPU)
@@ -275,7 +277,7 @@ def test_a_pod_whose_job_was_deleted_around_it_is_waited_for(node: Node, operato
 
 
 @pytest.mark.skipif(not KUBELET, reason="LORA_TEST_KUBELET_PID names no kubelet of this machine")
-def test_a_node_that_does_not_report_is_told(node: Node, operator: OperatorProcess) -> None:
+def test_a_node_that_does_not_respond_is_reported(node: Node, operator: OperatorProcess) -> None:
     cluster = node.cluster
     node.set_plan("statue", {"train": [{"seconds": 150}]})
     cluster.create(**CPU)

@@ -63,7 +63,7 @@ def test_an_unknown_profile_ends_with_its_name(cluster: NamespaceClient, operato
     assert cluster.jobs() == []
 
 
-def test_a_permanent_failure_is_not_tried_again(
+def test_a_permanent_failure_is_not_retried(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     kubelet.script = lambda stage, _: ended(failed(Reason.CREDENTIALS_REFUSED, "wrong key"), 77)
@@ -74,7 +74,7 @@ def test_a_permanent_failure_is_not_tried_again(
     assert len(kubelet.runs) == 1
 
 
-def test_a_transient_failure_is_tried_again(
+def test_a_transient_failure_is_retried(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     def script(stage: StageName, number: int) -> End:
@@ -97,7 +97,7 @@ def test_a_pod_that_is_preempted_evicted_or_lost_with_its_node_is_replaced_and_n
 
     def script(stage: StageName, number: int) -> End:
         if stage == TRAIN and number <= 3:
-            # more than a second apart, so that the last one can be told
+            # more than a second apart, so that the order of the pods is known
             return End(143, "", "Error", seconds=1.1, disrupted=causes[number - 1])
         return succeed(stage, number)
 
@@ -130,7 +130,7 @@ def test_suspend_and_resume(
     assert max(kubelet.most_live.values()) == 1
 
 
-def test_a_job_or_a_pod_that_a_person_deletes_is_made_again(
+def test_a_child_job_or_a_pod_that_a_user_deletes_is_recreated(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     kubelet.script = lambda stage, n: succeed(stage, n) if stage == ANNOTATE else None
@@ -152,7 +152,7 @@ def test_a_job_or_a_pod_that_a_person_deletes_is_made_again(
     assert max(kubelet.most_live.values()) == 1
 
 
-def test_killed_at_any_time_the_operator_goes_on(
+def test_an_operator_that_is_killed_at_any_time_continues(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     kubelet.script = lambda stage, n: None
@@ -167,7 +167,7 @@ def test_killed_at_any_time_the_operator_goes_on(
     assert max(kubelet.most_live.values()) == 1
 
 
-def test_a_quota_that_refuses_the_pod_is_told_and_waited_for(
+def test_a_quota_that_refuses_the_pod_is_reported_and_waited_for(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
@@ -180,7 +180,7 @@ def test_a_quota_that_refuses_the_pod_is_told_and_waited_for(
     cluster.wait_for("Succeeded")
 
 
-def test_a_stranger_with_our_childs_name_is_left_alone(
+def test_a_foreign_job_with_the_childs_name_is_left_alone(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     operator.stop()
@@ -198,7 +198,7 @@ def test_a_stranger_with_our_childs_name_is_left_alone(
     assert [job.metadata.name for job in cluster.jobs()] == [name]
 
 
-def test_deleting_the_resource_takes_its_pods_along(
+def test_deleting_the_resource_deletes_its_pods(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     kubelet.script = lambda stage, n: None
@@ -221,7 +221,7 @@ def test_a_time_to_live_removes_the_resource(
     )
 
 
-def test_a_mangled_status_is_that_jobs_own_trouble(
+def test_an_invalid_status_affects_that_job_only(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     operator.stop()

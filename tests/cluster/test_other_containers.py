@@ -1,4 +1,4 @@
-"""Containers that somebody else put into the pods of a job, on a real API server with the real Job controller."""
+"""Containers that other controllers inject into the pods of a job, on a real API server with the real Job controller."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_job_ends_as_its_stages_do(
         until(lambda: not [pod for pod in cluster.pods() if pod.status.phase == "Running"])
 
 
-def test_results_that_are_lost_are_charged_told_and_end(
+def test_lost_results_are_charged_and_reported_up_to_the_limit(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     def script(stage: StageName, number: int) -> End:
@@ -56,7 +56,7 @@ def test_results_that_are_lost_are_charged_told_and_end(
     assert [stage for stage, _ in kubelet.runs] == [ANNOTATE, TRAIN, TRAIN]
 
 
-def test_a_failure_in_a_pod_that_a_sidecar_keeps_is_told_and_tried_again(
+def test_a_failure_in_a_pod_that_a_sidecar_keeps_running_is_reported_and_retried(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     def script(stage: StageName, number: int) -> End:

@@ -34,7 +34,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 def kubeconfig(
     plane: ControlPlane, cluster: NamespaceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """A kubeconfig whose context is the test's namespace."""
+    """Write a kubeconfig whose context is the test's namespace."""
     config = yaml.safe_load(plane.kubeconfig.read_text())
     config["contexts"][0]["context"]["namespace"] = cluster.namespace
     file = tmp_path / "kubeconfig"
@@ -80,11 +80,11 @@ def test_the_pages_first_example_runs(
         set_status(cluster, "marble-statue", **at_step(250))
         time.sleep(0.5)
         set_status(cluster, "marble-statue", **status)
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert said.splitlines()[0].startswith("Pending")
-    assert "Training 250/500" in said
-    assert said.splitlines()[-1] == published.adapter.sha256
+    assert output.splitlines()[0].startswith("Pending")
+    assert "Training 250/500" in output
+    assert output.splitlines()[-1] == published.adapter.sha256
     assert (tmp_path / "marble-statue/adapter.safetensors").is_file()
 
 

@@ -1,4 +1,4 @@
-"""The API server's rules and the model's judge settings alike: all pairs of values, whether they go together or not."""
+"""The rules of the API server and of the models accept and refuse the same pairs of values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXTRA: dict[str, list[Any]] = {
 
 
 def refusals(error: str) -> set[str]:
-    """Find the rules that an error names. The API server has its own words for repeated items."""
+    """Return the rules that an error names. The API server has its own message for repeated items."""
     repeated = {
         field for field in unique_lists() if re.search(rf"spec\.{field}\[\d+\]: Duplicate value", error)
     }

@@ -1,4 +1,4 @@
-"""A tenant with credentials of their own tries everything that RBAC lets them write, on a real API server."""
+"""Attacks by a tenant with every permission that RBAC grants users, on a real API server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORGED = "e" * 64
 
 
 def tenant_of(cluster: NamespaceClient, plane: ControlPlane, folder: Path) -> client.ApiClient:
-    """An account that may write jobs as the chart's role lets users, and Jobs, pods and ConfigMaps, in one namespace."""
+    """Create an account that may write jobs as the chart's role allows, and Jobs, pods and ConfigMaps, in one namespace."""
     rbac = client.RbacAuthorizationV1Api(cluster.api)
     roles = [role for role in render() if role["metadata"]["name"] in ("lora-edit", "lora-view")]
     rules = [rule for role in roles for rule in role["rules"]]
@@ -61,14 +61,14 @@ def tenant_of(cluster: NamespaceClient, plane: ControlPlane, folder: Path) -> cl
 
 @pytest.fixture
 def tenant(guarded: NamespaceClient, plane: ControlPlane, tmp_path: Path) -> Iterator[NamespaceClient]:
-    """The namespace that the admission policy holds in, with a tenant's rights."""
+    """Return the namespace in which the admission policy is in effect, with a tenant's permissions."""
     api = tenant_of(guarded, plane, tmp_path)
     yield NamespaceClient(api, guarded.namespace)
     api.close()
 
 
 def denial(attack: Callable[[], Any]) -> tuple[int, str]:
-    """The status and the message with which the API server refuses an attack."""
+    """Return the status and the message with which the API server refuses an attack."""
     with pytest.raises(ApiException) as refused:
         attack()
     return refused.value.status, str(refused.value.body)
@@ -155,7 +155,7 @@ def forge_success(cluster: NamespaceClient, tenant: NamespaceClient, victim: dic
     return uid
 
 
-def test_a_job_that_a_tenant_puts_in_place_of_the_operators_is_not_believed(
+def test_a_job_that_a_tenant_puts_in_place_of_the_operators_is_not_trusted(
     cluster: NamespaceClient,
     operator: OperatorProcess,
     kubelet: FakeKubelet,
@@ -184,7 +184,7 @@ def test_a_job_that_a_tenant_puts_in_place_of_the_operators_is_not_believed(
     api.close()
 
 
-def test_a_job_that_was_there_before_the_operator_made_one_is_not_believed(
+def test_a_job_that_existed_before_the_operators_is_not_trusted(
     cluster: NamespaceClient,
     operator_files: OperatorProcess,
     kubelet: FakeKubelet,

@@ -22,7 +22,7 @@ NAME = f"{PLURAL}.{GROUP}"
 
 @pytest.fixture
 def definition(api: client.ApiClient) -> Iterator[Any]:
-    """Serves v1beta1 too, and stores either version; the definition is created anew at the end."""
+    """Serve v1beta1 too, and return a function that selects the stored version. The CRD is created again at the end."""
     extensions = client.ApiextensionsV1Api(api)
     current = yaml.safe_load((ROOT / "crds" / "loratrainingjobs.yaml").read_text())["spec"]["versions"][0]
 

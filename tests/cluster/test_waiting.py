@@ -1,4 +1,4 @@
-"""A stage that cannot start, or may not yet: its user sees why within seconds, in the words of who holds it up."""
+"""Stages that cannot start yet: users see the reason within seconds, with the message of the component that prevents it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELD = [
 
 
 @pytest.mark.parametrize(("held", "reason", "words"), HELD, ids=[reason for _, reason, _ in HELD])
-def test_a_pod_that_does_not_start_says_why_and_then_goes_on(
+def test_a_pod_that_does_not_start_has_a_reason_and_then_continues(
     cluster: NamespaceClient,
     operator: OperatorProcess,
     kubelet: FakeKubelet,
@@ -47,7 +47,7 @@ def test_a_pod_that_does_not_start_says_why_and_then_goes_on(
 
 
 @pytest.mark.parametrize(("held", "reason", "words"), HELD[:2], ids=[reason for _, reason, _ in HELD[:2]])
-def test_the_start_deadline_ends_it(
+def test_the_start_deadline_ends_a_job_whose_pod_does_not_start(
     cluster: NamespaceClient,
     operator: OperatorProcess,
     kubelet: FakeKubelet,
@@ -66,14 +66,14 @@ def test_the_start_deadline_ends_it(
 def test_a_secret_that_cannot_be_mounted_is_named(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
-    """The kubelet tells of it in an Event alone; the pod is just being created."""
+    """The kubelet reports it in an Event only; the pod's status is ContainerCreating."""
     kubelet.script = lambda stage, number: Stuck(waiting="ContainerCreating")
     cluster.create()
     (pod,) = until(cluster.pods)
     words = 'MountVolume.SetUp failed for volume "store" : secret "lora-store" not found'
     reference = {"kind": "Pod", "namespace": cluster.namespace, "name": pod.metadata.name}
     event = {
-        "metadata": {"name": "told-by-a-kubelet"},
+        "metadata": {"name": "kubelet-event"},
         "involvedObject": reference | {"apiVersion": "v1", "uid": pod.metadata.uid},
         "reason": "FailedMount",
         "message": words,
@@ -86,7 +86,7 @@ def test_a_secret_that_cannot_be_mounted_is_named(
     cluster.wait_for("Succeeded")
 
 
-def test_a_quota_that_keeps_the_job_out_is_told_and_waited_for(
+def test_a_quota_that_refuses_the_child_job_is_reported_and_waited_for(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"count/jobs.batch": "0"}}}
@@ -102,7 +102,7 @@ def test_a_quota_that_keeps_the_job_out_is_told_and_waited_for(
 
 @pytest.fixture
 def bad_labels(operator_files: OperatorProcess) -> Iterator[OperatorProcess]:
-    """An operator whose profile gives pods a label that Kubernetes does not allow."""
+    """Run an operator whose profile gives pods an invalid label."""
     path = operator_files.folder / "profiles.yaml"
     before = path.read_text()
     default = PROFILES["profiles"]["default"] | {"pods": {"annotate": {"labels": {"not a label": "x"}}}}
@@ -113,7 +113,7 @@ def bad_labels(operator_files: OperatorProcess) -> Iterator[OperatorProcess]:
     path.write_text(before)
 
 
-def test_a_child_that_kubernetes_calls_invalid_ends_the_job_with_its_words(
+def test_a_child_job_that_is_invalid_ends_the_job_with_the_api_servers_message(
     cluster: NamespaceClient, bad_labels: OperatorProcess
 ) -> None:
     cluster.create()
@@ -122,10 +122,10 @@ def test_a_child_that_kubernetes_calls_invalid_ends_the_job_with_its_words(
     assert "not a label" in cluster.message()
 
 
-def test_a_queue_holds_a_job_back_and_takes_its_place_away(
+def test_a_queue_suspends_admits_and_preempts_a_job(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
-    """What Kueue does to a Job with its label: it suspends it, admits it, and preempts it."""
+    """The test does what Kueue does to a Job with its label: it suspends, admits and preempts it."""
 
     def suspend(name: str, value: bool) -> None:
         cluster.batch.patch_namespaced_job(name, cluster.namespace, {"spec": {"suspend": value}})

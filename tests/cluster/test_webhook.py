@@ -1,4 +1,4 @@
-"""The profile's webhook at the end of jobs: the operator as a process, a real API server, and a real socket."""
+"""The profile's webhook at the end of jobs, with the operator as a process, a real API server and a real receiver."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def receiver() -> Iterator[Receiver]:
 def announcing(
     cluster: NamespaceClient, operator_files: OperatorProcess, receiver: Receiver, tmp_path: Path
 ) -> Iterator[OperatorProcess]:
-    """An operator whose profile has a webhook, with the Secret as the kubelet mounts it."""
+    """Run an operator whose profile has a webhook, with the Secret mounted as by the kubelet."""
     # It would announce the jobs that other tests have left in namespaces that are being deleted.
     until(lambda: not cluster.custom.list_cluster_custom_object(GROUP, VERSION, PLURAL)["items"])
     profiles = copy.deepcopy(PROFILES)
@@ -56,8 +56,8 @@ def test_the_end_is_announced_once_and_signed(
     cluster.create()
     status = cluster.wait_for("Succeeded")
     until(lambda: cluster.status().get("webhook"))
-    told = cluster.status()["webhook"]
-    assert (told["delivered"], told["attempts"]) == (True, 3)
+    delivery = cluster.status()["webhook"]
+    assert (delivery["delivered"], delivery["attempts"]) == (True, 3)
     assert len({request.headers["webhook-id"] for request in receiver.received}) == 1
     for request in receiver.received:
         message = request.verify(SECRET)
@@ -119,7 +119,7 @@ def test_an_operator_that_is_killed_before_the_delivery_delivers_later(
 def test_a_job_cannot_name_a_receiver(
     cluster: NamespaceClient, announcing: OperatorProcess, receiver: Receiver
 ) -> None:
-    """The profile is the administrator's: fields of a job that look like a webhook are refused."""
+    """A receiver can be named by a profile only. Fields of a job that look like a webhook are refused."""
     made = cluster.create(webhook={"url": "http://169.254.169.254/"})
     assert "webhook" not in made["spec"], "pruned by the API server"
 

@@ -14,16 +14,16 @@ from lora_api.job import parse_spec
 from tests.cuda.build import missing_tool
 from tests.integration.train.conftest import (
     JobMaker,
+    clean_images,
     make_job,
     model_cache,
-    pictures,
     shallow_sdxl,
     tiny_sdxl,
 )
 from tests.integration.train.test_on_cuda import Device
 from tests.support import matrix
 
-__all__ = ["make_job", "model_cache", "pictures", "shallow_sdxl", "tiny_sdxl"]
+__all__ = ["clean_images", "make_job", "model_cache", "shallow_sdxl", "tiny_sdxl"]
 pytestmark = pytest.mark.skipif(missing_tool() is not None, reason=str(missing_tool()))
 
 FULL = os.environ.get("MATRIX") == "full"

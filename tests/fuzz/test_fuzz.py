@@ -61,7 +61,7 @@ SPEC = wire_spec(
     runPolicy={"activeDeadlineSeconds": 60, "startDeadlineSeconds": 5, "ttlSecondsAfterFinished": 1},
 )
 UNLIMITED = {name: value for name, value in SPEC.items() if name != "runPolicy"}
-"""Without deadlines, which would end a job before its children are read."""
+"""Jobs have no deadlines, which would end a job before its children are read."""
 RESULTS = [json.loads(encode_result(result)) for result in (CAPTIONED, TRAINED, REUSED, failed("DiskFull"))]  # type: ignore[arg-type]
 STATUSES = [{}, annotated().to_wire(), training().to_wire()]
 

@@ -1,4 +1,4 @@
-"""Every command in the docs is run here, or is covered by the test named beside it."""
+"""Every command in the docs runs here, or in the test that is named beside it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.support.quickstart import ROOT, SMALL, environment
 
 VENV = Path(sys.prefix)
 LIFE = "tests/cluster/test_chart_life.py::test_the_life_of_a_release"
-CHART = "tests/integration/chart/test_rendering.py::test_helm_finds_nothing_to_warn_of"
+CHART = "tests/integration/chart/test_rendering.py::test_helm_lint_has_no_warnings"
 CLI = "tests/cluster/test_cli.py::"
-ESTIMATE = "tests/integration/train/test_estimate.py::test_the_sizes_that_are_taken_without_a_model_are_sdxls"
-END_TO_END = "tests/cluster/test_end_to_end.py::test_pictures_become_an_adapter"
+ESTIMATE = "tests/integration/train/test_estimate.py::test_without_a_model_the_sizes_are_sdxls"
+END_TO_END = "tests/cluster/test_end_to_end.py::test_images_become_an_adapter"
 REVIEW = "tests/integration/annotate/test_review.py::test_pull_edit_push_approve"
 HERE = "tests/integration/test_documented_commands.py"
 ELSEWHERE = {
@@ -49,7 +49,7 @@ ELSEWHERE = {
     r"kubectl (get|wait|logs) .*-l .*": f"{HERE}::test_documented_labels_exist",
     r"kubectl port-forward -n lora-system service/.*": f"{HERE}::test_documented_services_exist",
     r"kubectl create secret generic lora-webhook .*": "tests/cluster/test_webhook.py::test_the_end_is_announced_once_and_signed",
-    r"make demo IMAGES=\./photos TOKEN=CUS CLASS=backpack": f"{HERE}::test_a_folder_of_ones_own_becomes_an_adapter_by_make",
+    r"make demo IMAGES=\./photos TOKEN=CUS CLASS=backpack": f"{HERE}::test_make_demo_trains_on_a_users_folder",
     r"\.venv/bin/lora demo --home \.demo --profiles \S+": (
         "tests/integration/demo/test_new_job.py::test_photographs_become_a_downloaded_adapter"
     ),
@@ -67,12 +67,12 @@ ELSEWHERE = {
     r"lora images check \./photos --sheet sheet\.png": (
         "tests/integration/annotate/test_images_check.py::test_problems_are_named_and_shown"
     ),
-    r"lora validate job\.yaml": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
+    r"lora validate job\.yaml": CLI + "test_a_job_is_submitted_shown_suspended_and_resumed",
     r"lora estimate job\.yaml --gpu T4": ESTIMATE,
-    r"lora (submit job\.yaml|list)": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
-    r"lora (suspend|resume) marble-statue": CLI + "test_a_job_is_submitted_looked_at_held_and_let_go",
+    r"lora (submit job\.yaml|list)": CLI + "test_a_job_is_submitted_shown_suspended_and_resumed",
+    r"lora (suspend|resume) marble-statue": CLI + "test_a_job_is_submitted_shown_suspended_and_resumed",
     r"lora watch": CLI + "test_fifty_jobs_are_watched_without_flicker_or_lag",
-    r"lora watch marble-statue": CLI + "test_watching_a_job_ends_as_it_does",
+    r"lora watch marble-statue": CLI + "test_watching_a_job_ends_with_its_exit_code",
     r"lora logs marble-statue -f": CLI + "test_the_log_of_the_newest_pod_is_printed",
     r"lora get marble-statue": CLI + "test_an_adapter_is_fetched_and_verified",
     r"lora demo --home \.demo": "tests/integration/demo/test_pages.py::test_lora_demo_serves_local_runs",
@@ -104,7 +104,7 @@ TUTORIAL = "docs/tutorial/quickstart.md"
 
 
 def commands(page: str) -> list[str]:
-    """The lines of a page's shell blocks."""
+    """Return the lines of a page's shell blocks."""
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", "").splitlines()
     return [" ".join(line.partition("   #")[0].split()) for line in lines if line]
@@ -129,7 +129,7 @@ def test_every_pattern_covers_a_documented_command(pattern: str) -> None:
 
 
 def test_documented_lora_commands_have_these_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The arguments of every `lora` command in the docs are parsed by the command itself."""
+    """The command itself parses the arguments of every `lora` command in the docs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LORA_STORE_ENDPOINT", "localhost:9000")
     (tmp_path / "job.yaml").touch()
@@ -227,13 +227,13 @@ def test_make_help_lists_every_target() -> None:
 
 
 @pytest.mark.parametrize("test", sorted(set(ELSEWHERE.values())))
-def test_those_tests_are_there(test: str) -> None:
+def test_the_named_tests_exist(test: str) -> None:
     file, _, name = test.partition("::")
     assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).is_file()
 
 
 @pytest.mark.parametrize("page", ["README.md", TUTORIAL])
-def test_the_jobs_that_are_shown_are_valid(page: str) -> None:
+def test_the_documented_jobs_are_valid(page: str) -> None:
     shown = re.findall(r"^```yaml\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     assert shown
     for text in shown:
@@ -241,21 +241,21 @@ def test_the_jobs_that_are_shown_are_valid(page: str) -> None:
 
 
 def test_the_tutorial_runs_from_its_first_command_to_its_last(tmp_path: Path) -> None:
-    """In a clone whose quickstart has fewer steps."""
+    """The tutorial runs in a clone whose quickstart has fewer steps."""
     clone = clone_here(tmp_path)
     outputs = {}
     for command in commands(TUTORIAL):
         if any(re.fullmatch(known, command) for known in ELSEWHERE):
             continue
         outputs[command] = serve(clone, command) if "lora demo" in command else run(clone, command)
-    said = next(output for command, output in outputs.items() if command.startswith("make demo"))
+    output = next(output for command, output in outputs.items() if command.startswith("make demo"))
     for word in ("Stored at", "Adapter", "sha256", "Loss", "Report"):
-        assert word in said
+        assert word in output
     assert (clone / ".demo/runs/default/quickstart/result/report.html").is_file()
     assert "phase: Succeeded" in outputs["cat .demo/runs/default/quickstart/status.yaml"]
 
 
-def test_a_folder_of_ones_own_becomes_an_adapter_by_make(tmp_path: Path) -> None:
+def test_make_demo_trains_on_a_users_folder(tmp_path: Path) -> None:
     clone = clone_here(tmp_path)
     shutil.copytree(ROOT / "examples/quickstart/images", clone / "photos")
     fewer = " ".join(f"--set {setting}" for setting in SMALL)
@@ -265,7 +265,7 @@ def test_a_folder_of_ones_own_becomes_an_adapter_by_make(tmp_path: Path) -> None
 
 
 def clone_here(folder: Path) -> Path:
-    """The repository as it stands, with this environment as its .venv."""
+    """Copy the working tree, with this environment as its .venv."""
     clone = folder / "clone"
     shutil.copytree(ROOT / "examples", clone / "examples")
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
@@ -306,7 +306,7 @@ def run(clone: Path, command: str) -> str:
 
 
 def serve(clone: Path, command: str) -> str:
-    """Start a command that serves a page, see that it does, and end it as Ctrl-C does."""
+    """Start a command that serves a page, request the page, and stop the command by SIGINT."""
     port = free_port()
     process = subprocess.Popen(
         [*shlex.split(command), "--port", str(port)],
@@ -318,9 +318,9 @@ def serve(clone: Path, command: str) -> str:
     try:
         wait_for_page(port)
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == 0
-        assert f"http://127.0.0.1:{port}" in said
+        assert f"http://127.0.0.1:{port}" in output
     finally:
         process.kill()
-    return said
+    return output

@@ -1,4 +1,4 @@
-"""A store, or a proxy in front of it, that harms whoever asks it, and objects that harm whoever reads them."""
+"""A malicious store, a malicious proxy in front of it, and malicious objects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def error(body: bytes, status: int = 404) -> Response:
 
 @pytest.fixture
 def bucket(httpserver: HTTPServer, running_store: RunningStore) -> Bucket:
-    """A bucket of a store that answers as a test lets it."""
+    """Return a bucket of a store whose answers are scripted."""
     address = f"{httpserver.host}:{httpserver.port}"
     return Store(running_store.access.model_copy(update={"endpoint": address}), retries=0).input
 
@@ -110,7 +110,7 @@ def test_a_hostile_list_is_an_error_with_a_name(httpserver, bucket, name):
     assert peak < 100 << 20, f"{peak >> 20} MiB"
 
 
-def test_a_list_has_only_what_was_asked_for(httpserver, bucket):
+def test_a_list_has_only_keys_under_its_prefix(httpserver, bucket):
     answered = page("other/key", "", "p/../a", "p/b", size="-5")
     httpserver.expect_request("/datasets").respond_with_response(answered)
     assert [(item.key, item.bytes) for item in bucket.list("p/", 10)] == [("p/../a", 0), ("p/b", 0)]
@@ -119,7 +119,7 @@ def test_a_list_has_only_what_was_asked_for(httpserver, bucket):
 @pytest.mark.parametrize(
     ("keys", "named"), [((), "pages"), (("p/a/",), "pages"), (("p/a/",) * 100, "markers")]
 )
-def test_a_list_without_an_end_is_given_up(httpserver, bucket, monkeypatch, keys, named):
+def test_an_endless_list_is_aborted(httpserver, bucket, monkeypatch, keys, named):
     monkeypatch.setattr("lora_trainer.store_http.MAX_PAGES", 20)
     monkeypatch.setattr("lora_trainer.store.MAX_MARKERS", 500)
     pages = itertools.count(1)
@@ -135,8 +135,8 @@ def test_a_list_without_an_end_is_given_up(httpserver, bucket, monkeypatch, keys
     assert len(bucket.list("p/", 10)) == 1
 
 
-def test_a_store_cannot_choose_how_long_it_is_waited_for(httpserver, running_store, monkeypatch):
-    """`Retry-After` of six hours was obeyed."""
+def test_a_store_cannot_choose_the_retry_interval(httpserver, running_store, monkeypatch):
+    """A `Retry-After` of six hours is ignored."""
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
     answer = Response(b"", 503, headers={"retry-after": "21600"})
@@ -149,7 +149,7 @@ def test_a_store_cannot_choose_how_long_it_is_waited_for(httpserver, running_sto
 
 
 def test_a_compressed_image_does_not_fill_the_memory(running_store, uid):
-    """Whoever uploads an image can declare it as compressed: the list then has its small size."""
+    """An uploader can declare an image as compressed. The listing then has its compressed size."""
     access = running_store.access
     client: Minio = running_store.store.input._client
     key = f"bomb-{uid}/a.png"
@@ -167,7 +167,7 @@ def test_a_compressed_image_does_not_fill_the_memory(running_store, uid):
 
 
 def test_a_compressed_manifest_hides_no_other_adapter_and_stops_no_job(running_store, uid, monkeypatch):
-    """One bomb in the store is as good as no object, for the demo's page and for later jobs."""
+    """The demo and later jobs treat a decompression bomb in the store as a missing object."""
     bucket = running_store.store.output
     keys = JobKeys(f"bombs-{uid}", "statue", uid)
     pointer = reuse_pointer(keys.namespace, "sha256:" + "a" * 64)

@@ -1,4 +1,4 @@
-"""Local runs that are stopped, killed, started twice, or given a home that cannot be used."""
+"""Local runs that are stopped, killed or started twice, and homes that cannot be used."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """A home whose store has ended when the test has."""
+    """Yield a home, and wait at the end until its store has stopped."""
     folder = tmp_path / "home"
     yield folder
     wait_until(lambda: not (folder / "store/store.json").exists(), "the store still runs")
@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], bool], message: str, seconds: float = 90)
 
 
 def start_training(home: Path, model: Path, **more: object) -> subprocess.Popen[bytes]:
-    """A run that has saved a checkpoint and trains on."""
+    """Start a run, and return it while it trains after its first checkpoint."""
     process = subprocess.Popen(command(home, model, LONG), env=environment(), **more)  # type: ignore[call-overload]
     wait_until(lambda: is_training(home) or process.poll() is not None, "no checkpoint was saved")
     assert process.poll() is None
@@ -130,7 +130,7 @@ def test_a_killed_store_server_leaves_a_home_that_works(tmp_path: Path, home: Pa
         store = json.loads((home / "store/store.json").read_text())
         server = Path(f"/proc/{store['pid']}/stat").read_text().split()[3]
         os.kill(int(server), signal.SIGKILL)
-        # Until it has ended, it holds its lock, and the next user would take it for one that serves.
+        # It holds its lock until it has ended, and would be taken for a running server.
         wait_until(lambda: not is_alive(int(server)), "the server still runs")
         process.kill()
     assert is_alive(store["pid"])  # an orphan, which holds the data's lock
@@ -182,7 +182,7 @@ def test_only_the_owner_can_use_the_store(tmp_path: Path) -> None:
 
 
 def test_every_port_of_the_store_is_for_its_owner(tmp_path: Path) -> None:
-    """Whatever the process listens on: on loopback alone, and without its keys or its certificate nobody gets in."""
+    """All ports listen on loopback only, and need the store's keys or its certificate."""
     with Seaweed(tmp_path / "store", ["loras"]) as store:
         ports = listening(store.pid)
         access = StoreAddress(
@@ -222,7 +222,7 @@ def page(port: int, path: str) -> bytes:
 
 
 def listening(pid: int) -> set[tuple[str, int]]:
-    """The addresses and ports that a process listens on, over IPv4 and IPv6."""
+    """Return the addresses and ports that a process listens on, over IPv4 and IPv6."""
     targets = []
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
@@ -241,7 +241,7 @@ def listening(pid: int) -> set[tuple[str, int]]:
 
 
 def greet(port: int, *, with_tls: bool) -> bytes:
-    """What a gRPC port answers to the preface of HTTP/2."""
+    """Return the answer of a gRPC port to the preface of HTTP/2."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
@@ -268,7 +268,7 @@ REQUESTS = {
 
 
 def http(port: int, request: str) -> int:
-    """The status that a server gives to a request without credentials."""
+    """Return the status of a request without credentials."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(f"{request} HTTP/1.0\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
         return int(connection.recv(4096).split()[1])
@@ -363,7 +363,7 @@ def test_a_demo_ends_with_its_page_and_store(home: Path, number: signal.Signals)
     assert is_free("127.0.0.1", port)
 
 
-def test_a_demo_on_a_taken_port_says_so_at_once(home: Path) -> None:
+def test_a_demo_on_a_taken_port_fails_at_once(home: Path) -> None:
     (home / "store").mkdir(parents=True)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

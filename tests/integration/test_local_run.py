@@ -1,4 +1,4 @@
-"""`lora run`, as a person runs it: a process on the quickstart's files, with a real store and a real small model."""
+"""`lora run` as a process, on the quickstart's files, with a real store and a small model."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    home = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    home = tmp_path_factory.mktemp("uninterrupted")
     ran = lora_run(home, tiny_model)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return home, ran.stdout
 
 
-def test_pictures_become_an_adapter_that_verifies(undisturbed: tuple[Path, str]) -> None:
-    home, said = undisturbed
+def test_images_become_a_verified_adapter(uninterrupted: tuple[Path, str]) -> None:
+    home, output = uninterrupted
     status = status_of(home)
     assert status["phase"] == "Succeeded"
     adapter = (result_of(home) / "adapter.safetensors").read_bytes()
     assert hashlib.sha256(adapter).hexdigest() == status["adapter"]["sha256"]
     assert len(adapter) == status["adapter"]["bytes"]
     for word in ("Annotating", "Training", "Succeeded", status["adapter"]["sha256"], "Loss", "over 6 steps"):
-        assert word in said
-    [sheet] = [line.split()[1] for line in said.splitlines() if line.startswith("Previews")]
+        assert word in output
+    [sheet] = [line.split()[1] for line in output.splitlines() if line.startswith("Previews")]
     with Image.open(sheet) as drawn:
         assert drawn.size == (
             2 * 262 + 6,
@@ -49,13 +49,13 @@ def test_pictures_become_an_adapter_that_verifies(undisturbed: tuple[Path, str])
         )  # three prompts, each by the base model and the adapter
 
 
-def test_no_credential_is_left_behind(undisturbed: tuple[Path, str]) -> None:
-    home, _ = undisturbed
+def test_no_credential_is_left_behind(uninterrupted: tuple[Path, str]) -> None:
+    home, _ = uninterrupted
     assert list((home / "runs").rglob("*Key")) == []
 
 
-def test_an_unchanged_job_is_reused_in_seconds(undisturbed: tuple[Path, str], tiny_model: Path) -> None:
-    home, _ = undisturbed
+def test_an_unchanged_job_is_reused_in_seconds(uninterrupted: tuple[Path, str], tiny_model: Path) -> None:
+    home, _ = uninterrupted
     before = status_of(home)["adapter"]
     ran = lora_run(home, tiny_model, "output.reuse=IfUnchanged")
     assert ran.returncode == 0, ran.stdout
@@ -65,9 +65,9 @@ def test_an_unchanged_job_is_reused_in_seconds(undisturbed: tuple[Path, str], ti
 
 
 def test_ctrl_c_suspends_and_the_next_run_ends_with_the_same_adapter(
-    undisturbed: tuple[Path, str], tiny_model: Path, tmp_path: Path
+    uninterrupted: tuple[Path, str], tiny_model: Path, tmp_path: Path
 ) -> None:
-    expected = status_of(undisturbed[0])["adapter"]["sha256"]
+    expected = status_of(uninterrupted[0])["adapter"]["sha256"]
     with (tmp_path / "out").open("w+") as out:
         process = subprocess.Popen(command(tmp_path, tiny_model), env=environment(), stdout=out)
         checkpoints = tmp_path / "runs/default/quickstart"
@@ -80,7 +80,7 @@ def test_ctrl_c_suspends_and_the_next_run_ends_with_the_same_adapter(
         assert process.wait(120) == 3
         out.seek(0)
         printed = out.read()
-    # A local user has no pods, and no field to set: the command itself resumes.
+    # The command itself resumes; local users need not set a field.
     assert "run the same command again to resume" in printed
     assert not {"pod", "runPolicy"} & set(re.findall(r"\w+", printed))
     assert status_of(tmp_path)["phase"] == "Suspended"
@@ -93,7 +93,7 @@ def test_ctrl_c_suspends_and_the_next_run_ends_with_the_same_adapter(
 
 
 def messages_api(server: HTTPServer) -> list[dict[str, Any]]:
-    """A server that speaks the Messages API: schema fields for every picture."""
+    """Serve a Messages API that fills in the fields for every image."""
     asked: list[dict[str, Any]] = []
 
     def answer(request: Request) -> Response:
@@ -138,7 +138,7 @@ def test_with_a_key_the_captions_are_the_llms(
     assert float(usage["costUSD"]) == pytest.approx(6 * (900 * 0.10 + 60 * 0.50) / 1e6)
 
 
-def test_a_wrong_key_ends_with_its_name(tiny_model: Path, tmp_path: Path, httpserver: HTTPServer) -> None:
+def test_a_refused_key_ends_with_its_reason(tiny_model: Path, tmp_path: Path, httpserver: HTTPServer) -> None:
     error = {"type": "error", "error": {"type": "authentication_error", "message": "invalid x-api-key"}}
     httpserver.expect_request("/v1/messages").respond_with_json(error, status=401)
     ran = lora_run(
@@ -163,7 +163,7 @@ def test_a_wrong_key_ends_with_its_name(tiny_model: Path, tmp_path: Path, httpse
         ("training", "FIELD=VALUE"),
     ],
 )
-def test_what_is_wrong_is_named(tiny_model: Path, tmp_path: Path, setting: str, words: str) -> None:
+def test_mistakes_are_named(tiny_model: Path, tmp_path: Path, setting: str, words: str) -> None:
     ran = lora_run(tmp_path, tiny_model, setting)
     assert ran.returncode in (1, 64), ran.stderr
     assert words in ran.stdout + ran.stderr

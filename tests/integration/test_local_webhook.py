@@ -33,7 +33,7 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture
 def profiles(receiver: Receiver, tmp_path: Path) -> Path:
-    """The quickstart's profiles file, with a webhook."""
+    """Write the quickstart's profiles file with a webhook."""
     document = yaml.safe_load((QUICKSTART / "profiles.yaml").read_text())
     hook = {"url": receiver.url, "secretName": "lora-webhook", "retrySeconds": 30}
     document["profiles"]["default"]["webhook"] = hook
@@ -66,7 +66,7 @@ def run(arguments: list[str], **more: str) -> subprocess.CompletedProcess[str]:
 
 
 def message(receiver: Receiver, secret: str = SECRET) -> dict[str, Any]:
-    """The only message that was accepted, verified."""
+    """Verify and return the only accepted message."""
     return receiver.received[-1].verify(secret)
 
 

@@ -1,4 +1,4 @@
-"""The notebook, run from its first cell to its last on the small model."""
+"""The notebook runs on the small model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_the_notebook_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
     steps.source = steps.source.replace("STEPS = 300", "STEPS = 4")
     client = NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises with the cell's output where one fails
-    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     for words in ("job.yaml: notebook is valid", "fits", "Succeeded", "over 4 steps", "preview-000004-00"):
-        assert words in said, said
+        assert words in printed, printed
     last = notebook.cells[-1].outputs[-1]
     assert last.data["image/png"]
 

@@ -30,7 +30,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.fp16.safetensors"
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Laid out as a pipeline; nothing here loads it."""
+    """Write files with the names of a pipeline's, which are not loaded."""
     folder = tmp_path_factory.mktemp("pipeline")
     names = {
         "model_index.json": b"{}",
@@ -61,7 +61,7 @@ def hub(httpserver: HTTPServer, pipeline: Path) -> FakeHub:
 
 
 class Prefetch:
-    """The command on a cache of a test's own."""
+    """The prefetch command with its own cache."""
 
     def __init__(self, folder: Path, endpoint: str) -> None:
         self.cache = folder / "cache"
@@ -88,7 +88,7 @@ class Prefetch:
         return process.returncode, log
 
     def found(self, model: dict[str, Any] = MODEL) -> CachedModel | None:
-        """What a training would find."""
+        """Return the folder that a training would use."""
         return find(origin_of(HubModel.model_validate(model), None), self.cache)
 
     def partial_files(self) -> list[Path]:
@@ -129,7 +129,7 @@ def test_only_the_files_that_training_needs_are_fetched(hub: FakeHub, prefetch: 
     assert len(listed) == len(files) - len(own_vae) + len(hub.repos["studio/vae"])
     assert f"house is in {found.entry}" in log
 
-    hub.down = True  # a second run reads what is there and asks no one
+    hub.down = True  # a second run reads the cache and makes no request
     assert prefetch.run(model)[0] == 0
 
 
@@ -177,7 +177,7 @@ def test_only_one_of_two_concurrent_runs_downloads(hub: FakeHub, prefetch: Prefe
 
 
 def test_bytes_that_do_not_have_the_hubs_hash_are_not_kept(hub: FakeHub, prefetch: Prefetch) -> None:
-    for name in ("tokenizer/vocab.json", WEIGHTS):  # by git's hash, and by the one of LFS
+    for name in ("tokenizer/vocab.json", WEIGHTS):  # by git's hash and by that of LFS
         right = hub.repos["studio/sdxl"][name]
         hub.served = {name: bytes([right[0] ^ 1]) + right[1:]}
         code, log = prefetch.run(MODEL)
@@ -198,14 +198,14 @@ def test_a_damaged_model_is_fetched_again(hub: FakeHub, prefetch: Prefetch) -> N
     path, right = found.folder / WEIGHTS, hub.repos["studio/sdxl"][WEIGHTS]
 
     path.write_bytes(right[:-1])
-    assert prefetch.found() is None  # a training sees the length ...
+    assert prefetch.found() is None  # a training compares the size ...
     path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
-    assert prefetch.found() is not None  # ... and not every byte
+    assert prefetch.found() is not None  # ... but not every byte
     hub.down = True
     code, log = prefetch.run(MODEL)
     assert code == 69
     assert f"{WEIGHTS} does not match its sha256" in log
-    assert path.exists()  # it stays until there is a better one
+    assert path.exists()  # it stays until another one is complete
     hub.down = False
     assert prefetch.run(MODEL)[0] == 0
     assert path.read_bytes() == right
@@ -253,7 +253,7 @@ def test_each_failure_has_an_exit_code_and_names_the_remedy(
     code: int,
     words: str,
 ) -> None:
-    """In this process, which is quicker."""
+    """It runs in this process, which is faster."""
     prepare(hub)
     hub.use(monkeypatch)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -264,7 +264,7 @@ def test_each_failure_has_an_exit_code_and_names_the_remedy(
     assert [record.levelname for record in caplog.records][-1] == "ERROR"
 
 
-def test_no_hub_at_all_is_retried_by_the_job(tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_retried_by_the_job(tmp_path: Path) -> None:
     code, log = Prefetch(tmp_path, "http://127.0.0.1:9").run(MODEL)
     assert code == 69
     assert "'studio/sdxl'" in log
@@ -306,10 +306,10 @@ def test_a_model_of_the_store_follows_what_is_uploaded(
     code, log = prefetch.run(uploaded.to_wire(), **fields)
     assert code == 64
     assert "is not a diffusers pipeline (no model_index.json)" in log
-    assert find(origin, prefetch.cache) is not None  # what is there stays
+    assert find(origin, prefetch.cache) is not None  # existing models are kept
 
 
-def test_the_charts_file_is_one_and_its_job_mounts_what_it_reads() -> None:
+def test_the_chart_mounts_what_its_configuration_reads() -> None:
     cached = {"modelCache": {"persistentVolumeClaim": "lora-models"}}
     house = {"house": {"source": "store", "key": "models/house/"}}
     values = {

@@ -1,4 +1,4 @@
-"""Base models of one file: converted to the same weights, with the right noise schedule, from hub and store."""
+"""Base models of one file, from the hub and the store, are converted to the same weights and noise schedule."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_file_of_the_store_trains(
     entry = find(origin_of(source, bucket), tmp_path / "cache")
     assert entry is not None
     assert not list((tmp_path / "cache").rglob("checkpoint.safetensors"))
-    # Other settings make another model.
+    # Other settings create another model in the cache.
     velocity = source.model_copy(update={"checkpoint": CheckpointFile(prediction="Velocity")})
     assert find(origin_of(velocity, bucket), tmp_path / "cache") is None
     with pytest.raises(BadConfigurationError, match=r"models/none\.safetensors does not exist"):

@@ -1,4 +1,4 @@
-"""The store client against a real S3 server, and against one that misbehaves."""
+"""The store client with a real S3 server and with a faulty one."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_missing_bucket_is_named(running_store, root):
             attempt()
 
 
-def test_an_endpoint_that_is_none_is_a_bad_configuration(running_store):
+def test_an_invalid_endpoint_is_a_configuration_error(running_store):
     with pytest.raises(BadConfigurationError, match=r"store .* cannot be used"):
         changed(running_store, endpoint="http://with.a.path/x")
     with pytest.raises(BadConfigurationError, match=r"/nothing/here\.crt does not exist"):
@@ -123,13 +123,13 @@ def test_an_endpoint_that_is_none_is_a_bad_configuration(running_store):
 
 @pytest.fixture
 def pauses(monkeypatch) -> list[float]:
-    """How long the client would have waited between its tries."""
+    """Record the seconds that the client waits between attempts, without waiting."""
     waited: list[float] = []
     monkeypatch.setattr(urllib3.util.retry.time, "sleep", waited.append)
     return waited
 
 
-def test_a_store_that_is_away_is_given_up_within_a_minute(running_store, root, pauses):
+def test_an_unreachable_store_fails_within_a_minute(running_store, root, pauses):
     store = changed(running_store, endpoint="127.0.0.1:9")
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:9 cannot be used") as error:
         store.output.get(root + "x")
@@ -142,7 +142,7 @@ def odd_server(httpserver: HTTPServer, running_store: RunningStore) -> tuple[HTT
     return httpserver, changed(running_store, endpoint=f"{httpserver.host}:{httpserver.port}")
 
 
-def test_a_store_that_comes_back_is_waited_for(odd_server, pauses):
+def test_a_store_that_returns_is_waited_for(odd_server, pauses):
     server, store = odd_server
     for _ in range(3):
         server.expect_ordered_request("/loras/key").respond_with_data("busy", status=503)
@@ -177,7 +177,7 @@ def read_slowly(listener: socket.socket, first: float, pause: float, received: l
 def test_a_store_that_reads_slowly_is_waited_for(
     running_store, pauses, monkeypatch, tmp_path, first, pause, connect, answer
 ):
-    """A pause may be as long as the wait for an answer, and the whole upload longer."""
+    """A pause may be as long as the read timeout, and the whole upload longer."""
     monkeypatch.setattr("lora_trainer.store_http.CONNECT_SECONDS", connect)
     monkeypatch.setattr("lora_trainer.store_http.ANSWER_SECONDS", answer)
     path, received = tmp_path / "large", list[int]()
@@ -194,7 +194,7 @@ def test_a_store_that_reads_slowly_is_waited_for(
     ("status", "kind"), [(404, ""), (404, "text/html"), (200, "text/html"), (302, "text/plain")]
 )
 def test_a_proxy_that_answers_for_a_starting_store_is_waited_out(odd_server, pauses, status, kind):
-    """A 404 without S3's words says nothing about the object."""
+    """A 404 without an S3 error code says nothing about the object."""
     server, store = odd_server
     for _ in range(3):
         server.expect_ordered_request("/loras").respond_with_data(
@@ -209,7 +209,7 @@ def test_a_proxy_that_answers_for_a_starting_store_is_waited_out(odd_server, pau
     assert pauses[:3] == [1, 2, 4]
 
 
-def test_an_address_that_is_no_store_is_given_up_within_a_minute(odd_server, pauses):
+def test_an_address_without_a_store_fails_within_a_minute(odd_server, pauses):
     server, store = odd_server
     server.expect_request("/loras/key").respond_with_data("not found", status=404)
     with pytest.raises(UnavailableError, match="cannot be used") as error:
@@ -219,7 +219,7 @@ def test_an_address_that_is_no_store_is_given_up_within_a_minute(odd_server, pau
 
 
 def answering_to(key: str) -> Callable[[Request], Response]:
-    """A store that knows one access key, as MinIO does after the others were removed."""
+    """Return the answers of a store that accepts one access key."""
 
     def answer(request: Request) -> Response:
         if f"Credential={key}/" in request.headers.get("Authorization", ""):
@@ -241,7 +241,7 @@ def test_a_key_that_is_rotated_is_read_from_its_files_again(odd_server, running_
     waited: list[float] = []
 
     def rotate(seconds: float) -> None:
-        """The kubelet updates the files in the third pause, first to a half."""
+        """Update the files in the third pause, the first one incompletely, as the kubelet may do."""
         waited.append(seconds)
         name = {2: "", 3: "the-new-key"}.get(len(waited))
         if name is not None:
@@ -294,7 +294,7 @@ IDENTITY = "sha256:" + "0" * 64
 
 
 def published(running: RunningStore, root: str, **changes: object) -> tuple[Manifest, JobKeys]:
-    """Publish an adapter of the namespace that is called as the test's folder."""
+    """Publish an adapter in the namespace with the name of the test's folder."""
     bucket = running.store.output
     keys = JobKeys(root.strip("/").replace("/", "-"), "j", "u")
     names = ("adapter.safetensors", "preview.png")
@@ -321,7 +321,7 @@ def place(keys: JobKeys, name: str) -> str:
     return reuse_pointer(keys.namespace, IDENTITY) if name == "pointer" else f"{keys.attempt(1)}{name}"
 
 
-def test_a_publication_is_found_while_every_byte_of_it_is_there(running_store, root):
+def test_a_publication_is_found_while_it_is_complete(running_store, root):
     manifest, keys = published(running_store, root)
     assert find_reusable(running_store.store.output, keys.namespace, IDENTITY) == manifest
 
@@ -338,7 +338,7 @@ def test_a_publication_is_found_while_every_byte_of_it_is_there(running_store, r
         ("pointer", json.dumps({"manifestKey": "elsewhere", "sha256": "0"}).encode()),
     ],
 )
-def test_a_publication_that_is_harmed_is_not_found(running_store, root, name, content):
+def test_a_damaged_publication_is_not_found(running_store, root, name, content):
     _, keys = published(running_store, root)
     running_store.store.output.put(place(keys, name), content)
     assert find_reusable(running_store.store.output, keys.namespace, IDENTITY) is None
@@ -394,7 +394,7 @@ def test_only_images_that_the_generator_could_have_made_are_taken_as_class_image
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused(running_store, root, pauses):
-    """TLS is asked of a server that has none: nothing is sent in the clear instead."""
+    """The server has no TLS. The client does not fall back to plain HTTP."""
     store = changed(running_store, secure=True)
     with pytest.raises(UnavailableError, match="cannot be used"):
         store.output.get(root + "x")

@@ -1,4 +1,4 @@
-"""A store behind TLS with a certificate of its own authority, as many a MinIO in a cluster has."""
+"""A store behind TLS with a private certificate authority."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def secured(running_store: RunningStore, certificate: Path) -> Iterator[str]:
-    """The address of a TLS proxy before the store; it keeps the Host header, which is part of the signature."""
+    """Return the address of a TLS proxy in front of the store. It keeps the Host header, which is part of the signature."""
 
     class Proxy(BaseHTTPRequestHandler):
         def forward(self) -> None:
@@ -74,7 +74,7 @@ def test_the_profiles_authority_is_trusted(
     assert running_store.store.output.get(f"tls/{uid}") == b"over TLS"
 
 
-def test_a_stranger_is_not(running_store: RunningStore, secured: str, uid: str) -> None:
+def test_another_authority_is_not_trusted(running_store: RunningStore, secured: str, uid: str) -> None:
     access = running_store.access.model_copy(update={"endpoint": secured, "secure": True})
     with pytest.raises(BadSetupError, match="caConfigMap"):
         Store(access).output.put(f"tls/{uid}", b"never sent")

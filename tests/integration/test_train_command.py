@@ -1,4 +1,4 @@
-"""`lora train` from a folder to an adapter, what `runs` and `open` show of it, and `push` to a hub."""
+"""`lora train` from a folder to an adapter, then `runs`, `open` and `push`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CARD = "---\ninstance_prompt: a photo of CUS backpack\n---\n"
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A home with one finished job."""
+    """Return a home with one finished job."""
     folder = tmp_path / "home/runs/default/photos"
     (folder / "result").mkdir(parents=True)
     (folder / "result/adapter.safetensors").write_bytes(b"weights")
@@ -65,7 +65,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def test_an_adapter_is_pushed_to_the_hub(finished: Path, httpserver: HTTPServer) -> None:
-    """The hub's real client, against a server that takes commits."""
+    """The hub's real client uploads to a server that accepts commits."""
     commits: list[dict[str, Any]] = []
     created: list[dict[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""Downloads of published adapters: every byte verified, and nothing outside of the folder, whatever a manifest says."""
+"""Downloads of published adapters verify every byte and write nothing outside of the folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHA256 = sha256_hex(b"x")
 def publish(
     bucket: Bucket, keys: JobKeys, files: dict[str, bytes], forged: dict[str, str] | None = None
 ) -> str:
-    """Store files and a manifest; gives the manifest's key.
+    """Store files and a manifest, and return the manifest's key.
 
     Args:
         forged: keys and hashes that the manifest names as well.
@@ -164,11 +164,11 @@ def test_links_of_a_dataset_lead_to_images_only(
 ) -> None:
     """An archive of photographs can hold a link to a private file, which would become a caption, or be uploaded."""
     bucket, prefix = running_store.store.input, f"links/{uid}/"
-    folder, private, photograph = tmp_path / "images", tmp_path / "id_rsa", tmp_path / "library.jpg"
+    folder, private, image = tmp_path / "images", tmp_path / "id_rsa", tmp_path / "library.jpg"
     folder.mkdir()
     private.write_bytes(b"-----BEGIN OPENSSH PRIVATE KEY-----")
-    photograph.write_bytes(b"\xff\xd8\xff\xe0")
-    (folder / "0.jpg").symlink_to(photograph)
+    image.write_bytes(b"\xff\xd8\xff\xe0")
+    (folder / "0.jpg").symlink_to(image)
     (folder / "1.jpg").symlink_to("0.jpg")
     os.mkfifo(folder / "2.jpg")  # reading it would not end
     (folder / "3.jpg").symlink_to("/dev/zero")

@@ -1,6 +1,6 @@
-"""Invalid specs, checked by the models and, on a real API server, by the CRD.
+"""Invalid specs, which the models refuse and, on a real API server, the CRD.
 
-Each is (description, change to the minimal spec, word that the error must contain).
+Each has a description, a change of the minimal spec, and a word that the error must contain.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def training(**fields: Any) -> JobStatus:
 
 
 def message(decision: Decision) -> str:
-    """The message of the condition Succeeded."""
+    """Return the message of the condition Succeeded."""
     return next(c.message for c in decision.status.conditions if c.type == "Succeeded")
 
 

@@ -1,4 +1,4 @@
-"""Labelled captions of a statue with the trigger CUS: what people and models write, good and bad.
+"""Good and bad captions of a statue with the trigger CUS, as people and models write them.
 
 Half of each list was looked at while the rules were written (`TUNED`), the other half only afterwards (`HELD_OUT`).
 Each caption here is what follows the opening `a photo of CUS statue, `.

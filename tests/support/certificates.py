@@ -1,4 +1,4 @@
-"""Certificates of an authority of the tests' own."""
+"""Certificates of a certificate authority for tests."""
 
 from __future__ import annotations
 

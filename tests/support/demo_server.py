@@ -1,4 +1,4 @@
-"""The demo's process and its store, for tests."""
+"""The demo as a process with a store, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A drawn face that OpenCV's cascades detect, for crops without photographs of people."""
+"""A drawing of a face that OpenCV's cascades detect, for tests of crops."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BACKGROUND = (120, 140, 110)
 
 
 def face(size: int) -> Image.Image:
-    """A head with hair, `size` wide and 1.3 times as high, on the background's colour."""
+    """Draw a head with hair, `size` wide and 1.3 times as high, on a background."""
     scale = size * 4
     image = Image.new("RGB", (scale, int(scale * 1.3)), BACKGROUND)
     draw = ImageDraw.Draw(image)

@@ -30,7 +30,7 @@ class Case:
 
 
 def four_colours(mode: str = "RGB", width: int = 320, height: int = 288) -> Image.Image:
-    """Red in the upper left quarter, green right of it, blue below, white in the rest."""
+    """Return an image with a red quarter in the upper left, green right of it, blue below, and white in the rest."""
     image = Image.new("RGB", (width, height), "white")
     w, h = width // 2, height // 2
     image.paste((220, 20, 20), (0, 0, w, h))
@@ -46,7 +46,7 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def oriented(orientation: int) -> bytes:
-    """A JPEG that is `four_colours()` when its EXIF orientation is applied."""
+    """Return a JPEG that shows `four_colours()` after its EXIF orientation is applied."""
     back = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

@@ -1,4 +1,4 @@
-"""A pytest plugin that counts what the matrix saw: `pytest -p tests.support.matrix_result`.
+"""A pytest plugin that counts the results of the matrix: `pytest -p tests.support.matrix_result`.
 
 A test says what it is by `record_property`, which works in several processes too:
 

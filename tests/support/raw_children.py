@@ -1,4 +1,4 @@
-"""Child Jobs and pods as the API server holds them, with every mark by which the operator knows its own."""
+"""Child Jobs and pods as the API server returns them, with everything by which the operator identifies them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other programs make of an adapter's file: one layer's changed weight.
+"""How other programs read an adapter's file: the changed weight of one layer.
 
 lycoris_lora is the library itself. ComfyUI and AUTOMATIC1111 are their documented formulas: comfy/weight_adapter of
 ComfyUI 0.3.77, and extensions-builtin/Lora/network_*.py of AUTOMATIC1111 1.10.
@@ -15,7 +15,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def lycoris(module: torch.nn.Module, tensors: Tensors) -> Tensor:
-    """Merge by lycoris_lora, which finds out the kind of adapter from the names."""
+    """Merge by lycoris_lora, which detects the kind of adapter by the names."""
     from lycoris.modules import get_module, make_module
 
     state = {f"layer.{name}": tensor for name, tensor in tensors.items()}

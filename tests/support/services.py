@@ -1,4 +1,4 @@
-"""Scripted language-model services on loopback, each with the quirks of a real one."""
+"""Scripted language-model services on loopback, each with the deviations of a real one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def json_response(body: Any, status: int = 200, **headers: str) -> Response:
 
 
 def completion(content: Any = None, **replaced: Any) -> dict[str, Any]:
-    """A chat completion; `message` adds to the message, other arguments replace parts of the body."""
+    """Return a chat completion; `message` adds to the message, other arguments replace parts of the body."""
     if content is None:
         content = json.dumps(FIELDS)
     message = {"role": "assistant", "content": content} | replaced.pop("message", {})
@@ -47,7 +47,7 @@ def completion(content: Any = None, **replaced: Any) -> dict[str, Any]:
 
 @dataclass
 class Service:
-    """A service and what it saw. `answer` gets the body and the number of the request, from 1."""
+    """A service that records its requests. `answer` gets the body and the number of the request, from 1."""
 
     answer: Callable[[dict[str, Any], int], Response]
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Service:
 
 
 def openai_itself(body: dict[str, Any], _: int) -> Response:
-    """A newer model: max_completion_tokens only, and strict schemas."""
+    """Answer as OpenAI for a newer model: max_completion_tokens only, and strict schemas."""
     if "max_tokens" in body:
         message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
         error = {
@@ -85,7 +85,7 @@ def openai_itself(body: dict[str, Any], _: int) -> Response:
 
 
 def vllm(body: dict[str, Any], _: int) -> Response:
-    """Its own reasoning before the reply, no usage details, extra keys."""
+    """Answer as vLLM: reasoning before the reply, no usage details, extra keys."""
     assert "max_tokens" in body
     text = "<think>The image {shows} a lawn.</think>\n\n" + json.dumps(FIELDS)
     return json_response(
@@ -96,7 +96,7 @@ def vllm(body: dict[str, Any], _: int) -> Response:
 
 
 def ollama(body: dict[str, Any], _: int) -> Response:
-    """No json_schema, capitalised keys with nulls in a code fence."""
+    """Answer as Ollama: no json_schema, capitalised keys with nulls in a code fence."""
     if body.get("response_format", {}).get("type") == "json_schema":
         return json_response(
             {
@@ -112,7 +112,7 @@ def ollama(body: dict[str, Any], _: int) -> Response:
 
 
 def litellm_before_claude(body: dict[str, Any], _: int) -> Response:
-    """Parameters that the model behind it does not take, content in parts, fractional usage."""
+    """Answer as LiteLLM before Claude: parameters that the model refuses, content in parts, fractional usage."""
     if "response_format" in body:
         message = "litellm.UnsupportedParamsError: anthropic does not support parameters: ['response_format'], for model=claude"
         return json_response(
@@ -125,7 +125,7 @@ def litellm_before_claude(body: dict[str, Any], _: int) -> Response:
 
 
 def azure_with_filter(body: dict[str, Any], number: int) -> Response:
-    """Its filter declines the second image, before the model sees it."""
+    """Answer as Azure, whose content filter refuses the second image."""
     if number == 2:
         inner = {
             "code": "ResponsibleAIPolicyViolation",
@@ -147,12 +147,12 @@ def azure_with_filter(body: dict[str, Any], number: int) -> Response:
 
 
 def gateway(body: dict[str, Any], _: int) -> Response:
-    """Plain answers, behind a certificate of its own authority."""
+    """Answer plainly, for a server with a private certificate authority."""
     return json_response(completion())
 
 
 class Slow:
-    """One request at a time: others wait for it, and time out."""
+    """A service that handles one request at a time, so that the others time out."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -165,7 +165,7 @@ class Slow:
 
 
 def reasoning(body: dict[str, Any], _: int) -> Response:
-    """Spends 3,000 tokens on reasoning before it answers."""
+    """Answer after 3,000 tokens of reasoning."""
     limit = body.get("max_tokens") or body.get("max_completion_tokens")
     usage = {
         "prompt_tokens": 900,

@@ -25,7 +25,7 @@ class Received:
     """One request."""
 
     headers: dict[str, str]
-    """By lower-case name."""
+    """Headers by their names in lower case."""
     body: bytes
     path: str
     at: float

@@ -10,7 +10,7 @@ from tests.integration.train.test_matrix import SOME
 from tests.support import matrix
 
 ROOT = Path(__file__).parents[2]
-REUSE = "tests/integration/annotate/test_step.py::test_an_adapter_of_the_same_inputs_is_found_again"
+REUSE = "tests/integration/annotate/test_stage.py::test_an_adapter_of_the_same_inputs_is_reused"
 GRAPHS = "tests/integration/train/test_on_cuda.py::test_graphed_steps_give_the_bytes_of_eager_ones"
 KINDS = (
     "tests/integration/train/test_on_cuda.py::test_every_kind_trains_to_publication_with_the_loss_of_a_cpu"

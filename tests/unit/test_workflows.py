@@ -205,15 +205,15 @@ def test_each_change_and_each_week_is_scanned() -> None:
     assert set(workflow["on"]) == {"push", "pull_request", "schedule"}
     [schedule] = workflow["on"]["schedule"]
     assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", schedule["cron"])
-    said = yaml.safe_dump(list(steps(workflow)))
-    assert "--vulnerability-service osv" in said
-    assert "github/codeql-action/analyze@" in said
+    text = yaml.safe_dump(list(steps(workflow)))
+    assert "--vulnerability-service osv" in text
+    assert "github/codeql-action/analyze@" in text
 
 
 def test_what_a_release_publishes_is_signed_and_attested() -> None:
-    said = yaml.safe_dump(list(steps(load(ROOT / ".github/workflows/release.yml"))), width=1000)
+    text = yaml.safe_dump(list(steps(load(ROOT / ".github/workflows/release.yml"))), width=1000)
     for words in ("cosign sign --yes", "cosign sign-blob", "actions/attest-build-provenance@", "SHA256SUMS"):
-        assert words in said
+        assert words in text
     images = [
         step["with"]
         for step in steps(load(ROOT / ".github/workflows/release.yml"))
@@ -221,4 +221,4 @@ def test_what_a_release_publishes_is_signed_and_attested() -> None:
     ]
     assert images
     assert all(image.get("sbom") and image.get("provenance") for image in images)
-    assert "cosign sign --yes --key" not in said, "a key that lasts could be stolen"
+    assert "cosign sign --yes --key" not in text, "a key that lasts could be stolen"

@@ -1,4 +1,4 @@
-"""Put the quickstart's pictures with their captions and a small base model into the trial store. Run in the train image."""
+"""Upload the quickstart's images and captions and a small base model to the trial store. It runs in the train image."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from lora_api.stages import StoreAccess
 from lora_trainer.store import Store
 
 
-def main(endpoint: str, credentials: str, pictures: str, model: str) -> None:
-    """
+def main(endpoint: str, credentials: str, images: str, model: str) -> None:
+    """Upload the files.
+
     Args:
-        endpoint: host:port of the store, which speaks no TLS.
+        endpoint: host:port of the store, which has no TLS.
         credentials: a folder with the files accessKey and secretKey.
-        pictures: a folder of images and their captions.
+        images: a folder of images and their captions.
         model: a folder with a small SDXL pipeline.
     """
     access = StoreAccess(
@@ -25,7 +26,7 @@ def main(endpoint: str, credentials: str, pictures: str, model: str) -> None:
         output_bucket="loras",
     )
     bucket = Store(access).input
-    for file in sorted([*Path(pictures).glob("*.jpg"), *Path(pictures).glob("*.jsonl")]):
+    for file in sorted([*Path(images).glob("*.jpg"), *Path(images).glob("*.jsonl")]):
         print(bucket.put_file(f"quickstart/ring/{file.name}", file).key)
     for file in sorted(path for path in Path(model).rglob("*") if path.is_file()):
         print(bucket.put_file(f"models/shapes-sdxl/{file.relative_to(model).as_posix()}", file).key)

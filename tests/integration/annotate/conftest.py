@@ -1,4 +1,4 @@
-"""A job's annotation step, run in this process against a real S3 server and a local Messages API."""
+"""Fixtures for annotation jobs, which run in this process with a real S3 server and a local Messages API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIELDS = dict.fromkeys(FIELDS_BY_TYPE[ConceptType.SUBJECT], "") | {
 
 
 def message(text: str, **replaced: Any) -> dict[str, Any]:
-    """A reply of the Messages API."""
+    """Return a reply of the Messages API."""
     return {
         "id": "msg_1",
         "type": "message",
@@ -51,7 +51,7 @@ def message(text: str, **replaced: Any) -> dict[str, Any]:
 
 @dataclass
 class MessagesAPI:
-    """A local server that speaks the Messages API: `answers` are used up first, then good captions come."""
+    """A local Messages API. It returns `answers` in their order, and then good captions."""
 
     server: HTTPServer
     good: Callable[[], dict[str, Any]] = lambda: message(json.dumps(FIELDS))
@@ -60,9 +60,9 @@ class MessagesAPI:
     headers: list[dict[str, str]] = field(default_factory=list)
     latency: float = 0.0
     hold_after: int | None = None
-    """After so many answers no further one is given."""
+    """Number of answers after which further requests wait."""
     running: int = 0
-    most_running: int = 0
+    max_running: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -75,7 +75,7 @@ class MessagesAPI:
             self.headers.append(dict(request.headers))
             answer = self.answers.pop(0) if self.answers else self.good()
             self.running += 1
-            self.most_running = max(self.most_running, self.running)
+            self.max_running = max(self.max_running, self.running)
             held = self.hold_after is not None and len(self.requests) > self.hold_after
         while held and self.hold_after is not None:
             time.sleep(0.02)
@@ -100,7 +100,7 @@ def api_error(status: int, kind: str, *, headers: dict[str, str] | None = None, 
 
 
 def completion(text: str | None, **replaced: Any) -> dict[str, Any]:
-    """A reply of OpenAI's chat completions."""
+    """Return a reply of OpenAI's chat completions."""
     message = {"role": "assistant", "content": text, "refusal": replaced.pop("refusal", None)}
     return {
         "id": "chatcmpl-1",
@@ -137,7 +137,7 @@ def chat_api(http_server: HTTPServer) -> MessagesAPI:
 
 @dataclass
 class Job:
-    """One job: its objects, its step file, its outcome."""
+    """An annotation job: its objects in the store, its stage configuration and its result."""
 
     running: RunningStore
     folder: Path
@@ -152,7 +152,7 @@ class Job:
         return JobKeys(self.namespace, "statue", self.uid)
 
     def upload(self, name: str, data: bytes) -> str:
-        # By the client itself: the bucket refuses keys that customers may use all the same.
+        # Not by `Store`, which refuses some keys that users can create by other clients.
         bucket = self.running.store.input
         bucket._client.put_object(bucket.name, self.prefix + name, BytesIO(data), len(data))
         return self.prefix + name
@@ -184,8 +184,8 @@ class Job:
         assert result is not None
         return code, result
 
-    def again(self) -> Job:
-        """The same job, deleted and made again."""
+    def recreate(self) -> Job:
+        """Return the same job as if it was deleted and created again."""
         return Job(self.running, self.folder, self.prefix, self.namespace, spec=self.spec, llm=self.llm)
 
     def captions(self) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ class Job:
 
 @pytest.fixture(scope="session")
 def small_photographs(photographs: list[Path]) -> list[bytes]:
-    """The photographs at a size that keeps tests quick."""
+    """Return the photographs in a small size, so that tests are fast."""
     return [shrink(path) for path in photographs]
 
 

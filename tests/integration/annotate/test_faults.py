@@ -1,4 +1,4 @@
-"""Every LLM row of the design's fault table, with real sockets."""
+"""Faults of the LLM's service, with real sockets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_passing_fault_is_retried_by_the_sdk(make_job, messages_api):
     assert result.captions.usage.requests == 5
 
 
-def test_a_lasting_fault_leaves_what_was_bought(make_job, messages_api):
+def test_a_lasting_fault_keeps_paid_captions(make_job, messages_api):
     messages_api.answers += [GOOD, GOOD] + [
         api_error(529, "overloaded_error", headers={"retry-after-ms": "200"})
     ] * 50
@@ -59,7 +59,7 @@ def test_a_lasting_fault_leaves_what_was_bought(make_job, messages_api):
     code, result = job.run()
     assert code == 0
     assert len(messages_api.requests) == 3
-    assert result.captions.usage.requests == 5  # what this job bought before the fault counts
+    assert result.captions.usage.requests == 5  # captions that were paid for before the fault count
 
 
 def test_a_service_that_is_not_there(make_job, messages_api):
@@ -79,17 +79,17 @@ def test_a_connection_that_breaks_off_is_retried(make_job, messages_api, reset):
     assert len(messages_api.requests) == 6
 
 
-def test_a_service_that_hangs_is_given_up(make_job, messages_api):
+def test_a_service_that_hangs_times_out(make_job, messages_api):
     messages_api.latency = 1.0
     job = one_at_a_time(make_job(llm=messages_api))
     job.llm |= {"timeoutSeconds": 0.4, "retrySeconds": 2}
-    began = time.monotonic()
+    started = time.monotonic()
     code, result = job.run()
     assert (code, result.reason) == (69, Reason.LLM_UNAVAILABLE)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
 
 
-def test_a_pause_of_an_hour_is_left_to_the_platform(make_job, messages_api):
+def test_a_retry_after_of_an_hour_ends_the_stage(make_job, messages_api):
     messages_api.answers += [api_error(429, "rate_limit_error", headers={"retry-after": "3600"})]
     messages_api.answers[0].headers.remove("retry-after-ms")
     code, result = one_at_a_time(make_job(llm=messages_api)).run()
@@ -168,7 +168,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_an_unusable_reply_is_asked_for_once_more(make_job, messages_api, name):
+def test_an_unusable_reply_is_requested_once_more(make_job, messages_api, name):
     messages_api.answers += [UNUSABLE[name]]
     code, _ = one_at_a_time(make_job(llm=messages_api)).run()
     assert code == 0
@@ -176,7 +176,7 @@ def test_an_unusable_reply_is_asked_for_once_more(make_job, messages_api, name):
 
 
 @pytest.mark.parametrize("name", ["refusal", "declined"])
-def test_two_refusals_of_an_image_fail_the_job_or_not_as_it_says(make_job, messages_api, name):
+def test_two_refusals_of_an_image_follow_on_caption_failure(make_job, messages_api, name):
     answers = [GOOD, UNUSABLE[name], UNUSABLE[name]]
     messages_api.answers += answers
     job = one_at_a_time(make_job(llm=messages_api))
@@ -184,7 +184,7 @@ def test_two_refusals_of_an_image_fail_the_job_or_not_as_it_says(make_job, messa
     assert (code, result.reason) == (65, Reason.CAPTION_REFUSED)
     assert "IMG_1.jpg" in result.message
 
-    skip = job.again()
+    skip = job.recreate()
     skip.spec = {
         "annotation": {"onCaptionFailure": "Skip"},
         "dataset": {"prefix": job.prefix, "minImages": 4},
@@ -193,17 +193,17 @@ def test_two_refusals_of_an_image_fail_the_job_or_not_as_it_says(make_job, messa
     messages_api.requests.clear()
     code, result = skip.run()
     assert code == 0
-    assert len(messages_api.requests) == 2  # a failure is never stored, the four captions were
+    assert len(messages_api.requests) == 2  # the four captions were stored, and the failure was not
     assert [row["file_name"] for row in skip.captions()] == ["000.png", "002.png", "003.png", "004.png"]
     assert [item.key for item in result.dataset.skipped] == [f"{job.prefix}IMG_1.jpg"]
 
-    few = job.again()
+    few = job.recreate()
     few.spec = {"annotation": {"onCaptionFailure": "Skip"}}
     messages_api.answers += answers[1:]
     code, result = few.run()
     assert (code, result.reason) == (65, Reason.DATASET_INVALID)
 
-    template = job.again()
+    template = job.recreate()
     template.spec = {"annotation": {"onCaptionFailure": "Template"}}
     messages_api.answers += answers[1:]
     code, _ = template.run()
@@ -253,7 +253,7 @@ INJECTED = {
 
 
 @pytest.mark.parametrize("name", INJECTED)
-def test_orders_in_a_image_end_in_a_valid_caption(make_job, messages_api, name):
+def test_instructions_in_an_image_end_in_a_valid_caption(make_job, messages_api, name):
     messages_api.answers += [message(json.dumps(FIELDS | INJECTED[name]))]
     job = one_at_a_time(make_job(llm=messages_api))
     code, _ = job.run()
@@ -266,7 +266,7 @@ def test_orders_in_a_image_end_in_a_valid_caption(make_job, messages_api, name):
     assert "<" not in text.replace("<script>", "").replace("</script>", "")
 
 
-def test_images_that_are_the_same_are_bought_once(make_job, messages_api, small_photographs):
+def test_identical_images_are_captioned_once(make_job, messages_api, small_photographs):
     job = make_job(llm=messages_api)
     job.upload("again.jpg", small_photographs[0])
     code, result = job.run()
@@ -286,18 +286,18 @@ def start(job: Job) -> subprocess.Popen[bytes]:
 def wait_for(condition, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "no answer in time"
         time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("concurrency", "answered"), [(1, 0), (1, 2), (1, 4), (4, 4)])
-def test_after_sigkill_only_what_is_missing_is_bought(make_job, messages_api, concurrency, answered):
+def test_after_sigkill_only_missing_captions_are_requested(make_job, messages_api, concurrency, answered):
     job = make_job(llm=messages_api)
     job.llm["concurrency"] = concurrency
     messages_api.hold_after = answered
     process = start(job)
     wait_for(lambda: len(messages_api.requests) > answered)
-    time.sleep(0.3)  # for the answers on their way to be stored
+    time.sleep(0.3)  # until the answers in flight are stored
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     messages_api.hold_after = None
@@ -325,10 +325,10 @@ def test_sigterm_does_not_wait_for_ever(make_job, messages_api, monkeypatch):
     monkeypatch.setattr(buy, "GRACE_SECONDS", 0.2)
     messages_api.latency = 3.0
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    began = time.monotonic()
+    started = time.monotonic()
     code, result = make_job(llm=messages_api).run()
     assert (code, result.outcome) == (75, Outcome.INTERRUPTED)
-    assert time.monotonic() - began < 2.9
+    assert time.monotonic() - started < 2.9
 
 
 def test_sigterm_while_images_are_read(make_job, monkeypatch):

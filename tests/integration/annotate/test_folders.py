@@ -1,4 +1,4 @@
-"""What customers upload, through the whole stage: folders, captions, copies, kinds of concept."""
+"""Uploads of users through the whole stage: folders, captions, duplicates, types of concept."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_captions_that_break_the_rules_are_used_with_a_warning(make_job):
     assert "wrong encoding" in warned[4]
 
 
-def test_what_has_no_effect_or_is_lost_is_told_at_its_image(make_job, small_photographs):
+def test_parts_that_have_no_effect_are_warnings_at_their_image(make_job, small_photographs):
     training = {"resolution": 256, "crop": "Buckets", "masking": {"outsideWeight": "0.5"}}
     job: Job = make_job(annotation={"mode": "Template"}, training=training)
     with Image.open(BytesIO(small_photographs[0])) as image:
@@ -84,7 +84,7 @@ def test_what_has_no_effect_or_is_lost_is_told_at_its_image(make_job, small_phot
         image.rotate(90).resize((2048, 256)).save(out, "PNG")
     job.upload("long.png", out.getvalue())
     job.upload("logs/IMG_7.jpg", small_photographs[0])
-    job.upload("IMG_0.txt", b"out of focus")  # the letters of CUS are not its word
+    job.upload("IMG_0.txt", b"out of focus")  # CUS is part of a word here and not a word
     code, result = job.run()
     assert code == 0
     report = json.loads(job.running.store.output.get(job.keys.dataset_report))
@@ -156,7 +156,7 @@ def test_class_names_of_any_script(make_job, messages_api, name):
     assert job.captions()[0]["text"].startswith(f"a photo of CUS {name}, close-up")
 
 
-def test_an_overrun_of_the_limit_is_said(make_job, messages_api):
+def test_an_overrun_of_the_limit_is_reported(make_job, messages_api):
     usage = {"input_tokens": 260_000, "output_tokens": 80}
     body = json.dumps(dict.fromkeys(FIELDS_BY_TYPE[ConceptType.SUBJECT], "") | {"setting": "on a lawn"})
     messages_api.good = lambda: message(body, usage=usage)

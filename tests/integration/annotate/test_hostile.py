@@ -1,4 +1,4 @@
-"""Hostile uploads through the whole step, in a process of its own as in a pod."""
+"""Hostile uploads through the whole stage, in a separate process as in a pod."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_odd_keys_become_numbers(make_job, small_photographs):
 
 
 class Stub:
-    """A bucket with keys that a careful S3 server would not take."""
+    """A bucket with keys that most S3 servers refuse."""
 
     name = "datasets"
 
@@ -111,7 +111,9 @@ ESCAPES = [
 ]
 
 
-def test_keys_that_climb_out_are_never_names(running_store, small_photographs, uid, tmp_path, monkeypatch):
+def test_keys_with_parent_folders_never_become_file_names(
+    running_store, small_photographs, uid, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     before = files_under(tmp_path)
     bucket = Stub(dict(zip(ESCAPES, small_photographs, strict=True)))
@@ -131,13 +133,13 @@ def test_ten_thousand_keys_are_not_read(uid):
     assert bucket.listed == [1001]
 
 
-def test_a_prefix_with_litter_only_has_no_images():
+def test_a_prefix_with_ignored_files_only_has_no_images():
     with pytest.raises(NoInputError, match="no images lie under") as error:
         list_dataset(Stub({"a/.DS_Store": b"", "a/notes.txt": b""}), "a/")
     assert error.value.reason is Reason.DATASET_INVALID
 
 
-def test_a_file_above_64_mb_is_not_even_fetched(running_store, uid):
+def test_a_file_above_64_mb_is_not_downloaded(running_store, uid):
     class Huge(Stub):
         def list(self, prefix, limit):
             return [StoredObject("a/huge.jpg", 65 << 20, "etag")]

@@ -1,4 +1,4 @@
-"""A language-model service that harms whoever asks it, through the whole stage with real sockets."""
+"""A malicious language-model service, through the whole stage with real sockets."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ REPLIES = {
 
 @pytest.mark.parametrize("name", REPLIES)
 def test_a_hostile_reply_is_refused(run_with, name):
-    """Without bounds, the stage recurses too deeply, or searches for minutes."""
+    """The stage would recurse too deeply or search for minutes without limits."""
     _, _, code, result = run_with(lambda *_: json_response(completion(REPLIES[name])))
     assert (code, result.reason) == (78, Reason.CONFIGURATION_INVALID)
     assert "no reply of the model 'm' can be used" in result.message
@@ -95,7 +95,7 @@ def test_the_key_that_a_service_echoes_in_another_form_is_removed(run_with, tmp_
     assert "no such user: [redacted]" in result.message
 
 
-def test_an_answer_that_is_compressed_without_being_asked_to_is_read(run_with):
+def test_a_compressed_answer_that_was_not_requested_is_read(run_with):
     body = gzip.compress(json.dumps(completion()).encode())
     answer = Response(body, headers={"content-encoding": "gzip"}, content_type="application/json")
     job, service, code, result = run_with(lambda *_: answer)

@@ -1,4 +1,4 @@
-"""Captions by a vision-language model in the stage's own process: tiny ones, built here."""
+"""Captions by a tiny vision-language model in the stage's own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 
 
 PHRASES = {"a": "close-up from above", "s": "", "t": "on a green lawn", "g": "soft daylight"}
-"""What the model that speaks says after a prompt with this last letter, which is the third of a field's name."""
+"""Replies of the model, by the last letter of the prompt, which is the third letter of a field's name."""
 
 
 def build(folder: Path, *, speaks: bool, template: bool = True) -> Path:
@@ -102,7 +102,7 @@ def test_captions(make_job, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_model_without_sense_is_not_replaced_by_templates(make_job, tmp_path):
+def test_unusable_replies_of_a_local_model_are_not_replaced_by_templates(make_job, tmp_path):
     job = make_job(annotation={"onCaptionFailure": "Template"})
     model = build(tmp_path / "vlm", speaks=False)
     job.llm = {"provider": "transformers", "credentialsDir": "", "model": str(model)}
@@ -121,7 +121,7 @@ def test_a_model_without_a_chat_template_is_named_when_it_loads(make_job, tmp_pa
     assert "chat template" in result.message
 
 
-def test_a_model_that_is_not_there_is_named(make_job, tmp_path):
+def test_a_missing_model_is_named(make_job, tmp_path):
     job = make_job()
     job.llm = {"provider": "transformers", "credentialsDir": "", "model": str(tmp_path / "nothing")}
     code, result = job.run()

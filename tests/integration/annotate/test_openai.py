@@ -1,4 +1,4 @@
-"""Captions by any service that speaks OpenAI's chat completions."""
+"""Captions by services with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_faults(job, chat_api, answer, requests, code, reason):
     ],
     ids=["refusal", "filter", "cut", "no choice", "prose", "list", "broken", "text"],
 )
-def test_an_unusable_reply_is_asked_for_once_more(job, chat_api, answer):
+def test_an_unusable_reply_is_requested_once_more(job, chat_api, answer):
     chat_api.answers += [answer]
     code, _ = job.run()
     assert code == 0

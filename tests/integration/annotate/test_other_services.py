@@ -38,7 +38,7 @@ def always(make: Callable[[], Response]):
 
 
 def first(make: Callable[[], Response]):
-    """The first request fails, the others are answered."""
+    """Return an answer that fails the first request only."""
     return lambda body, number: make() if number == 1 else json_response(completion())
 
 
@@ -143,13 +143,13 @@ def test_temporary_failures_of_other_services_are_retried(run_with, name):
     assert {row["text"] for row in job.captions()} == {CAPTION}
 
 
-def test_an_outage_behind_a_web_page_is_told_in_the_words_of_the_page(run_with):
+def test_an_outage_behind_a_web_page_is_reported_with_the_pages_text(run_with):
     _, _, code, result = run_with(always(error(522, CLOUDFLARE, "text/html")), retrySeconds=0.2)
     assert (code, result.reason) == (69, Reason.LLM_UNAVAILABLE)
     assert "(HTTP 522): llm.corp | 522: Connection timed out" in result.message
 
 
-def test_a_pause_until_a_date_is_kept(run_with):
+def test_a_retry_after_date_is_respected(run_with):
     times: list[float] = []
 
     def respond(body, number):
@@ -166,14 +166,14 @@ def test_a_pause_until_a_date_is_kept(run_with):
 
 
 @pytest.mark.parametrize("pause", ["0", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"])
-def test_a_pause_of_nothing_is_no_reason_to_hurry(run_with, pause):
-    """Clocks differ, and some gateways always send zero. Without a pause, a run would send a hundred requests a second."""
+def test_a_retry_after_of_zero_does_not_disable_the_back_off(run_with, pause):
+    """Clocks differ, and some gateways always send zero. Without a pause, a run would send 100 requests per second."""
     _, service, code, result = run_with(always(error(429, "{}", **{"retry-after": pause})), retrySeconds=2)
     assert (code, result.reason) == (69, Reason.LLM_UNAVAILABLE)
     assert len(service.requests) <= 6
 
 
-def test_a_pause_that_is_longer_than_the_patience_is_named(run_with):
+def test_a_retry_after_beyond_the_time_limit_is_named(run_with):
     _, service, code, result = run_with(always(error(429, "{}", **{"retry-after": "3600"})), retrySeconds=60)
     assert code == 69
     assert "asks to wait 3600 s" in result.message
@@ -268,7 +268,7 @@ def names_the_fields(body: dict[str, Any]) -> bool:
     return '\\"framing\\"' in json.dumps(body["messages"])
 
 
-def test_a_service_that_ignores_the_schema_is_told_the_fields_once(run_with):
+def test_a_service_that_ignores_the_schema_gets_the_fields_in_the_prompt(run_with):
     prose = answer("A statue stands on a green lawn in soft daylight.")
     job, service, code, result = run_with(
         lambda body, number: json_response(completion()) if names_the_fields(body) else prose()
@@ -280,13 +280,13 @@ def test_a_service_that_ignores_the_schema_is_told_the_fields_once(run_with):
 
 @pytest.fixture
 def one_by_one(make_job, messages_api):
-    """A job at the Messages API with one request at a time."""
+    """Return a job that sends one request at a time to the Messages API."""
     job = make_job(llm=messages_api)
     job.llm["concurrency"] = 1
     return job
 
 
-def test_a_messages_gateway_that_ignores_the_schema_is_told_the_fields_once(one_by_one, messages_api):
+def test_a_messages_gateway_that_ignores_the_schema_gets_the_fields_in_the_prompt(one_by_one, messages_api):
     def respond(request):
         good = names_the_fields(request.get_json())
         block = (
@@ -354,7 +354,7 @@ def test_a_base_url_with_the_wrong_scheme_is_named(run_with, http_server):
 
 @contextmanager
 def raw_server(respond: Callable[[Any], None]) -> Iterator[str]:
-    """A server that answers each request with bytes and closes the connection."""
+    """Run a server that answers each request with bytes and closes the connection."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -446,7 +446,7 @@ NOT_TAKEN = {
 
 
 @pytest.mark.parametrize("name", NOT_TAKEN)
-def test_a_part_that_a_messages_gateway_does_not_take_is_dropped_for_the_run(one_by_one, messages_api, name):
+def test_a_parameter_that_a_messages_gateway_rejects_is_dropped_for_the_run(one_by_one, messages_api, name):
     words, sent, kept = NOT_TAKEN[name]
 
     def respond(request):

@@ -1,4 +1,4 @@
-"""Single quirks of services, through the whole stage with real sockets."""
+"""Deviations of single services from the APIs, through the whole stage with real sockets."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_unknown_usage_is_charged_at_the_reservation(run_with, usage):
     assert "did not report the usage" in result.dataset.first_warning
 
 
-def test_without_usage_the_limit_bites(run_with):
+def test_without_usage_the_cost_limit_still_applies(run_with):
     body = completion(usage=None)
     limits = {"limits": {"maxCostUSD": "0.002"}}
     _, service, code, result = run_with(always(json_response(body)), annotation=limits)
@@ -210,7 +210,7 @@ CONFIGURATION = {
 
 
 @pytest.mark.parametrize("name", CONFIGURATION)
-def test_what_is_wrong_with_the_configuration_is_said(run_with, name):
+def test_configuration_errors_name_the_cause(run_with, name):
     make, expected, reason, words = CONFIGURATION[name]
     _, service, code, result = run_with(always(make), annotation={"onCaptionFailure": "Template"})
     assert (code, result.reason) == (expected, reason)
@@ -220,7 +220,7 @@ def test_what_is_wrong_with_the_configuration_is_said(run_with, name):
     assert len(service.requests) == 1
 
 
-def test_a_rate_limit_that_speaks_of_billing_is_no_spent_account(run_with):
+def test_a_rate_limit_that_mentions_billing_is_not_an_exhausted_account(run_with):
     message = "Rate limit reached. You can increase your rate limit by adding a payment method at https://x/account/billing."
     limited = error(429, message, code="rate_limit_exceeded")
     _, _, code, _ = run_with(lambda body, number: limited() if number == 1 else json_response(completion()))
@@ -247,7 +247,7 @@ ADAPTATIONS = {
 
 
 @pytest.mark.parametrize("name", ADAPTATIONS)
-def test_a_parameter_that_is_not_taken_is_exchanged_once_for_the_run(run_with, name):
+def test_a_rejected_parameter_is_replaced_once_for_the_run(run_with, name):
     status, body, what = ADAPTATIONS[name]
 
     def has(request: dict) -> bool:
@@ -365,7 +365,7 @@ def test_the_cause_of_a_failed_connection_is_named(run_with):
     assert "Connection error" not in result.message
 
 
-def test_patience_is_in_time_and_not_in_tries(run_with):
+def test_retries_are_limited_by_time_and_not_by_number(run_with):
     busy = error(529, "overloaded")
     _, service, code, result = run_with(
         lambda body, number: busy() if number < 60 else json_response(completion()), retrySeconds=30

@@ -1,4 +1,4 @@
-"""Captions pulled, edited, pushed and approved, and what the step does with an edit."""
+"""Captions are pulled, edited, pushed and approved, and the stage uses the edited ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def job(make_job) -> Job:
 
 @pytest.fixture
 def patches(job, httpserver: HTTPServer, tmp_path, monkeypatch) -> list[Any]:
-    """An API server that has the one job; gives the patches that it received."""
+    """Run an API server that has one job, and return the list of patches that it receives."""
     received: list[Any] = []
     metadata = {"namespace": job.namespace, "name": "statue", "uid": job.uid}
     resource = {"metadata": metadata, "spec": job.config().spec.to_wire()}
@@ -57,7 +57,7 @@ def patches(job, httpserver: HTTPServer, tmp_path, monkeypatch) -> list[Any]:
 
 @pytest.fixture
 def lora(job, patches, monkeypatch):
-    """Runs `lora captions ...`."""
+    """Return a function that runs `lora captions ...`."""
     credentials = job.running.seaweed.credentials
     monkeypatch.setenv("LORA_STORE_ENDPOINT", job.running.access.endpoint)
     monkeypatch.setenv("LORA_STORE_ACCESS_KEY", credentials.access_key)
@@ -124,7 +124,7 @@ def test_a_broken_edit_is_refused_at_the_push(job, lora, tmp_path, old, new, wor
 
 
 @pytest.mark.parametrize(("old", "new", "words"), WRONG)
-def test_a_broken_edit_in_the_store_is_named_by_the_step(job, old, new, words):
+def test_a_broken_edit_in_the_store_is_named_by_the_stage(job, old, new, words):
     store = job.running.store.output
     store.put(job.keys.captions, store.get(job.keys.captions).replace(old.encode(), new.encode()))
     code, result = job.run()
@@ -132,7 +132,7 @@ def test_a_broken_edit_in_the_store_is_named_by_the_step(job, old, new, words):
     assert words in result.message
 
 
-def test_a_line_that_a_reviewer_took_out_is_an_image_less(job):
+def test_a_row_that_a_reviewer_removed_removes_its_image(job):
     store = job.running.store.output
     store.put(job.keys.captions, b"".join(store.get(job.keys.captions).splitlines(keepends=True)[1:]))
     code, result = job.run()
@@ -140,7 +140,7 @@ def test_a_line_that_a_reviewer_took_out_is_an_image_less(job):
     assert result.dataset.images == result.captions.total == 4
 
 
-def test_what_is_missing_is_said(job, lora, tmp_path, monkeypatch):
+def test_what_is_missing_is_named(job, lora, tmp_path, monkeypatch):
     assert lora("pull", "/statue", tmp_path / "x", "--http").exit_code == 64
     assert lora("push", f"{job.namespace}/statue", tmp_path / "nothing", "--http").exit_code == 64
     monkeypatch.delenv("LORA_STORE_SECRET_KEY")

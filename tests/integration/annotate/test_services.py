@@ -1,4 +1,4 @@
-"""The whole stage against eight scripted services, each to its designed end."""
+"""The whole stage with eight scripted services."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPTION = "a photo of CUS statue, close-up at eye level, on a green lawn, soft d
 
 @pytest.fixture
 def run_with(make_job, http_server: HTTPServer, tmp_path: Path):
-    """Prepares a job against a service and runs it."""
+    """Return a function that runs a job with a service."""
 
     def run(answer, *, annotation=None, dataset=None, server=http_server, path="/v1", **llm):
         service = Service(answer)
@@ -63,7 +63,7 @@ def run_with(make_job, http_server: HTTPServer, tmp_path: Path):
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_services_that_need_adaptation_are_asked_once_more_in_a_run(run_with, answer, requests):
+def test_services_that_need_other_parameters_get_one_more_request_in_a_run(run_with, answer, requests):
     job, service, code, result = run_with(answer)
     assert code == 0, result.message
     assert {row["text"] for row in job.captions()} == {CAPTION}
@@ -78,7 +78,7 @@ def test_azure_with_its_filter(run_with, policy):
     job, service, code, result = run_with(
         services.azure_with_filter, annotation={"onCaptionFailure": policy}, dataset={"minImages": 4}
     )
-    assert len(service.requests) == 5  # the filter's answer would be the same again
+    assert len(service.requests) == 5  # the filter's answer is final, so it is not requested again
     if policy == "Fail":
         assert (code, result.reason) == (65, Reason.CAPTION_REFUSED)
         assert "content management policy" in result.message
@@ -116,7 +116,7 @@ def test_a_certificate_that_is_not_trusted_is_named_and_not_retried(run_with, se
     assert service.requests == []
 
 
-def test_a_slow_service_is_asked_one_at_a_time(run_with):
+def test_a_slow_service_gets_one_request_at_a_time(run_with):
     job, service, code, result = run_with(
         services.Slow(0.7), concurrency=4, timeoutSeconds=1.2, retrySeconds=30
     )
@@ -138,7 +138,7 @@ def test_a_reasoning_model_gets_a_larger_limit_once(run_with):
     )
 
 
-def test_a_model_that_only_reasons_says_what_the_tokens_went_to(run_with):
+def test_a_model_that_only_reasons_fails_with_its_use_of_tokens(run_with):
     def endless(body, _):
         limit = body["max_tokens"]
         usage = {

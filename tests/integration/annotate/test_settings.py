@@ -54,7 +54,7 @@ def test_every_value_has_a_run() -> None:
 def test_settings_annotate_together(
     make_job: Any, messages_api: MessagesAPI, record_property: Any, row: matrix.Row
 ) -> None:
-    """Of five images the first has a caption, and the language model declines the first that it is asked about."""
+    """Five images are annotated. The first one has a caption, and the language model refuses the first one that it gets."""
     record_property("run", 1)
     mode, failure = row["annotation.mode"], row["annotation.onCaptionFailure"]
     spec = sections(row)
@@ -112,12 +112,12 @@ ELSEWHERE = {
     "annotation.approval": "read by the operator: test_every_setting",
     "annotation.approvedCaptions": "read by the operator: test_every_setting",
 }
-"""Fields that the stage does not read, and the test of their effect."""
+"""Fields that the stage does not read, with the test of their effect."""
 FIELDS = [path for path in matrix.leaves(*SECTIONS) if path not in ELSEWHERE]
 
 
 def outcome(make_job: Any, messages_api: MessagesAPI, row: matrix.Row) -> dict[str, Any]:
-    """Return what a run asks the language model, leaves in the store and reports, without the names of its place."""
+    """Return the requests to the language model, the objects in the store and the result of a run, without names that differ between runs."""
     row = {"dataset.onBadImage": "Skip", "annotation.onCaptionFailure": "Skip", **row}
     if row.get("annotation.mode", "LLM") == "Template":
         del row["annotation.onCaptionFailure"]  # refused, because every image gets a caption
@@ -157,7 +157,7 @@ def test_every_field_has_a_value_to_try() -> None:
 
 
 def test_the_same_settings_leave_the_same(make_job: Any, messages_api: MessagesAPI) -> None:
-    """Without this, the test below would pass for a field without effect."""
+    """Otherwise the test below would pass for a field without effect."""
     first = outcome(make_job, messages_api, {})
     assert first["captions"]
     assert first["requests"]

@@ -1,4 +1,4 @@
-"""The chart, rendered once for every value set of values.yaml."""
+"""Fixtures: the chart, rendered once for each set of values in values.yaml."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def rendered_set(name: str) -> Objects:
 
 @pytest.fixture(params=VALUE_SETS)
 def rendered(request: pytest.FixtureRequest) -> Objects:
-    """The objects of each value set, one after the other."""
+    """Return the objects of each set of values."""
     return rendered_set(request.param)

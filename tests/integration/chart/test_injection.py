@@ -1,4 +1,4 @@
-"""No value writes YAML of its own: it is refused by the schema, or it stays one text."""
+"""No value can inject YAML: the schema refuses it, or it stays a string."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Path = tuple[str, ...]
 
 
 def texts(schema: dict[str, Any], path: Path = ()) -> Iterator[tuple[Path, bool]]:
-    """The path of every text among the values, and whether it may be any text. `*` is an item, `+` a value of a map."""
+    """Yield the path of every string among the values, and whether any string is allowed. `*` is an item, `+` a value of a map."""
     if "properties" in schema:
         for name, child in schema["properties"].items():
             yield from texts(child, (*path, name))
@@ -47,7 +47,7 @@ def put(values: dict[str, Any], path: Path, value: str) -> None:
 
 
 PROFILES = (("demo", "profile"), ("trialStore", "profile"))
-"""Names of profiles: another one changes what is rendered. They are written by `toYaml`."""
+"""Names of profiles, which change what is rendered. They are written by `toYaml`."""
 FREE = [path for path, free in texts(SCHEMA) if free and path not in PROFILES]
 BOUND = [path for path, free in texts(SCHEMA) if not free]
 

@@ -1,4 +1,4 @@
-"""The model cache: one claim a namespace, one fetching Job a model, and a new one whenever it would do something else."""
+"""The model cache: one claim for each namespace, one prefetch Job for each model, and a new Job after each change."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ VALUES: dict[str, Any] = {
 def prefetches(
     values: dict[str, Any], **options: Any
 ) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]]:
-    """(namespace, model) -> (config, Job)."""
+    """Return the configuration and the Job of each prefetch, by namespace and model."""
     objects = render(values, **options)
     configs = {
         (found["metadata"]["namespace"], found["metadata"]["name"]): json.loads(
@@ -91,7 +91,7 @@ def test_the_store_and_its_keys_are_for_models_of_the_store_only() -> None:
     ],
 )
 def test_a_job_that_would_differ_has_another_name(path: tuple[str, ...], value: Any) -> None:
-    """The spec of a Job cannot be changed, so an upgrade that tried would fail."""
+    """The spec of a Job is immutable, so an upgrade that changed it would fail."""
     changed = copy.deepcopy(VALUES)
     at = changed
     for step in path[:-1]:
@@ -102,8 +102,8 @@ def test_a_job_that_would_differ_has_another_name(path: tuple[str, ...], value: 
     assert before["metadata"]["name"] != after["metadata"]["name"]
 
 
-def test_so_has_the_job_of_another_chart(tmp_path: Path) -> None:
-    """Even with a pinned image: its labels, if nothing else, differ."""
+def test_a_job_of_another_chart_version_has_another_name(tmp_path: Path) -> None:
+    """The Job differs at least by its labels, even if the image is pinned."""
     newer = shutil.copytree(CHART, tmp_path / "chart")
     about = newer / "Chart.yaml"
     about.write_text(about.read_text().replace("ersion: 0.", "ersion: 9."))
@@ -114,7 +114,7 @@ def test_so_has_the_job_of_another_chart(tmp_path: Path) -> None:
     assert before["metadata"]["name"] != after["metadata"]["name"]
 
 
-def test_an_upgrade_that_changes_nothing_about_it_leaves_a_job_alone() -> None:
+def test_an_unrelated_upgrade_keeps_the_job() -> None:
     before, after = (
         prefetches(values)["studio", "house-model"][1] for values in (VALUES, VALUES | {"replicas": 2})
     )

@@ -1,4 +1,4 @@
-"""Alerts and the dashboard ask for metrics that exist, by labels that they have, in PromQL that parses."""
+"""Alerts and the dashboard use valid PromQL, and metrics and labels that exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GRAFANA = {"$__rate_interval": "5m", "$__range": "1d", "$job": "any"}
 
 
 def served() -> dict[str, set[str]]:
-    """Every series that the operator and the steps serve, with its labels."""
+    """Return the labels of every metric of the operator and the stages."""
     found: dict[str, set[str]] = {}
     for metric in vars(metrics).values():
         if isinstance(metric, Counter | Gauge | Histogram):
@@ -59,7 +59,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[tuple[str, str, set[str]]]:
-    """(where, PromQL, labels that its text names) of every alert and panel."""
+    """Yield the place, the PromQL and the labels in the texts of every alert and panel."""
     found = []
     for alert in alerts():
         words = " ".join(alert["annotations"].values())
@@ -86,7 +86,7 @@ def selectors(found: Iterable[Any]) -> list[Any]:
     return [node for node in found if isinstance(node, promql_parser.VectorSelector)]
 
 
-def test_expressions_ask_for_what_is_served() -> None:
+def test_expressions_use_metrics_and_labels_that_exist() -> None:
     known = served()
     for where, expression, named in expressions():
         everything = list(nodes(promql_parser.parse(expression)))
@@ -105,14 +105,14 @@ def test_expressions_ask_for_what_is_served() -> None:
 
 def test_alerts_look_at_this_releases_operator_only() -> None:
     (service,) = [found for found in objects("Service") if found["metadata"]["name"] == "lora-metrics"]
-    wanted = {"job": service["metadata"]["name"], "namespace": service["metadata"]["namespace"]}
+    expected = {"job": service["metadata"]["name"], "namespace": service["metadata"]["namespace"]}
     for alert in alerts():
         for node in selectors(nodes(promql_parser.parse(alert["expr"]))):
             matchers = {matcher.name: matcher.value for matcher in node.matchers.matchers}
-            assert wanted.items() <= matchers.items(), alert["alert"]
+            assert expected.items() <= matchers.items(), alert["alert"]
 
 
-def test_optional_alerts_come_with_what_they_are_about() -> None:
+def test_optional_alerts_are_rendered_with_their_features() -> None:
     def names(**values: Any) -> set[str]:
         (rule,) = [
             o

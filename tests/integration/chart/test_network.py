@@ -1,4 +1,4 @@
-"""Network policies: each pod gets to what it needs, and the ports come from the profiles."""
+"""Network policies: each pod reaches what it needs, on the ports of the profiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def policies(values: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def reach(policy: dict[str, Any]) -> set[tuple[int, str]]:
-    """(port, where) of every egress rule; where is `any`, or the first CIDR or selector."""
+    """Return the port and the destination of every egress rule: `any`, or the first CIDR or selector."""
 
     def where(rule: dict[str, Any]) -> str:
         if "to" not in rule:
@@ -91,7 +91,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("profile", "annotate", "train"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_steps_reach_what_their_profiles_need(profile: Any, annotate: Any, train: Any) -> None:
+def test_stages_reach_what_their_profiles_need(profile: Any, annotate: Any, train: Any) -> None:
     found = policies({"profiles": {"default": profile}, "networkPolicy": {"jobNamespaces": ["studio"]}})
     assert reach(found["studio", "lora-annotate"]) == annotate
     assert reach(found["studio", "lora-train"]) == train
@@ -173,7 +173,7 @@ def test_only_the_operator_reads_progress_unless_prometheus_does_too() -> None:
     assert sources(podMonitor={"enabled": True}, policy={"metricsFrom": [monitoring]}) == [*alone, monitoring]
 
 
-def test_the_operator_reaches_the_api_server_and_steps_only() -> None:
+def test_the_operator_reaches_the_api_server_and_stages_only() -> None:
     only = [{"ipBlock": {"cidr": "10.0.0.1/32"}}]
     spec = policies({"networkPolicy": {"apiServer": {"to": only, "ports": [6443]}}})["lora-system", "lora"]
     assert reach(spec) == {(6443, "10.0.0.1/32"), (8080, "selected")}

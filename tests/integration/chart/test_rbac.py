@@ -1,4 +1,4 @@
-"""The operator may do what its code does, and nothing else: neither can change without the other."""
+"""The operator's permissions are exactly those that its code needs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KINDS = {name: kind for name, kind in vars(api).items() if isinstance(kind, api.
 
 
 def calls(source: str) -> Iterator[Permission]:
-    """What the calls of `Api` in a module amount to; each says plainly which kind it is about."""
+    """Return the permissions that the calls of `Api` in a module need. Each call names its kind literally."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
@@ -60,7 +60,7 @@ def last_name(node: ast.expr) -> str:
 
 
 def modules() -> Iterator[tuple[str, str]]:
-    """Name and source of all that the operator's process imports of the operator."""
+    """Return the name and the source of every module of the operator."""
     graph = grimp.build_graph("lora_operator")
     for name in sorted({"lora_operator.__main__", *graph.find_upstream_modules("lora_operator.__main__")}):
         spec = importlib.util.find_spec(name)
@@ -70,7 +70,7 @@ def modules() -> Iterator[tuple[str, str]]:
 
 
 def watches(tmp_path: Path) -> set[Permission]:
-    """What kopf lists and watches for the handlers that the operator registers."""
+    """Return what kopf lists and watches for the operator's handlers."""
     settings = read_settings({"LORA_ANNOTATE_IMAGE": "a", "LORA_TRAIN_IMAGE": "t"})
     profiles = tmp_path / "profiles.yaml"
     profiles.write_text("profiles: {}")
@@ -114,7 +114,7 @@ def test_tokens_are_reviewed_only_where_the_metrics_ask_for_them() -> None:
     assert not [o for o in render() if o["kind"] == "ClusterRole" and "metrics" in o["metadata"]["name"]]
 
 
-def test_where_several_elect_a_leader_the_role_is_what_that_takes() -> None:
+def test_with_several_replicas_the_role_allows_leader_election() -> None:
     assert granted(render({"replicas": 2}), "lora-leader") == {p for p in needed() if p.resource == "leases"}
 
 
@@ -138,7 +138,7 @@ def test_no_role_has_a_wildcard_or_reads_secrets(rendered: list[dict[str, Any]])
             assert not words & {"*", "secrets", "escalate", "bind", "impersonate"}, found["metadata"]["name"]
 
 
-def test_one_team_has_no_role_beyond_its_namespaces() -> None:
+def test_scope_namespaced_has_no_role_beyond_its_namespaces() -> None:
     objects = render(
         {"rbac": {"scope": "namespaced", "aggregate": False}, "watchNamespaces": ["studio", "atelier"]}
     )

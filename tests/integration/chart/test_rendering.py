@@ -1,4 +1,4 @@
-"""What the chart renders, over all value sets: known to Kubernetes, restricted, and without clashes."""
+"""The rendered chart with all sets of values: valid for Kubernetes, restricted, and without conflicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOREIGN = "monitoring.coreos.com/v1"
 
 @cache
 def problem(manifest: str, version: str) -> str:
-    """What Kubernetes' schema says against an object, unknown fields included; empty when nothing."""
+    """Return the error of Kubernetes' schema for an object, unknown fields included; empty if it is valid."""
     try:
         kubernetes_validate.validate(json.loads(manifest), version, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -37,14 +37,14 @@ def test_kubernetes_knows_every_object_and_field(rendered: list[dict[str, Any]],
             assert problem(json.dumps(found), version) == "", name
 
 
-def test_that_check_sees_a_misspelt_field() -> None:
+def test_the_schema_check_finds_a_misspelt_field() -> None:
     service = next(found for found in render() if found["kind"] == "Service")
     service["spec"]["selektor"] = {}
     assert "selektor" in problem(json.dumps(service), NEWEST)
 
 
 @pytest.mark.parametrize("name", VALUE_SETS)
-def test_helm_finds_nothing_to_warn_of(name: str) -> None:
+def test_helm_lint_has_no_warnings(name: str) -> None:
     ran = helm("lint", "--strict", str(CHART), "--namespace", "lora-system", values=VALUE_SETS[name])
     assert "[WARNING]" not in ran.stdout
 
@@ -77,14 +77,14 @@ CLUSTER_WIDE = {
 }
 
 
-def test_every_object_says_where_it_goes_and_whose_it_is(rendered: list[dict[str, Any]]) -> None:
+def test_every_object_has_a_namespace_and_the_releases_labels(rendered: list[dict[str, Any]]) -> None:
     for found in rendered:
         assert ("namespace" in found["metadata"]) == (found["kind"] not in CLUSTER_WIDE), found["metadata"]
         assert found["metadata"]["labels"]["app.kubernetes.io/instance"] == "lora"
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(name, metadata, spec) of every pod that the objects are or make."""
+    """Yield the name, the metadata and the spec of every pod that the objects are or create."""
     for found in objects:
         name = f"{found['kind']} {found['metadata']['name']}"
         if found["kind"] == "Pod":
@@ -94,7 +94,7 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], d
 
 
 def test_every_pod_is_restricted(rendered: list[dict[str, Any]]) -> None:
-    """To the restricted Pod Security Standard, and a read-only root file system beyond it."""
+    """Pods meet the restricted Pod Security Standard and have a read-only root file system."""
     for name, _, pod in pods(rendered):
         assert pod["securityContext"]["runAsNonRoot"] is True, name
         assert pod["securityContext"]["runAsUser"] == 65532, name
@@ -126,9 +126,9 @@ def test_only_pods_that_ask_the_api_server_have_a_token(
 
 
 def test_pull_secrets_reach_every_pod(rendered: list[dict[str, Any]], request: pytest.FixtureRequest) -> None:
-    wanted = VALUE_SETS[request.node.callspec.params["rendered"]].get("imagePullSecrets", [])
+    expected = VALUE_SETS[request.node.callspec.params["rendered"]].get("imagePullSecrets", [])
     for name, _, pod in pods(rendered):
-        assert [secret["name"] for secret in pod.get("imagePullSecrets", [])] == wanted, name
+        assert [secret["name"] for secret in pod.get("imagePullSecrets", [])] == expected, name
 
 
 def test_selectors_select_their_own_pods_and_no_others(rendered: list[dict[str, Any]]) -> None:
@@ -197,7 +197,7 @@ def test_an_images_digest_wins_over_its_tag_and_the_chart_has_a_tag_of_its_own()
     assert env["LORA_ANNOTATE_IMAGE"].endswith(f":{version}")
 
 
-def test_the_crd_is_kept_unless_told_otherwise() -> None:
+def test_the_crd_is_kept_unless_keep_is_false() -> None:
     def annotations(keep: bool) -> Any:
         objects = render({"crds": {"keep": keep}})
         crd = next(item for item in objects if item["kind"] == "CustomResourceDefinition")

@@ -1,4 +1,4 @@
-"""The trial store starts as the chart starts it, and its upload leaves what the quickstart's job asks for."""
+"""The trial store runs with the chart's command line, and its upload contains what the quickstart's job needs."""
 
 from __future__ import annotations
 
@@ -73,21 +73,21 @@ def test_another_profile_and_a_fixed_address() -> None:
 
 @pytest.fixture
 def store(trial: list[dict[str, Any]], tmp_path: Path) -> Iterator[tuple[str, Minio]]:
-    """SeaweedFS under the chart's command line; only its places and ports are this machine's."""
+    """Run SeaweedFS with the chart's command line, except for folders and ports."""
     (deployment,) = named(trial, "Deployment", "lora-trial-store")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     program, mini, *options = container["command"]
     master, volume, filer, s3 = free_ports("127.0.0.1", 4)
-    ours = {"-dir": tmp_path / "data", "-ip.bind": "127.0.0.1", "-s3.port": s3}
-    ours |= {"-master.port": master, "-volume.port": volume, "-filer.port": filer}
-    kept = [option for option in options if option.partition("=")[0] not in ours]
+    own_options = {"-dir": tmp_path / "data", "-ip.bind": "127.0.0.1", "-s3.port": s3}
+    own_options |= {"-master.port": master, "-volume.port": volume, "-filer.port": filer}
+    kept = [option for option in options if option.partition("=")[0] not in own_options]
     (tmp_path / "data").mkdir()
     weed = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert weed is not None
     environment = {"HOME": str(tmp_path), "AWS_ACCESS_KEY_ID": "trial", "AWS_SECRET_ACCESS_KEY": "s" * 32}
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            [weed, mini, *kept, *(f"{name}={value}" for name, value in ours.items())],
+            [weed, mini, *kept, *(f"{name}={value}" for name, value in own_options.items())],
             env=environment,
             cwd=tmp_path / "data",
             stdout=log,
@@ -135,9 +135,9 @@ def test_the_upload_leaves_the_quickstarts_data(
     (secret / "accessKey").write_text("trial")
     (secret / "secretKey").write_text("s" * 32)
     endpoint, client = store
-    pictures = CHART / "files" / "quickstart"
-    assert set(given["binaryData"]) == {path.name for path in pictures.iterdir()}
-    subprocess.run([sys.executable, script, endpoint, secret, pictures, MODEL], check=True)
+    images = CHART / "files" / "quickstart"
+    assert set(given["binaryData"]) == {path.name for path in images.iterdir()}
+    subprocess.run([sys.executable, script, endpoint, secret, images, MODEL], check=True)
 
     spec = parse_spec(QUICKSTART["spec"])
     found = {item.object_name: item.size for item in client.list_objects("datasets", recursive=True)}

@@ -1,4 +1,4 @@
-"""Values: whatever the chart does not know is refused, in words that name it."""
+"""Values: unknown ones are refused with their name."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ INCOMPLETE = [
 
 
 @pytest.mark.parametrize(("values", "words"), INCOMPLETE, ids=[words for _, words in INCOMPLETE])
-def test_values_that_need_others_say_so(values: Any, words: str) -> None:
+def test_values_without_the_values_that_they_need_are_refused(values: Any, words: str) -> None:
     ran = helm("template", "lora", str(CHART), values=values, check=False)
     assert ran.returncode != 0
     assert words in ran.stderr
@@ -128,7 +128,7 @@ def test_the_notes_say_what_to_do_next(values: Any, words: str) -> None:
     assert words in helm("install", "lora", str(CHART), *where, values=values).stdout
 
 
-def test_the_notes_warn_of_nothing_that_is_closed() -> None:
+def test_the_notes_have_no_warning_for_closed_policies() -> None:
     peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "x"}}}]
     policy = {"jobNamespaces": ["studio"], "apiServer": {"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}}
     where = ("--namespace", "lora-system", "--dry-run=client")
@@ -140,7 +140,7 @@ def test_the_notes_warn_of_nothing_that_is_closed() -> None:
 
 
 def test_the_schema_leaves_no_map_open() -> None:
-    """Every object of the schema either lists its fields and no others, or says of what kind its entries are."""
+    """Every object of the schema lists its fields, or has a schema for its entries."""
     schema = json.loads((CHART / "values.schema.json").read_text())
     # Kubernetes' own selectors and affinities end in {}: the API server checks these
     open_maps = [
@@ -162,7 +162,7 @@ def parts(schema: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_every_field_of_the_schema_is_in_values() -> None:
-    """The other way round is Helm's own check of the defaults."""
+    """Helm itself checks the opposite: that the defaults match the schema."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert list(missing(schema, values)) == ["global"]
@@ -181,7 +181,7 @@ def test_what_is_generated_is_up_to_date() -> None:
         assert path.read_bytes() == content, f"{path.name}: run `make chart`"
 
 
-def test_the_table_takes_its_words_from_the_comments() -> None:
+def test_the_table_of_values_is_made_from_the_comments() -> None:
     table = values_table("# -- One.\n# Two.\na: {b: 1}\nc:\n  # -- Three.\n  d: x\n  e: []\n")
     assert table.splitlines()[2:] == [
         '| `a` | `{"b": 1}` | One. Two. |',

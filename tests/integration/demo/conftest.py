@@ -1,4 +1,4 @@
-"""A finished job, a store that can go away, the demo on it, and a browser."""
+"""Fixtures: a finished job, a store that can be stopped, the demo that uses it, and a browser."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.quickstart import QUICKSTART, lora_run, write_tiny_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 TIMEOUT_MS = 90_000
-"""Of a machine with better things to do."""
+"""Time limit of a step in the browser, for a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """For a module alone: Playwright's event loop runs in this thread, and keeps asyncio from others' tests."""
+    """The scope is a module, because Playwright's event loop runs in this thread and other tests could not use asyncio."""
     if CHROMIUM is None:
         pytest.skip("no chromium or google-chrome on this machine: apt-get install chromium")
     expect.set_options(timeout=TIMEOUT_MS)
@@ -49,8 +49,8 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots are kept: LORA_SCREENSHOTS, or with pytest's temporary files."""
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of screenshots: LORA_SCREENSHOTS, or a temporary one."""
     folder = Path(os.environ.get("LORA_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -63,7 +63,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def home(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `lora run` leaves of a job that has finished."""
+    """Return a home after `lora run` of a job."""
     folder = tmp_path_factory.mktemp("home")
     ran = lora_run(folder, model)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -72,7 +72,7 @@ def home(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """The page as a pod runs it: on a profile and a Secret's files."""
+    """Run the page as in a pod, with a profile and the files of a Secret."""
     folder = tmp_path_factory.mktemp("demo")
     buckets = [DEFAULT_PROFILE.store.input_bucket, DEFAULT_PROFILE.store.output_bucket]
     with FileLock(home / "store" / SERVER, timeout=60):
@@ -104,7 +104,7 @@ def demo(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]
 
 
 def publish_more(store: Store) -> Manifest:
-    """Adapters beside the finished job's: a loud one, two that came to harm, one of another base model."""
+    """Publish more adapters: one with a strong effect, two damaged ones, and one of another base model."""
     found = store.output.list("default/quickstart/", 1000)
     key = next(item.key for item in found if item.key.endswith("attempt-1/manifest.json"))
     finished = Manifest.model_validate_json(store.output.get(key))

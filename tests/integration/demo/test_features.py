@@ -1,4 +1,4 @@
-"""What users do with the page: compare strengths and seeds, see every job, download, approve with care."""
+"""Features of the page: strengths and seeds, all jobs, downloads, approval."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lora_api.keys import JobKeys
 from lora_api.manifest import sha256_hex
 from tests.support.demo_server import Demo, serve
 
-from .test_pages import assert_shown, choose, open_page, picture_of, set_steps, settle
+from .test_pages import assert_shown, choose, open_page, pixels_of, set_steps, settle
 
 STEPS = ("· step 4 · ", r"#\d · ")
 """Labels of the row of a checkpoint, and of the published adapter."""
 
 
-def test_a_grid_has_an_image_for_each_strength_and_seed(page: Page, demo: Demo, pictures: Path) -> None:
+def test_a_grid_has_an_image_for_each_strength_and_seed(page: Page, demo: Demo, screenshots: Path) -> None:
     open_page(page, demo)
     choose(page, "quickstart")
     page.get_by_text("Grid of strengths", exact=True).click()
@@ -41,12 +41,12 @@ def test_a_grid_has_an_image_for_each_strength_and_seed(page: Page, demo: Demo, 
             assert_shown(row.first)
             assert_shown(row.last)
         checkpoint, published = (
-            picture_of(page.get_by_alt_text(re.compile(f"{step}strength 1 · seed {seed}:"))) for step in STEPS
+            pixels_of(page.get_by_alt_text(re.compile(f"{step}strength 1 · seed {seed}:"))) for step in STEPS
         )
         assert np.abs(checkpoint - published).max() > 0
-    none = [picture_of(page.get_by_alt_text(re.compile(f"{step}strength 0 · seed 0:"))) for step in STEPS]
+    none = [pixels_of(page.get_by_alt_text(re.compile(f"{step}strength 0 · seed 0:"))) for step in STEPS]
     assert (none[0] == none[1]).all()
-    page.screenshot(path=pictures / "grid.png")
+    page.screenshot(path=screenshots / "grid.png")
 
 
 def test_a_prompt_that_is_too_long_shows_what_is_ignored(page: Page, demo: Demo) -> None:
@@ -59,7 +59,9 @@ def test_a_prompt_that_is_too_long_shows_what_is_ignored(page: Page, demo: Demo)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_narrow_dark_and_local(browser: Browser, demo: Demo, pictures: Path, scheme: str) -> None:
+def test_the_page_is_narrow_dark_and_local(
+    browser: Browser, demo: Demo, screenshots: Path, scheme: str
+) -> None:
     """It follows the system's color scheme, fits a phone, and requests nothing from other hosts."""
     context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page = context.new_page()
@@ -70,7 +72,7 @@ def test_the_page_is_narrow_dark_and_local(browser: Browser, demo: Demo, picture
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         settle(page)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        page.screenshot(path=pictures / f"{name}-{scheme}.png")
+        page.screenshot(path=screenshots / f"{name}-{scheme}.png")
     background = page.evaluate(
         "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
     )
@@ -102,7 +104,7 @@ def write_run(runs: Path, name: str, uid: str, phase: str, reason: str, message:
 
 
 def test_jobs_are_shown_in_every_phase_with_reasons_and_downloads(
-    page: Page, demo: Demo, pictures: Path, tmp_path: Path
+    page: Page, demo: Demo, screenshots: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(Path(demo.settings["LORA_RUNS"]), runs)
@@ -118,7 +120,7 @@ def test_jobs_are_shown_in_every_phase_with_reasons_and_downloads(
         for phase in ("Queued", "Failed", "Succeeded", "Interrupted"):
             expect(page.get_by_text(phase, exact=True).first).to_be_visible()
         settle(page)
-        page.screenshot(path=pictures / "jobs.png", full_page=True)
+        page.screenshot(path=screenshots / "jobs.png", full_page=True)
         adapter = demo.finished.adapter
         with page.expect_download() as download:
             # Streamlit puts the key of a widget, here the object key, into its class.
@@ -147,7 +149,7 @@ def test_many_jobs_are_searched(page: Page, demo: Demo, tmp_path: Path) -> None:
 
 
 def test_a_running_job_is_followed_to_its_end(page: Page, demo: Demo, tmp_path: Path) -> None:
-    """Without a reload of the page."""
+    """The page is not reloaded."""
     runs = tmp_path / "runs"
     write_run(runs, "running", "uid-1", "Queued", "Queued", "waiting for the process to start")
     with FileLock(runs / "default/running/lock"), serve({**demo.settings, "LORA_RUNS": str(runs)}) as url:
@@ -159,7 +161,7 @@ def test_a_running_job_is_followed_to_its_end(page: Page, demo: Demo, tmp_path: 
 
 
 def test_captions_without_the_trigger_are_approved_only_after_a_question(
-    page: Page, demo: Demo, pictures: Path, tmp_path: Path
+    page: Page, demo: Demo, screenshots: Path, tmp_path: Path
 ) -> None:
     runs, keys = tmp_path / "runs", JobKeys("default", "untriggered", "uid-3")
     write_run(runs, keys.name, keys.uid, "AwaitingApproval", "AwaitingApproval", "captions wait")
@@ -177,7 +179,7 @@ def test_captions_without_the_trigger_are_approved_only_after_a_question(
         settle(page)
         page.get_by_role("button", name="Approve", exact=True).click()
         expect(page.get_by_text("do not contain the token")).to_be_visible()
-        page.screenshot(path=pictures / "untriggered.png")
+        page.screenshot(path=screenshots / "untriggered.png")
         status = runs / "default/untriggered/status.yaml"
         assert "approvedCaptions" not in status.read_text()
         page.get_by_role("button", name="Approve without the token").click()

@@ -1,4 +1,4 @@
-"""What a forged manifest, report or caption in the store can do to the page: nothing."""
+"""Forged manifests, reports and captions in the store have no effect on the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .test_pages import assert_shown, choose, open_page
 
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[str]]]:
-    """A server of the attacker's, and the paths that were requested from it."""
+    """Run a server of an attacker, and return its address and the list of requested paths."""
     requested: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -51,7 +51,7 @@ def attack(address: str) -> str:
 
 @pytest.fixture
 def forged(demo: Demo, listener: tuple[str, list[str]]) -> Iterator[Manifest]:
-    """A published job whose every text is an attack, with a report that has scripts."""
+    """Publish a job whose texts are all attacks, with a report that has scripts."""
     address, _ = listener
     keys = JobKeys("default", "forged", "forged-uid")
     report = (
@@ -77,7 +77,7 @@ def wait_for_catalog(page: Page) -> None:
 
 
 def test_texts_of_the_store_stay_text_and_reports_have_no_rights(
-    page: Page, demo: Demo, forged: Manifest, listener: tuple[str, list[str]], pictures: Path
+    page: Page, demo: Demo, forged: Manifest, listener: tuple[str, list[str]], screenshots: Path
 ) -> None:
     _, requested = listener
     hosts: set[str] = set()
@@ -89,7 +89,7 @@ def test_texts_of_the_store_stay_text_and_reports_have_no_rights(
     report = page.locator("iframe").first.content_frame.locator("iframe")
     expect(report.content_frame.get_by_role("heading", name="Forged")).to_be_visible()
     assert report.get_attribute("sandbox") == ""
-    page.screenshot(path=pictures / "forged-report.png")
+    page.screenshot(path=screenshots / "forged-report.png")
     open_page(page, demo, "Generate")
     choose(page, "forged")
     open_page(page, demo, "Captions")
@@ -97,7 +97,7 @@ def test_texts_of_the_store_stay_text_and_reports_have_no_rights(
     page.get_by_role("option").filter(has_text="default/forged ").click()
     expect(page.get_by_text(FILE_NAME, exact=True)).to_be_visible()
     expect(page.get_by_text("a comment instead of a description")).to_be_visible()
-    page.screenshot(path=pictures / "forged-captions.png")
+    page.screenshot(path=screenshots / "forged-captions.png")
     page.wait_for_timeout(500)
     assert requested == []
     assert {host.partition(":")[0] for host in hosts if host} <= {"127.0.0.1", "localhost"}

@@ -1,4 +1,4 @@
-"""The designer's way: from photographs in the browser to a downloaded adapter."""
+"""A new job in the browser: from photographs to a downloaded adapter."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def prepare(page: Page, url: str) -> None:
 
 
 def test_photographs_become_a_downloaded_adapter(
-    page: Page, own_demo: str, pictures: Path, tmp_path: Path
+    page: Page, own_demo: str, screenshots: Path, tmp_path: Path
 ) -> None:
     requested: set[str] = set()
     page.on("request", lambda request: requested.add(request.url))
@@ -78,7 +78,7 @@ def test_photographs_become_a_downloaded_adapter(
     page.get_by_role("button", name="Train", exact=True).click()
     save = page.get_by_role("button", name="Download for diffusers")
     expect(save).to_be_visible(timeout=300_000)
-    page.screenshot(path=pictures / "new-job.png")
+    page.screenshot(path=screenshots / "new-job.png")
     with page.expect_download() as download:
         save.click()
     with safe_open(download.value.path(), "pt") as adapter:
@@ -92,7 +92,7 @@ def test_photographs_become_a_downloaded_adapter(
     assert {url for url in requested if not url.startswith(own)} == set()
 
 
-def test_a_text_that_is_named_as_an_image_is_told(page: Page, own_demo: str, tmp_path: Path) -> None:
+def test_a_text_file_with_an_images_name_is_reported(page: Page, own_demo: str, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not an image")
     page.goto(f"{own_demo}/new")
     with page.expect_file_chooser() as chooser:
@@ -101,7 +101,7 @@ def test_a_text_that_is_named_as_an_image_is_told(page: Page, own_demo: str, tmp
     expect(page.get_by_role("alert").filter(has_text="Not images")).to_contain_text("notes.jpg")
 
 
-def test_a_run_that_cannot_start_says_why(page: Page, own_demo: str) -> None:
+def test_a_job_that_cannot_start_shows_the_reason(page: Page, own_demo: str) -> None:
     prepare(page, own_demo)
     job = yaml.safe_load(manifest())
     job["spec"]["resources"]["train"]["gpus"] = 4

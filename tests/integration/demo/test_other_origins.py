@@ -1,4 +1,4 @@
-"""What a page of another origin can do in the browser of a person who has the demo open: nothing."""
+"""Pages of other origins have no access to the demo in the same browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVIL = "http://evil.example"
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A page whose store does not exist."""
+    """Run a page whose store does not exist."""
     folder: Path = tmp_path_factory.mktemp("page")
     profile = {"store": {"endpoint": "127.0.0.1:9", "secure": False}, "models": {}}
     (folder / "profiles.yaml").write_text(yaml.safe_dump({"profiles": {"default": profile}}))
@@ -55,7 +55,7 @@ def test_only_the_page_itself_opens_a_session(url: str) -> None:
 
 
 def test_a_name_that_resolves_to_this_machine_opens_no_session(url: str) -> None:
-    """After DNS rebinding, the other page is of one origin with the demo."""
+    """After DNS rebinding, the other page has the origin of the demo."""
     port = urlsplit(url).port
     assert handshake(url, f"{EVIL}:{port}", host=f"{urlsplit(EVIL).netloc}:{port}") == 403
     assert handshake(url, f"http://localhost:{port}", host=f"localhost:{port}") == 101

@@ -25,8 +25,8 @@ STATE = "dataset.testScriptState"
 WITH, WITHOUT = re.compile("^With the adapters? · seed 0:"), re.compile("^Base model · seed 0:")
 
 
-def picture_of(image: Locator) -> np.ndarray:
-    """A drawn picture as the browser got it, height by width by 3."""
+def pixels_of(image: Locator) -> np.ndarray:
+    """Return an image as the browser got it, as an array of height by width by 3."""
     expect(image).to_be_visible()
     source = str(image.evaluate("image => image.src"))
     data = image.page.request.get(source).body()
@@ -34,17 +34,17 @@ def picture_of(image: Locator) -> np.ndarray:
 
 
 def assert_shown(image: Locator) -> None:
-    """The browser has the picture, not only its frame."""
+    """Assert that the browser has loaded an image."""
     expect(image).to_be_visible()
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
 
 def generate(page: Page) -> tuple[np.ndarray, np.ndarray]:
-    """With the adapters, and without."""
+    """Generate images with and without the adapters."""
     page.get_by_role("button", name="Generate", exact=True).click()
     page.wait_for_function(f"document.querySelector('[data-testid=stApp]').{STATE} == 'running'")
     expect(page.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
-    return picture_of(page.get_by_alt_text(WITH)), picture_of(page.get_by_alt_text(WITHOUT))
+    return pixels_of(page.get_by_alt_text(WITH)), pixels_of(page.get_by_alt_text(WITHOUT))
 
 
 def set_steps(page: Page, steps: int) -> None:
@@ -62,7 +62,7 @@ def settle(page: Page) -> None:
 
 
 def choose(page: Page, *names: str) -> None:
-    """Let exactly these jobs' adapters be chosen."""
+    """Select exactly the adapters of these jobs."""
     page.get_by_role("button", name="Clear all").click()
     settle(page)
     for name in names:
@@ -79,8 +79,8 @@ def open_page(page: Page, demo: Demo, name: str = "Generate") -> None:
     settle(page)
 
 
-def test_pictures_with_the_adapter_differ_from_the_base_models(
-    page: Page, demo: Demo, pictures: Path
+def test_images_with_the_adapter_differ_from_the_base_models(
+    page: Page, demo: Demo, screenshots: Path
 ) -> None:
     open_page(page, demo)
     choose(page, "quickstart")
@@ -88,7 +88,7 @@ def test_pictures_with_the_adapter_differ_from_the_base_models(
     set_steps(page, 3)
     expect(page.get_by_text("a photo of CUS ring, on a beach")).to_be_visible()
     adapted, base = generate(page)
-    page.screenshot(path=pictures / "generate.png")
+    page.screenshot(path=screenshots / "generate.png")
     assert adapted.shape == base.shape == (64, 64, 3)
     assert np.abs(adapted - base).max() > 0
 
@@ -99,14 +99,14 @@ def test_pictures_with_the_adapter_differ_from_the_base_models(
     assert (rested == base).all()
 
 
-def test_adapters_are_blended(page: Page, demo: Demo, pictures: Path) -> None:
+def test_adapters_are_blended(page: Page, demo: Demo, screenshots: Path) -> None:
     open_page(page, demo)
     choose(page, "loud")
     set_steps(page, 2)
     loud, base = generate(page)
     choose(page, "loud", "quickstart")
     both, base_again = generate(page)
-    page.screenshot(path=pictures / "blend.png")
+    page.screenshot(path=screenshots / "blend.png")
     assert (base == base_again).all()
     assert np.abs(loud - base).max() > 0
     assert np.abs(both - loud).max() > 0
@@ -116,15 +116,15 @@ def test_adapters_are_blended(page: Page, demo: Demo, pictures: Path) -> None:
     ("name", "words"),
     [("harmed", "was changed after it was published"), ("lost", "is missing from the store")],
 )
-def test_an_adapter_that_came_to_harm_is_named_and_not_loaded(
-    page: Page, demo: Demo, pictures: Path, name: str, words: str
+def test_a_damaged_adapter_is_named_and_not_loaded(
+    page: Page, demo: Demo, screenshots: Path, name: str, words: str
 ) -> None:
     open_page(page, demo)
     choose(page, name)
     page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text(words)
     expect(page.get_by_role("alert")).to_contain_text(f"default/{name}/")
-    page.screenshot(path=pictures / f"{name}.png")
+    page.screenshot(path=screenshots / f"{name}.png")
     assert page.get_by_alt_text(WITH).count() == 0
 
 
@@ -135,10 +135,10 @@ def test_adapters_of_two_base_models_are_not_blended(page: Page, demo: Demo) -> 
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_disabled()
 
 
-def test_jobs_are_shown_with_their_reports(page: Page, demo: Demo, pictures: Path) -> None:
+def test_jobs_are_shown_with_their_reports(page: Page, demo: Demo, screenshots: Path) -> None:
     open_page(page, demo, "Jobs")
     assert_shown(page.get_by_alt_text("a photo of a CUS ring on a red background", exact=True))
-    page.screenshot(path=pictures / "jobs.png")
+    page.screenshot(path=screenshots / "jobs.png")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download report").click()
     written = demo.store.output.get(demo.finished.adapter.report_key)
@@ -146,20 +146,20 @@ def test_jobs_are_shown_with_their_reports(page: Page, demo: Demo, pictures: Pat
     page.get_by_role("button", name="Report", exact=True).click()
     report = page.frame_locator("iframe").frame_locator("iframe")
     expect(report.get_by_role("heading", level=1)).to_contain_text("CUS ring")
-    for picture in report.locator("img").all():
-        picture.scroll_into_view_if_needed()
-        assert_shown(picture)
+    for image in report.locator("img").all():
+        image.scroll_into_view_if_needed()
+        assert_shown(image)
     settle(page)
-    page.screenshot(path=pictures / "jobs-report.png")
+    page.screenshot(path=screenshots / "jobs-report.png")
     page.get_by_role("button", name="All jobs").click()
     assert_shown(page.get_by_alt_text("a photo of a CUS ring on a red background", exact=True))
 
 
-def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, pictures: Path) -> None:
-    """A job stops for approval; what is written and approved in the page is what it goes on with."""
+def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, screenshots: Path) -> None:
+    """A job waits for approval, and continues with the captions that were edited and approved in the page."""
     job = yaml.safe_load((QUICKSTART / "job.yaml").read_text())
     job["metadata"]["name"] = "reviewed"
-    file = pictures / "reviewed.yaml"
+    file = screenshots / "reviewed.yaml"
     file.write_text(dump_yaml(job))
 
     def run() -> subprocess.CompletedProcess[str]:
@@ -180,13 +180,13 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     uid = yaml.safe_load((demo.home / "runs/default/reviewed/status.yaml").read_text())["metadata"]["uid"]
     keys = JobKeys("default", "reviewed", uid)
 
-    page.wait_for_timeout(10_000)  # so long the page remembers what the store held
+    page.wait_for_timeout(10_000)  # the page caches the content of the store for this time
     open_page(page, demo, "Captions")
     page.get_by_role("combobox", name="Job").click()
     page.get_by_role("option").filter(has_text="default/reviewed").click()
     expect(page.get_by_text("This job is waiting for your approval.")).to_be_visible(timeout=60_000)
-    for picture in page.get_by_role("img").all():
-        assert_shown(picture)
+    for image in page.get_by_role("img").all():
+        assert_shown(image)
     box = page.get_by_role("textbox", name="000.png")
     expect(box).to_have_value("a photo of a purple CUS ring on a white background")
     box.fill("a photo of CUS ring above a green field")
@@ -194,10 +194,10 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     expect(page.get_by_role("button", name="Approve")).to_be_disabled()
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("button", name="Approve")).to_be_enabled()
-    page.screenshot(path=pictures / "captions.png")
+    page.screenshot(path=screenshots / "captions.png")
     page.get_by_role("button", name="Approve").click()
     expect(page.get_by_text("Approved. Start `lora run` again".replace("`", ""))).to_be_visible()
-    page.screenshot(path=pictures / "approved.png")
+    page.screenshot(path=screenshots / "approved.png")
 
     data = demo.store.output.get(keys.captions)
     assert b'"a photo of CUS ring above a green field"' in data
@@ -211,14 +211,14 @@ def test_captions_are_edited_and_approved(page: Page, demo: Demo, model: Path, p
     assert "a photo of CUS ring above a green field" in report
 
 
-def test_a_lost_store_is_said_and_comes_back(page: Page, demo: Demo, pictures: Path) -> None:
+def test_an_unreachable_store_is_reported_until_it_returns(page: Page, demo: Demo, screenshots: Path) -> None:
     open_page(page, demo, "Captions")
     port = int(demo.seaweed.endpoint.rpartition(":")[2])
     demo.seaweed.stop()
     try:
         page.reload()
         expect(page.get_by_role("alert")).to_contain_text(demo.seaweed.endpoint)
-        page.screenshot(path=pictures / "store-away.png")
+        page.screenshot(path=screenshots / "store-away.png")
         assert "Traceback" not in page.inner_text("body")
     finally:
         demo.seaweed.start(port)
@@ -227,7 +227,7 @@ def test_a_lost_store_is_said_and_comes_back(page: Page, demo: Demo, pictures: P
 
 
 def test_lora_demo_serves_local_runs(page: Page, home: Path, model: Path, tmp_path: Path) -> None:
-    """Beside another store's process: it works on a copy of what `lora run` left."""
+    """The home is a copy, because another process serves its store."""
     port = free_port()
     (tmp_path / "store").mkdir()
     process = subprocess.Popen([LORA, "demo", "--home", tmp_path, "--port", str(port)], env=environment())
@@ -242,7 +242,7 @@ def test_lora_demo_serves_local_runs(page: Page, home: Path, model: Path, tmp_pa
 
 
 def test_lora_demo_names_a_home_without_a_store(tmp_path: Path) -> None:
-    """A page that starts jobs makes one; a read-only page would stay empty."""
+    """A page that starts jobs creates the store. A read-only page would stay empty."""
     ended = subprocess.run(
         [LORA, "demo", "--home", tmp_path, "--read-only"],
         check=False,

@@ -1,4 +1,4 @@
-"""The folder of a result is a model repository: its card's snippet runs as pasted."""
+"""The folder of a result is a model repository. The snippet in its model card runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as people open it: a file from disk, without a network, on a phone and on a desk."""
+"""The report in a browser: from disk, without a network, on a phone and on a desktop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_BYTES = 5 << 20
 
 
 def assert_whole(page: Page) -> None:
-    """Every picture is there, and nothing is wider than the screen."""
+    """Assert that all images have loaded, and that nothing is wider than the screen."""
     missing = page.evaluate(
         "[...document.images].filter(image => !(image.complete && image.naturalWidth)).length"
     )
@@ -29,7 +29,7 @@ def assert_whole(page: Page) -> None:
 
 @pytest.mark.parametrize(("device", "width", "scheme"), [("phone", 390, "dark"), ("desk", 1440, "light")])
 def test_the_report_opens_from_disk_without_a_network(
-    browser: Browser, home: Path, pictures: Path, device: str, width: int, scheme: str
+    browser: Browser, home: Path, screenshots: Path, device: str, width: int, scheme: str
 ) -> None:
     file = home / "runs/default/quickstart/result/report.html"
     assert file.stat().st_size < MAX_BYTES
@@ -43,8 +43,8 @@ def test_the_report_opens_from_disk_without_a_network(
     assert page.locator("svg path").count() > 0
     assert_whole(page)
     assert set(asked) <= {"file", "data"}
-    page.screenshot(path=pictures / f"report-{device}.png")
-    page.screenshot(path=pictures / f"report-{device}-whole.png", full_page=True)
+    page.screenshot(path=screenshots / f"report-{device}.png")
+    page.screenshot(path=screenshots / f"report-{device}-whole.png", full_page=True)
     context.close()
 
 

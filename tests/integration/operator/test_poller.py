@@ -1,4 +1,4 @@
-"""Pods that answer the operator's progress requests with everything but progress, on real sockets."""
+"""Pods that answer the operator's progress requests with invalid responses, on real sockets."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ async def ask(answer: Answer) -> Progress:
         return await asyncio.wait_for(fetch_progress("127.0.0.1", port), 5)
 
 
-def test_an_honest_pod_is_heard() -> None:
+def test_progress_of_a_pod_is_read() -> None:
     assert asyncio.run(ask(OK + BODY)) == PROGRESS
     assert asyncio.run(ask(b"HTTP/1.1 200 OK\r\nContent-Encoding: identity\r\n\r\n" + BODY)) == PROGRESS
 
 
-def test_a_real_stage_is_heard() -> None:
+def test_progress_of_a_real_stage_is_read() -> None:
     from lora_trainer.progress import Reporter
 
     reporter = Reporter("127.0.0.1", 0)
@@ -104,7 +104,7 @@ def test_a_real_stage_is_heard() -> None:
         b"HTTP/1.0 200 OK\r\nX: " + b"x" * 5000 + b"\r\n\r\n" + BODY,
     ],
 )
-def test_other_answers_are_refused(answer: bytes) -> None:
+def test_other_responses_are_refused(answer: bytes) -> None:
     with pytest.raises(BadResponseError):
         asyncio.run(ask(answer))
 
@@ -175,7 +175,7 @@ def test_a_redirect_is_not_followed() -> None:
         " 10.0.0.1",
     ],
 )
-def test_addresses_that_no_pod_has_are_not_asked(ip: str) -> None:
+def test_addresses_that_no_pod_has_are_not_polled(ip: str) -> None:
     with pytest.raises(BadResponseError):
         check_address(ip)
 
@@ -187,7 +187,7 @@ async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 def test_a_thousand_silent_pods_neither_stop_the_heartbeat_nor_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One tenant's pods are silent; another tenant's is heard in the first round, and the round ends in time."""
+    """The pods of one tenant do not answer. The pod of another one is polled in the first round, which ends in time."""
     monkeypatch.setattr(poller, "ROUND_SECONDS", 1.0)
     heard = []
 
@@ -197,17 +197,17 @@ def test_a_thousand_silent_pods_neither_stop_the_heartbeat_nor_the_others(
             asking = Poller(
                 lambda: [*silent, pod("honest", "127.0.0.3")], lambda item, _: heard.append(item), port
             )
-            began = asking.last_heartbeat = monotonic()
+            started = asking.last_heartbeat = monotonic()
             await asking.run_round()
-            assert asking.last_heartbeat > began
-            return monotonic() - began
+            assert asking.last_heartbeat > started
+            return monotonic() - started
 
     assert asyncio.run(run()) < 10
     assert [item.pod.name for item in heard] == ["honest"]
 
 
 async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Send a byte from time to time: no single read is slow."""
+    """Send single bytes with pauses, so that no read times out."""
     for byte in OK + BODY:
         writer.write(bytes([byte]))
         await writer.drain()
@@ -223,7 +223,7 @@ async def slow_and_honest(answer: Answer, heard: list[str]) -> AsyncIterator[Pol
 
 
 @pytest.mark.parametrize("answer", [silence, trickle])
-def test_a_slow_pod_is_given_up_and_the_next_one_is_asked(
+def test_a_slow_pod_times_out_and_the_next_one_is_polled(
     monkeypatch: pytest.MonkeyPatch, answer: Answer
 ) -> None:
     monkeypatch.setattr(poller, "REQUEST_SECONDS", 0.5)
@@ -299,5 +299,5 @@ def test_no_error_ends_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("ip", ["10.0.0.1", "240.1.2.3", "100.64.3.4", "fd00:10:244::5", "2001:db8::5"])
-def test_addresses_that_pods_have_are_asked(ip: str) -> None:
+def test_addresses_that_pods_have_are_polled(ip: str) -> None:
     assert check_address(ip) == ip

@@ -1,4 +1,4 @@
-"""A training step of a test's own: a tiny SDXL and five pictures in a real store."""
+"""Fixtures for training jobs: a tiny SDXL model, and five images in a real store."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def tiny_velocity(tiny_sdxl: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def pictures(photographs: list[Path]) -> list[bytes]:
-    """The photographs as the annotation step would leave them, small."""
+def clean_images(photographs: list[Path]) -> list[bytes]:
+    """Return the photographs as small images, as the annotation stage publishes them."""
     found = []
     for path in photographs:
         image = Image.open(path).convert("RGB")
@@ -92,10 +92,10 @@ class Job:
     config: TrainConfig
     store: Store
     folder: Path
-    """Of this job on this machine."""
+    """The job's folder on this machine."""
 
     def run(self) -> StageResult:
-        """The step in this process."""
+        """Run the stage in this process."""
         reporter = Reporter("127.0.0.1", 0)
         try:
             return work(self.config, reporter)
@@ -117,7 +117,7 @@ class Job:
     def manifest(self) -> Manifest:
         return Manifest.model_validate_json(self.store.output.get(self.config.keys.manifest(1)))
 
-    def last_words(self) -> str:
+    def termination_message(self) -> str:
         return Path(self.config.termination_log).read_text()
 
     def records(self) -> list[dict[str, Any]]:
@@ -135,9 +135,9 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_job(
-    running_store: RunningStore, tiny_sdxl: Path, pictures: list[bytes], tmp_path: Path, model_cache: Path
+    running_store: RunningStore, tiny_sdxl: Path, clean_images: list[bytes], tmp_path: Path, model_cache: Path
 ) -> JobMaker:
-    """Make a job of its own in the store; `training` replaces small, quick settings."""
+    """Return a function that creates a job in the store. `training` overrides small, fast settings."""
     counter = itertools.count()
 
     def make(
@@ -185,11 +185,11 @@ def make_job(
             input_hash=f"sha256:{sha256_hex(str(folder).encode())}",
             cache_dir=str(model_cache),
         )
-        for index, data in enumerate(pictures):
+        for index, data in enumerate(clean_images):
             store.output.put(config.keys.image(index), data)
         lines = lines or [
             {"file_name": f"{index:03d}.png", "text": f"a photo of CUS statue, view {index}"}
-            for index in range(len(pictures))
+            for index in range(len(clean_images))
         ]
         captions = "".join(json.dumps(line) + "\n" for line in lines).encode()
         store.output.put(config.keys.captions, captions)
@@ -208,8 +208,8 @@ def adapters() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def undisturbed(make_job: JobMaker, adapters: dict[str, bytes]) -> AdapterMaker:
-    """The adapter that some settings give when nothing happens; trained once for all tests."""
+def uninterrupted(make_job: JobMaker, adapters: dict[str, bytes]) -> AdapterMaker:
+    """Return a function for the adapter of an uninterrupted training, which is trained once for all tests."""
 
     def make(**training: Any) -> bytes:
         name = json.dumps(training, sort_keys=True)

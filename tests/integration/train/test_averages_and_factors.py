@@ -1,4 +1,4 @@
-"""emaDecay publishes an average; factorSteps trains what was extracted. Both against the definition, both resumed."""
+"""`emaDecay` and `factorSteps`, compared with their definitions and resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load
 
 from tests.integration.train.conftest import AdapterMaker, Job, JobMaker
-from tests.integration.train.test_resuming import Lost, checkpoint_steps, lose, stop_after
+from tests.integration.train.test_resuming import SimulatedCrash, checkpoint_steps, crash, stop_after
 from tests.integration.train.test_training import instance_samples
 from tests.support.reference_trainer import Reference, generator_for
 
@@ -36,21 +36,21 @@ TUNED = {
 FACTORS = {**TUNED, "extraction": {"factorSteps": 3}}
 
 
-def lost_in(job: Job, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def crash_at(job: Job, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, step, lose)
-        with pytest.raises(Lost):
+        stop_after(patch, step, crash)
+        with pytest.raises(SimulatedCrash):
             job.run()
 
 
-def test_the_average_is_measured_drawn_and_published(
-    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes], monkeypatch: pytest.MonkeyPatch
+def test_the_average_is_validated_previewed_and_published(
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**AVERAGED)
-    lost_in(job, 5, monkeypatch)
+    crash_at(job, 5, monkeypatch)
     assert checkpoint_steps(job) == [2, 4]
     job.run()
-    reference = Reference(tiny_sdxl, instance_samples(pictures), job.config.spec.training)
+    reference = Reference(tiny_sdxl, instance_samples(clean_images), job.config.spec.training)
     average = EMAModel(reference.parameters, decay=0.3)
     for number, record in enumerate(job.records()):
         assert record["loss"] == pytest.approx(reference.step(number), abs=1e-4)
@@ -59,7 +59,7 @@ def test_the_average_is_measured_drawn_and_published(
         average.copy_to(reference.parameters)
         measured = reference.held_out_loss(reference.samples, 2)
         if number + 1 == 3:
-            np.testing.assert_allclose(preview(job, 3), drawn(tiny_sdxl, reference), atol=2)
+            np.testing.assert_allclose(preview(job, 3), generate_preview(tiny_sdxl, reference), atol=2)
         average.restore(reference.parameters)
         assert record["held_out_loss"] == pytest.approx(measured, abs=1e-4)
     published = load(job.attempt_file("adapter.safetensors"))
@@ -75,11 +75,11 @@ def preview(job: Job, step: int) -> np.ndarray:
     return np.asarray(image, dtype=float)
 
 
-def drawn(folder: Path, reference: Reference) -> np.ndarray:
-    """The reference's model by diffusers' own pipeline, from the noise that previews start from."""
+def generate_preview(folder: Path, reference: Reference) -> np.ndarray:
+    """Generate an image with the reference's model, from the noise of previews."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, unet=reference.unet)
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline(
+    image = pipeline(
         "a photo of CUS statue",
         height=64,
         width=64,
@@ -87,11 +87,11 @@ def drawn(folder: Path, reference: Reference) -> np.ndarray:
         guidance_scale=2.5,
         generator=generator_for(0, "preview"),
     ).images[0]
-    return np.asarray(picture, dtype=float)
+    return np.asarray(image, dtype=float)
 
 
 class FactorReference(Reference):
-    """Goes on training an adapter that is there already."""
+    """A reference that continues to train an existing adapter."""
 
     def take_up(self, folder: Path, adapter: Path) -> None:
         pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
@@ -105,7 +105,7 @@ class FactorReference(Reference):
 
 
 def test_factors_are_trained_on_the_base_model_from_what_was_extracted(
-    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes]
 ) -> None:
     tuned, job = make_job(**{**TUNED, "maxSteps": 3}), make_job(**FACTORS)
     tuned.run()
@@ -114,7 +114,7 @@ def test_factors_are_trained_on_the_base_model_from_what_was_extracted(
     assert losses[:3] == [record["loss"] for record in tuned.records()]
     assert job.attempt_file("layers.json") == tuned.attempt_file("layers.json")
 
-    reference = FactorReference(tiny_sdxl, instance_samples(pictures), job.config.spec.training)
+    reference = FactorReference(tiny_sdxl, instance_samples(clean_images), job.config.spec.training)
     reference.take_up(tiny_sdxl, tuned.folder / "work" / "attempt-1" / "adapter.safetensors")
     before = {name: parameter.detach().clone() for name, parameter in reference.factors.items()}
     np.testing.assert_allclose(losses[3:], [reference.step(number) for number in (3, 4, 5)], atol=1e-4)
@@ -127,17 +127,21 @@ def test_factors_are_trained_on_the_base_model_from_what_was_extracted(
 
 
 def test_an_extraction_that_trains_its_factors_is_resumed_exactly(
-    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # With loraPlusRatio, the factors have one parameter group more than the UNet's weights.
     settings = {**FACTORS, "lrScheduler": "linear", "emaDecay": "0.5", "loraPlusRatio": "4"}
     job = make_job(**settings)
-    for step, saved in ((3, [2]), (4, [2, 3]), (6, [3, 4])):  # tuning, at its end, and among the factors
-        lost_in(job, step, monkeypatch)
+    for step, saved in (
+        (3, [2]),
+        (4, [2, 3]),
+        (6, [3, 4]),
+    ):  # during fine-tuning, at its end, and during the training of factors
+        crash_at(job, step, monkeypatch)
         assert checkpoint_steps(job) == saved
     result = job.run()
     assert result.training is not None
     assert result.training.resumed_from_step == 4
-    assert job.attempt_file("adapter.safetensors") == undisturbed(**settings)
-    rates = [record["learning_rate"] for record in job.records()]
-    assert rates == pytest.approx([1e-3 * (6 - step) / 6 for step in range(6)])
+    assert job.attempt_file("adapter.safetensors") == uninterrupted(**settings)
+    learning_rates = [record["learning_rate"] for record in job.records()]
+    assert learning_rates == pytest.approx([1e-3 * (6 - step) / 6 for step in range(6)])

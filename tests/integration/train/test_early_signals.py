@@ -1,4 +1,4 @@
-"""Told to stop while its libraries are imported, a step ends at once and not when a container's grace is over."""
+"""A stage that gets SIGTERM while its libraries are imported ends at once, and not after the grace period."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def start(verb: str, config: Path) -> subprocess.Popen[bytes]:
 
 
 def caught(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has a handler for SIGTERM: without one a container's first process never sees it."""
+    """Return whether a process handles SIGTERM. The first process of a container ignores it otherwise."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
     return bool(int(mask, 16) >> (signal.SIGTERM - 1) & 1)
@@ -40,7 +40,7 @@ def test_a_step_is_stopped_by_the_first_signal(verb: str, tmp_path: Path) -> Non
     assert stop(process) == ExitCode.INTERRUPTED
 
 
-def test_the_launcher_does_not_wait_for_workers_that_are_not_there_yet(make_job: JobMaker) -> None:
+def test_the_launcher_does_not_wait_for_workers_that_have_not_started(make_job: JobMaker) -> None:
     job = make_job()
     process = start("launch", job.config_file())
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -49,6 +49,6 @@ def test_the_launcher_does_not_wait_for_workers_that_are_not_there_yet(make_job:
         time.sleep(0.01)
     time.sleep(1)  # accelerate is being imported
     assert stop(process) == ExitCode.INTERRUPTED
-    result = decode_result(job.last_words())
+    result = decode_result(job.termination_message())
     assert result is not None
     assert result.outcome is Outcome.INTERRUPTED

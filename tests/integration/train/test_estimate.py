@@ -1,4 +1,4 @@
-"""`lora estimate` beside what the training step's process really took."""
+"""`lora estimate` compared with the measured memory of the training stage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ code = main(["train", "--config", sys.argv[1]])
 print(Path("/proc/self/status").read_text())
 sys.exit(code)
 """
-"""The training step, and then what Linux says of its process."""
+"""A program that runs the training stage and prints its peak memory."""
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def ask(folder: Path, spec: dict[str, Any], *options: str) -> Result:
     ],
     ids=["small", "large-batch", "text-encoders", "whole-unet"],
 )
-def test_it_agrees_with_the_process_within_a_tenth(
+def test_the_estimate_agrees_with_the_process_within_a_tenth(
     make_job: JobMaker, tiny_sdxl: Path, tmp_path: Path, training: dict[str, Any]
 ) -> None:
     job = make_job(maxSteps=3, **training)
@@ -65,31 +65,31 @@ def test_it_agrees_with_the_process_within_a_tenth(
         [sys.executable, "-c", MEASURED, job.config_file()], capture_output=True, text=True, check=True
     )
     measured = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", ran.stdout)[1])  # type: ignore[index]
-    said = ask(tmp_path, job.config.spec.to_wire(), "--model", str(tiny_sdxl), "-o", "json")
-    assert said.exit_code == 0, said.output
-    told = json.loads(said.stdout)
-    assert sum(told["terms"].values()) == told["phases"]["training"]
-    print(f"estimated {told['bytes'] / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
-    assert told["bytes"] == pytest.approx(measured, rel=0.1)
+    result = ask(tmp_path, job.config.spec.to_wire(), "--model", str(tiny_sdxl), "-o", "json")
+    assert result.exit_code == 0, result.output
+    estimate = json.loads(result.stdout)
+    assert sum(estimate["terms"].values()) == estimate["phases"]["training"]
+    print(f"estimated {estimate['bytes'] / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert estimate["bytes"] == pytest.approx(measured, rel=0.1)
 
 
 def test_a_job_that_cannot_fit_is_explained(tiny_sdxl: Path, tmp_path: Path) -> None:
-    said = ask(tmp_path, make_spec(), "--model", str(tiny_sdxl), "--gpu", "0.5GiB")
-    assert said.exit_code == 1
+    result = ask(tmp_path, make_spec(), "--model", str(tiny_sdxl), "--gpu", "0.5GiB")
+    assert result.exit_code == 1
     for words in ("UNet, frozen", "libraries", "does not fit", "0.5GiB has 0.50 GiB", "quantizeBase to NF4"):
-        assert words in " ".join(said.stdout.split())
-    assert "gradient checkpointing on" in said.stdout
+        assert words in " ".join(result.stdout.split())
+    assert "gradient checkpointing on" in result.stdout
 
 
 def test_variants_add_up_their_time_and_need_the_memory_of_the_largest(
     tiny_sdxl: Path, tmp_path: Path
 ) -> None:
     def figures(**training: Any) -> dict[str, Any]:
-        said = ask(
+        result = ask(
             tmp_path, make_spec(training=training), "--model", str(tiny_sdxl), "--gpu", "L4", "-o", "json"
         )
-        assert said.exit_code == 0, said.output
-        return dict(json.loads(said.stdout))
+        assert result.exit_code == 0, result.output
+        return dict(json.loads(result.stdout))
 
     variants = [{"name": "small", "maxSteps": 100}, {"name": "large", "rank": 256}]
     together = figures(validation={"everySteps": 50}, variants=variants)
@@ -98,8 +98,8 @@ def test_variants_add_up_their_time_and_need_the_memory_of_the_largest(
     assert together["seconds"] == pytest.approx(sum(each["seconds"] for each in solo), abs=0.2)
 
 
-def test_the_sizes_that_are_taken_without_a_model_are_sdxls() -> None:
-    """As counted from the published weights' headers."""
+def test_without_a_model_the_sizes_are_sdxls() -> None:
+    """The numbers are those in the headers of the published weights."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(SDXL, subfolder="unet"))
     assert sum(weight.numel() for weight in unet.parameters()) == 2_567_463_684
@@ -119,7 +119,7 @@ def test_the_sizes_that_are_taken_without_a_model_are_sdxls() -> None:
         (["--model", "/nowhere"], "/nowhere is not a model's folder"),
     ],
 )
-def test_what_cannot_be_estimated_is_said(tmp_path: Path, options: list[str], words: str) -> None:
-    said = ask(tmp_path, make_spec(), *options)
-    assert said.exit_code == 64
-    assert words in said.stderr
+def test_jobs_that_cannot_be_estimated_are_named(tmp_path: Path, options: list[str], words: str) -> None:
+    result = ask(tmp_path, make_spec(), *options)
+    assert result.exit_code == 64
+    assert words in result.stderr

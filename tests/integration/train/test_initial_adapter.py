@@ -34,7 +34,7 @@ def initial(job: Job, **changes: str) -> dict[str, str]:
 def test_training_begins_with_the_weights_of_the_adapter(
     make_job: JobMaker, finished: Job, tiny_sdxl: Path
 ) -> None:
-    # At a rate of nearly nothing, what is published is what training began with.
+    # With almost no learning rate, the published weights are the initial ones.
     job = make_job(**{**SMALL, "from": initial(finished), "learningRate": "1e-12", "maxSteps": 1})
     job.run()
     before, after = (load(each.attempt_file("adapter.safetensors")) for each in (finished, job))

@@ -1,4 +1,4 @@
-"""Every value of every setting trains for real, pairs of them together, and none is without effect.
+"""Every value of every setting trains, all pairs of them together, and each has an effect.
 
 `make test` runs a part of it, always the same; `make matrix` runs all (MATRIX=full).
 """
@@ -82,7 +82,7 @@ def test_settings_train_together(
 def test_the_rows_have_every_value_and_all_of_them_every_pair() -> None:
     assert matrix.missing_values(ROWS, matrix.parameters(matrix.CPU)) == []
     assert matrix.missing_pairs(matrix.all_rows(matrix.CPU), matrix.CPU) == []
-    for row in ROWS:  # the matrix judges rows by its own, quicker evaluation of the rules
+    for row in ROWS:  # `matrix` evaluates the rules itself, which is faster
         parse_spec({**wire_spec(), **matrix.settings(row, matrix.CPU.base)})
 
 
@@ -122,7 +122,7 @@ ODD: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_settings_that_are_allowed_train(make_job: JobMaker, name: str) -> None:
+def test_unusual_settings_train(make_job: JobMaker, name: str) -> None:
     training, captions = ODD[name]
     lines = [{"file_name": f"{index:03d}.png", "text": text} for index, text in enumerate(captions)]
     job = make_job(lines, **{"maxSteps": 2, "preview": {"numInferenceSteps": 1}, **training})
@@ -171,7 +171,7 @@ def test_the_stage_refuses_what_the_command_refuses(
 
 
 def outcome(make_job: JobMaker, tmp_path: Path, row: matrix.Row) -> dict[str, Any]:
-    """Return what a run leaves, without its times and without the names that only its place has."""
+    """Return the results of a run, without times and without names that differ between runs."""
     if not matrix.is_valid(row, matrix.CPU):
         return {"refused": True}
     known = json.dumps(row, sort_keys=True)
@@ -201,7 +201,7 @@ SWITCHES = [path for path in matrix.all_parameters() if path != "training.gradie
 
 
 def test_the_same_settings_leave_the_same(make_job: JobMaker, tmp_path: Path) -> None:
-    """Without this, the tests below would pass for a setting without effect."""
+    """Otherwise the tests below would pass for a setting without effect."""
     first = outcome(make_job, tmp_path, {})
     OUTCOMES.clear()
     assert outcome(make_job, tmp_path, {}) == first

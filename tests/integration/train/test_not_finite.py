@@ -1,4 +1,4 @@
-"""Values that are not finite: skipped before the optimizer sees them, and named by where they arose."""
+"""Values that are not finite are skipped before the optimizer step, and reported with their origin."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def published(job: Job) -> bool:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_step_with_a_bad_gradient_is_skipped_and_the_others_count(
-    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch, precision: str
+    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     settings = {"maxSteps": 3, "mixedPrecision": precision, "optimizer": "AdamW", "emaDecay": "0.5"}
     job = make_job(**settings)

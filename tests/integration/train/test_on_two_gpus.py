@@ -51,7 +51,7 @@ def test_two_gpus_train_as_one_with_their_batches_together(make_job: JobMaker) -
     double = on_two_gpus(gpu_job(make_job, batchSize=1, **settings))
     with Device() as device:
         assert device.run(single)["code"] == 0
-    assert launch(double) == 0, double.last_words()
+    assert launch(double) == 0, double.termination_message()
     # The gradient of two samples is rounded to 16 bits once or twice.
     assert losses(double) == pytest.approx(losses(single), rel=1e-2)
 
@@ -59,6 +59,6 @@ def test_two_gpus_train_as_one_with_their_batches_together(make_job: JobMaker) -
 def test_the_reason_of_the_worker_that_failed_is_the_jobs(make_job: JobMaker) -> None:
     job = on_two_gpus(gpu_job(make_job))
     assert launch(job, FAULT_RANK="1") not in (0, ExitCode.BAD_CONFIGURATION)
-    result = json.loads(job.last_words())
+    result = json.loads(job.termination_message())
     assert result["reason"] == Reason.OUT_OF_MEMORY
     assert "the next attempt uses gradient checkpointing" in result["message"]

@@ -1,4 +1,4 @@
-"""Training options on a real few-step run: each changes the adapter, resumes exactly and is read back."""
+"""Training options in short runs: each changes the adapter and resumes exactly, and its adapter can be read."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_trains_resumes_and_is_published(
-    make_job: JobMaker, undisturbed: AdapterMaker, name: str, monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, uninterrupted: AdapterMaker, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = OPTIONS[name]
-    whole = load(undisturbed(**options))
-    plain = load(undisturbed())
+    whole = load(uninterrupted(**options))
+    plain = load(uninterrupted())
     assert whole.keys() != plain.keys() or not all(torch.equal(whole[key], plain[key]) for key in plain)
     job = make_job(checkpoint={"everySteps": 1}, **options)
     interrupt_after(monkeypatch, 2)

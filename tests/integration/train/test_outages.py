@@ -1,4 +1,4 @@
-"""The store goes away in the middle of a training, and the disk is full: how a run ends, and how the next one goes on."""
+"""Outages of the store and a full disk during a training: how the run ends, and how the next one resumes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.integration.train.test_resuming import checkpoint_steps, stop_after
 SETTINGS = {"maxSteps": 6, "checkpoint": {"everySteps": 2, "keepLast": 2}}
 
 
-class Line:
-    """A line to a server on this machine that can be cut: every connection is dropped, and no new one is taken."""
+class CuttableProxy:
+    """A TCP proxy whose connections can be cut: while it is cut, existing connections are closed and new ones refused."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -40,7 +40,7 @@ class Line:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         self.is_cut = False
 
     def close(self) -> None:
@@ -69,63 +69,63 @@ class Line:
 
 
 @pytest.fixture
-def line(make_job: JobMaker) -> Iterator[Line]:
-    line = Line(make_job().config.store.endpoint)
-    yield line
-    line.close()
+def proxy(make_job: JobMaker) -> Iterator[CuttableProxy]:
+    proxy = CuttableProxy(make_job().config.store.endpoint)
+    yield proxy
+    proxy.close()
 
 
-def through(line: Line, job: Job) -> Job:
-    return job.with_config(store=job.config.store.model_copy(update={"endpoint": line.endpoint}))
+def through(proxy: CuttableProxy, job: Job) -> Job:
+    return job.with_config(store=job.config.store.model_copy(update={"endpoint": proxy.endpoint}))
 
 
 def ended(job: Job) -> tuple[int, Reason]:
-    """Run the step as its process does: the exit code, and the reason in its last words."""
+    """Run the stage as its process does, and return the exit code and the reason in its termination message."""
     code = main(job.config_file())
-    result = decode_result(job.last_words())
+    result = decode_result(job.termination_message())
     assert result is not None
     return code, result.reason
 
 
-def test_a_store_that_is_back_soon_is_waited_for(
-    make_job: JobMaker, line: Line, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+def test_a_short_outage_of_the_store_is_waited_for(
+    make_job: JobMaker, proxy: CuttableProxy, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
 
     def away() -> None:
-        line.cut()
-        threading.Timer(2, line.mend).start()
+        proxy.cut()
+        threading.Timer(2, proxy.restore).start()
 
     stop_after(monkeypatch, 4, away)
-    begun = time.monotonic()
-    assert ended(through(line, job)) == (ExitCode.OK, Reason.TRAINED)
-    assert time.monotonic() - begun > 2
-    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
+    started = time.monotonic()
+    assert ended(through(proxy, job)) == (ExitCode.OK, Reason.TRAINED)
+    assert time.monotonic() - started > 2
+    assert job.attempt_file("adapter.safetensors") == uninterrupted(**SETTINGS)
 
 
-def test_a_store_that_stays_away_ends_the_run_which_goes_on_later(
-    make_job: JobMaker, line: Line, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+def test_a_long_outage_ends_the_run_which_resumes_later(
+    make_job: JobMaker, proxy: CuttableProxy, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
     pauses: list[float] = []
     with monkeypatch.context() as patch:
         patch.setattr(urllib3.util.retry.time, "sleep", pauses.append)
-        stop_after(patch, 4, line.cut)
-        assert ended(through(line, job)) == (ExitCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
+        stop_after(patch, 4, proxy.cut)
+        assert ended(through(proxy, job)) == (ExitCode.UNAVAILABLE, Reason.STORE_UNAVAILABLE)
     assert 10 < sum(pauses) < 60
     assert checkpoint_steps(job) == [2]
-    line.mend()
-    assert ended(through(line, job)) == (ExitCode.OK, Reason.TRAINED)
-    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
+    proxy.restore()
+    assert ended(through(proxy, job)) == (ExitCode.OK, Reason.TRAINED)
+    assert job.attempt_file("adapter.safetensors") == uninterrupted(**SETTINGS)
 
 
-def test_a_full_disk_has_its_name_and_the_last_checkpoint_survives(
-    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_named_and_the_last_checkpoint_survives(
+    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
 
     def full(*_: object) -> None:
-        # Word for word what the library says on a full file system.
+        # The library's message on a full file system.
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
@@ -133,4 +133,4 @@ def test_a_full_disk_has_its_name_and_the_last_checkpoint_survives(
         assert ended(job) == (ExitCode.BAD_SETUP, Reason.DISK_FULL)
     assert checkpoint_steps(job) == [2]
     assert ended(job) == (ExitCode.OK, Reason.TRAINED)
-    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
+    assert job.attempt_file("adapter.safetensors") == uninterrupted(**SETTINGS)

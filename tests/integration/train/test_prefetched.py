@@ -1,4 +1,4 @@
-"""A training whose base model was fetched before, by the hub's command, into a cache that it may only read."""
+"""A training whose base model was prefetched into a read-only cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODEL = HubModel(
 def cache(
     httpserver: HTTPServer, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """Filled from a hub that is there for no one else."""
+    """Fill the cache from a local hub."""
     hub = FakeHub(httpserver)
     hub.add("studio/tiny", tiny_sdxl, "fp16")
     hub.add("studio/vae", tiny_sdxl / "vae")
@@ -57,7 +57,7 @@ def test_a_training_reads_the_cache_asks_no_hub_and_writes_nothing_there(make_jo
     assert job.attempt_file(name) == plain.attempt_file(name)  # the same weights, so the same adapter
 
 
-def test_a_model_that_is_not_whole_is_a_bad_setup_that_names_the_job(make_job, cache):
+def test_an_incomplete_model_is_a_setup_error_that_names_the_job(make_job, cache):
     found = find(origin_of(MODEL, None), cache)
     assert found is not None
     job = make_job().with_config(base_model=MODEL, cache_dir=str(cache), prefetched=True)

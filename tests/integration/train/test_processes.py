@@ -1,4 +1,4 @@
-"""The trainer as processes: two at once, and killed at random moments."""
+"""The trainer as processes: two in parallel, and one that is killed at random times."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_two_processes_train_as_one_with_their_batches_together(make_job: JobMak
     np.testing.assert_allclose(held_out[0], held_out[1], atol=1e-4)
 
 
-# Forked before each run from one process that has everything imported, so that a kill costs a second and not ten.
+# Runs are forked from a process that has imported the libraries, so that a run after a kill starts in a second and not ten.
 RUNNER = """
 import os, sys
 from pathlib import Path
@@ -58,7 +58,7 @@ for line in sys.stdin:
 
 
 class Runner:
-    """Starts the training step in a fresh child again and again."""
+    """Runs the training stage in a new child process each time."""
 
     def __enter__(self) -> Runner:
         self._process = subprocess.Popen(
@@ -75,7 +75,7 @@ class Runner:
         self._process.communicate(timeout=60)
 
     def run(self, job: Job, kill: tuple[float, signal.Signals] | None = None) -> int:
-        """Run a job's step, killed after some seconds if it still runs then; its exit code."""
+        """Run a job's stage, kill it after some seconds if it still runs, and return its exit code."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{job.config_file()}\n")
@@ -97,21 +97,23 @@ def test_random_kills_end_in_the_same_bytes(make_job: JobMaker) -> None:
         "lrScheduler": "cosine",
     }
     with Runner() as runner:
-        undisturbed = make_job(**settings)
-        begun = time.monotonic()
-        assert runner.run(undisturbed) == 0
-        whole = time.monotonic() - begun
-        wanted = undisturbed.attempt_file("adapter.safetensors")
-        chance = random.Random(0)
+        uninterrupted = make_job(**settings)
+        started = time.monotonic()
+        assert runner.run(uninterrupted) == 0
+        duration = time.monotonic() - started
+        expected = uninterrupted.attempt_file("adapter.safetensors")
+        rng = random.Random(0)
         killed = 0
         while killed < KILLS:
             job = make_job(**settings)
             code = None
             while code != 0:
-                number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-                kill = (chance.uniform(0, whole), number) if killed < KILLS else None
+                number = rng.choice([signal.SIGKILL, signal.SIGTERM])
+                kill = (rng.uniform(0, duration), number) if killed < KILLS else None
                 code = runner.run(job, kill)
                 killed += code != 0
-                assert code in (0, -signal.SIGKILL, -signal.SIGTERM, ExitCode.INTERRUPTED), job.last_words()
-            assert job.attempt_file("adapter.safetensors") == wanted
+                assert code in (0, -signal.SIGKILL, -signal.SIGTERM, ExitCode.INTERRUPTED), (
+                    job.termination_message()
+                )
+            assert job.attempt_file("adapter.safetensors") == expected
             assert all(job.store.output.holds(entry) for entry in job.manifest().files)

@@ -1,4 +1,4 @@
-"""Interrupted, killed, damaged, diverged: the adapter is the same, bit for bit, or there is none."""
+"""Interrupted, killed, damaged and diverged trainings publish the same adapter bit for bit, or none."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], obj
     monkeypatch.setattr(loop, "accumulate", accumulate)
 
 
-class Lost(BaseException):
-    """The process is gone: nothing is saved on the way."""
+class SimulatedCrash(BaseException):
+    """Stands for the end of the process by SIGKILL: no handler saves anything."""
 
 
-def lose() -> None:
-    raise Lost
+def crash() -> None:
+    raise SimulatedCrash
 
 
 def test_interrupted_and_lost_runs_give_the_same_adapter(
-    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
     with monkeypatch.context() as patch:
@@ -69,31 +69,31 @@ def test_interrupted_and_lost_runs_give_the_same_adapter(
             job.run()
     assert checkpoint_steps(job) == [2]
     with monkeypatch.context() as patch:
-        stop_after(patch, 5, lose)
-        with pytest.raises(Lost):
+        stop_after(patch, 5, crash)
+        with pytest.raises(SimulatedCrash):
             job.run()
     assert checkpoint_steps(job) == [2, 3]
     result = job.run()
     assert result.training is not None
     assert result.training.resumed_from_step == 3
-    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
+    assert job.attempt_file("adapter.safetensors") == uninterrupted(**SETTINGS)
     assert [record["step"] for record in job.records()] == list(range(1, 10))
     assert checkpoint_steps(job) == [6, 9]
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
-    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(**SETTINGS)
     with monkeypatch.context() as patch:
-        stop_after(patch, 8, lose)
-        with pytest.raises(Lost):
+        stop_after(patch, 8, crash)
+        with pytest.raises(SimulatedCrash):
             job.run()
     key = job.config.keys.checkpoint(6) + "weights.safetensors"
     data = bytearray(job.store.output.get(key))
     data[len(data) // 2] ^= 1
     job.store.output.put(key, bytes(data))
-    # One that was cut off while it was saved, and one of other inputs.
+    # One is truncated, and one has other inputs.
     job.store.output.put(job.config.keys.checkpoint(7) + "weights.safetensors", b"half")
     manifest = job.store.output.get(job.config.keys.checkpoint_manifest(6))
     other = manifest.replace(job.config.input_hash.encode(), b"sha256:other")
@@ -102,10 +102,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     result = job.run()
     assert result.training is not None
     assert result.training.resumed_from_step == 3
-    assert job.attempt_file("adapter.safetensors") == undisturbed(**SETTINGS)
+    assert job.attempt_file("adapter.safetensors") == uninterrupted(**SETTINGS)
 
 
-def test_a_published_file_with_a_flipped_bit_is_no_success(make_job: JobMaker) -> None:
+def test_a_published_file_with_a_flipped_bit_fails_the_job(make_job: JobMaker) -> None:
     job = make_job(maxSteps=2)
     job.run()
     key = job.config.keys.attempt(1) + "adapter.safetensors"
@@ -117,7 +117,7 @@ def test_a_published_file_with_a_flipped_bit_is_no_success(make_job: JobMaker) -
     assert job.attempt_file("adapter.safetensors") == whole
 
 
-def test_a_loss_that_is_no_number_ends_the_job_unpublished(
+def test_a_loss_that_is_not_finite_ends_the_job_unpublished(
     make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(maxSteps=8, checkpoint={"everySteps": 1, "keepLast": 9})
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_ends_the_job_unpublished(
     assert checkpoint_steps(job) == [1]
 
 
-def test_what_an_earlier_attempt_published_is_taken_if_its_inputs_are_the_same(make_job: JobMaker) -> None:
+def test_an_earlier_attempts_adapter_is_used_if_its_inputs_are_the_same(make_job: JobMaker) -> None:
     job = make_job(maxSteps=1)
     first = job.run()
     later = job.with_config(attempt=3).run()

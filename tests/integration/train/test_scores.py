@@ -1,4 +1,4 @@
-"""Scores in a real run: by models of the store, in the records, the manifest, the status and the report."""
+"""Scores by models of the store, in the records, the manifest, the status and the report."""
 
 from __future__ import annotations
 

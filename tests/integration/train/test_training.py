@@ -62,11 +62,11 @@ def assert_losses(job: Job, reference: Reference) -> None:
     ids=["plain", "accumulated", "LoRA", "offset-and-dropout", "text-encoders"],
 )
 def test_losses_are_those_of_the_definition(
-    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes], settings: dict[str, object]
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes], settings: dict[str, object]
 ) -> None:
     job = make_job(**settings)
     job.run()
-    assert_losses(job, Reference(tiny_sdxl, instance_samples(pictures), job.config.spec.training))
+    assert_losses(job, Reference(tiny_sdxl, instance_samples(clean_images), job.config.spec.training))
 
 
 def test_what_is_cached_is_not_encoded_again_and_gives_the_same_losses(
@@ -82,42 +82,42 @@ def test_what_is_cached_is_not_encoded_again_and_gives_the_same_losses(
 
 
 def test_a_velocity_model_is_trained_on_velocities(
-    make_job: JobMaker, tiny_velocity: Path, pictures: list[bytes]
+    make_job: JobMaker, tiny_velocity: Path, clean_images: list[bytes]
 ) -> None:
     job = make_job(model=tiny_velocity, maxSteps=5)
     job.run()
-    assert_losses(job, Reference(tiny_velocity, instance_samples(pictures), job.config.spec.training))
+    assert_losses(job, Reference(tiny_velocity, instance_samples(clean_images), job.config.spec.training))
 
 
-def test_prior_preservation_trains_on_class_pictures_that_are_kept(
-    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+def test_prior_preservation_trains_on_class_images_that_are_kept(
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes]
 ) -> None:
     prior = {"enabled": True, "numClassImages": 3, "weight": "0.5", "classPrompt": "a small statue"}
     job = make_job(maxSteps=50, priorPreservation=prior, seed=int.from_bytes(os.urandom(3)))
     folder = "studio/.class-images/"
     before = {item.key for item in job.store.output.list(folder, 1000)}
     job.run()
-    drawn = [item for item in job.store.output.list(folder, 1000) if item.key not in before]
-    images = [job.store.output.get(item.key) for item in drawn]
+    generated = [item for item in job.store.output.list(folder, 1000) if item.key not in before]
+    images = [job.store.output.get(item.key) for item in generated]
     assert len(set(images)) == 3
     reference = Reference(
         tiny_sdxl,
-        instance_samples(pictures),
+        instance_samples(clean_images),
         job.config.spec.training,
         class_samples=[(image, "a small statue") for image in images],
     )
     assert_losses(job, reference)
 
-    # Another job of the namespace takes what is there and draws what is missing.
-    job.store.output.remove(drawn[1].key)
+    # Another job of the namespace uses the existing class images and generates the missing ones.
+    job.store.output.remove(generated[1].key)
     seed = job.config.spec.training.seed
     other = make_job(maxSteps=1, priorPreservation=prior, seed=seed)
     other.run()
     again = [item for item in job.store.output.list(folder, 1000) if item.key not in before]
-    assert [(item.key, item.etag) for item in again] == [(item.key, item.etag) for item in drawn]
-    assert (again[0], again[2]) == (drawn[0], drawn[2])  # their times too
+    assert [(item.key, item.etag) for item in again] == [(item.key, item.etag) for item in generated]
+    assert (again[0], again[2]) == (generated[0], generated[2])  # their times too
 
-    # With another guidance they are other pictures.
+    # Another guidance scale gives other images.
     make_job(maxSteps=1, priorPreservation=prior | {"guidanceScale": "1.5"}, seed=seed).run()
     guided = [item for item in job.store.output.list(folder, 1000) if item.key not in before]
     assert len(guided) == 6
@@ -136,16 +136,16 @@ def test_class_images_of_a_style_have_its_opening_without_the_token(make_job: Jo
     folder = "studio/.class-images/"
     before = {item.key for item in style.store.output.list(folder, 1000)}
     style.run()
-    drawn = {item.key for item in style.store.output.list(folder, 1000)} - before
-    assert len(drawn) == 2
+    generated = {item.key for item in style.store.output.list(folder, 1000)} - before
+    assert len(generated) == 2
     # Keys of class images depend on the prompt, so a job that names the same prompt generates no others.
     named = prior | {"classPrompt": "an image in ink style"}
     make_job(maxSteps=1, priorPreservation=named, seed=seed).run()
-    assert {item.key for item in style.store.output.list(folder, 1000)} - before == drawn
+    assert {item.key for item in style.store.output.list(folder, 1000)} - before == generated
 
 
-def picture(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
-    drawn = pipeline(
+def generate_preview(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
+    generated = pipeline(
         "a photo of CUS statue",
         height=64,
         width=64,
@@ -153,7 +153,7 @@ def picture(pipeline: StableDiffusionXLPipeline) -> np.ndarray:
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     )
-    return drawn.images[0]
+    return generated.images[0]
 
 
 def loaded(folder: Path, adapter: Path) -> StableDiffusionXLPipeline:
@@ -164,41 +164,41 @@ def loaded(folder: Path, adapter: Path) -> StableDiffusionXLPipeline:
 
 
 @pytest.mark.parametrize("train_text", [False, True], ids=["unet", "text-encoders"])
-def test_both_files_give_the_picture_of_the_trained_model(
+def test_both_files_give_the_image_of_the_trained_model(
     make_job: JobMaker, tiny_sdxl: Path, train_text: bool
 ) -> None:
-    # The scale alpha / rank = 2 must come through in both.
+    # Both files must have the effect of the scale alpha / rank = 2.
     text = {"textEncoder": {"train": True, "learningRate": "1e-2"}} if train_text else {}
     job = make_job(alpha=8, maxSteps=6, **text)
     assert job.run().reason == Reason.TRAINED
-    drawn = []
+    generated = []
     for name in ("adapter.safetensors", "adapter-kohya.safetensors"):
         path = job.folder / "work" / "attempt-1" / name
         assert path.read_bytes() == job.attempt_file(name)
         pipeline = loaded(tiny_sdxl, path)
-        drawn.append(picture(pipeline))
+        generated.append(generate_preview(pipeline))
         if train_text:
             pipeline.text_encoder.disable_adapters()
             pipeline.text_encoder_2.disable_adapters()
-            assert np.abs(drawn[-1] - picture(pipeline)).max() > 1e-4
+            assert np.abs(generated[-1] - generate_preview(pipeline)).max() > 1e-4
             pipeline.text_encoder.enable_adapters()
             pipeline.text_encoder_2.enable_adapters()
         pipeline.unload_lora_weights()
-        assert np.abs(drawn[-1] - picture(pipeline)).max() > 1e-3
-    np.testing.assert_allclose(drawn[0], drawn[1], atol=1e-5)
+        assert np.abs(generated[-1] - generate_preview(pipeline)).max() > 1e-3
+    np.testing.assert_allclose(generated[0], generated[1], atol=1e-5)
 
-    # The reference's model, trained by its own loop, draws it too.
+    # The reference's model generates the same image.
     reference = Reference(tiny_sdxl, instance_samples(pictures_of(job)), job.config.spec.training)
     for number in range(6):
         reference.step(number)
     trained = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl, unet=reference.unet)
     trained.text_encoder, trained.text_encoder_2 = reference.encoders
     trained.set_progress_bar_config(disable=True)
-    np.testing.assert_allclose(drawn[0], picture(trained), atol=1e-3)
+    np.testing.assert_allclose(generated[0], generate_preview(trained), atol=1e-3)
 
 
 def read_from_kohya(folder: Path, adapter: Path) -> StableDiffusionXLPipeline:
-    """The base pipeline with the weights that ComfyUI's rules make of a kohya file."""
+    """Return the base pipeline with the weights of a kohya file, merged by ComfyUI's rules."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     tensors, read = load(adapter.read_bytes()), 0
@@ -216,19 +216,19 @@ def read_from_kohya(folder: Path, adapter: Path) -> StableDiffusionXLPipeline:
 
 
 @pytest.mark.parametrize("kind", ["useRSLoRA", "useDoRA"])
-def test_both_files_of_other_kinds_give_the_same_picture(
+def test_both_files_of_other_kinds_give_the_same_image(
     make_job: JobMaker, tiny_sdxl: Path, kind: str
 ) -> None:
     text = {"train": True, "learningRate": "1e-2"}
     job = make_job(adapter={kind: True}, alpha=8, maxSteps=4, learningRate="1e-2", textEncoder=text)
     job.run()
     folder = job.folder / "work" / "attempt-1"
-    drawn = picture(loaded(tiny_sdxl, folder / "adapter.safetensors"))
-    same = picture(read_from_kohya(tiny_sdxl, folder / "adapter-kohya.safetensors"))
-    np.testing.assert_allclose(drawn, same, atol=1e-5)
+    generated = generate_preview(loaded(tiny_sdxl, folder / "adapter.safetensors"))
+    same = generate_preview(read_from_kohya(tiny_sdxl, folder / "adapter-kohya.safetensors"))
+    np.testing.assert_allclose(generated, same, atol=1e-5)
     plain = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     plain.set_progress_bar_config(disable=True)
-    assert np.abs(drawn - picture(plain)).max() > 1e-2
+    assert np.abs(generated - generate_preview(plain)).max() > 1e-2
 
 
 def pictures_of(job: Job) -> list[bytes]:
@@ -244,7 +244,7 @@ def test_every_b_matrix_moved(make_job: JobMaker) -> None:
     assert all(value.dtype == torch.float32 for value in matrices.values())
 
 
-def test_publication_is_whole_and_found_again(make_job: JobMaker) -> None:
+def test_publication_is_complete_and_reused(make_job: JobMaker) -> None:
     job = make_job(preview={"numInferenceSteps": 2, "everySteps": 2, "prompts": ["a", "b"]})
     result = job.run()
     bucket, keys = job.store.output, job.config.keys
@@ -276,7 +276,7 @@ def test_publication_is_whole_and_found_again(make_job: JobMaker) -> None:
     pointer = ReusePointer.model_validate_json(bucket.get(reuse_pointer("studio", job.config.input_hash)))
     assert pointer == ReusePointer(manifest_key=keys.manifest(1), sha256=sha256_hex(data))
 
-    # A pod that died after publishing: the next one says the same without training.
+    # The pod may be lost after publishing. The next one returns the same result without training.
     bucket.remove(reuse_pointer("studio", job.config.input_hash))
     bucket.remove(keys.captions)
     again = job.run()
@@ -333,7 +333,7 @@ def test_a_missing_model_folder_is_named(make_job: JobMaker) -> None:
 
 
 def test_dreambooth_extract_fine_tunes_and_extracts(
-    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes]
 ) -> None:
     settings = {"method": "DreamBoothExtract", "maxSteps": 4, "rank": 32, "alpha": 8}
     job = make_job(**settings)
@@ -345,21 +345,23 @@ def test_dreambooth_extract_fine_tunes_and_extracts(
     assert 0 < layers["outputError"] < 0.05
     assert all(0.5 < layer["energyKept"] <= 1.0001 for layer in layers["layers"].values())
     path = job.folder / "work" / "attempt-1"
-    drawn = picture(loaded(tiny_sdxl, path / "adapter.safetensors"))
+    generated = generate_preview(loaded(tiny_sdxl, path / "adapter.safetensors"))
     np.testing.assert_allclose(
-        drawn, picture(loaded(tiny_sdxl, path / "adapter-kohya.safetensors")), atol=1e-5
+        generated, generate_preview(loaded(tiny_sdxl, path / "adapter-kohya.safetensors")), atol=1e-5
     )
-    # The first loss is the base model's own: fine-tuning starts where the definition starts.
-    reference = Reference(tiny_sdxl, instance_samples(pictures), job.config.spec.training)
+    # The first loss is that of the base model.
+    reference = Reference(tiny_sdxl, instance_samples(clean_images), job.config.spec.training)
     assert job.records()[0]["loss"] == pytest.approx(reference.step(0), abs=1e-4)
     assert job.records()[-1]["loss"] != pytest.approx(reference.step(3), abs=1e-4)
 
 
-def test_buckets_keep_each_pictures_shape(make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]) -> None:
-    wide = Image.open(io.BytesIO(pictures[0])).resize((160, 90))
+def test_aspect_buckets_keep_each_images_shape(
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes]
+) -> None:
+    wide = Image.open(io.BytesIO(clean_images[0])).resize((160, 90))
     out = io.BytesIO()
     wide.save(out, "png")
-    images = [out.getvalue(), *pictures[1:]]
+    images = [out.getvalue(), *clean_images[1:]]
     job = make_job(crop="Buckets", batchSize=3, maxSteps=3)
     job.store.output.put(job.config.keys.image(0), images[0])
     job.run()
@@ -370,12 +372,12 @@ def test_a_quantized_base_trains_nearly_the_same_adapter(make_job: JobMaker) -> 
     settings = {"maxSteps": 4, "mixedPrecision": "bf16"}
     whole = make_job(**settings)
     whole.run()
-    wanted = np.array([record["loss"] for record in whole.records()])
+    expected = np.array([record["loss"] for record in whole.records()])
     for kind, near in (("NF4", 0.3), ("Int8", 0.03)):
         small = make_job(quantizeBase=kind, **settings)
         small.run()
         losses = np.array([record["loss"] for record in small.records()])
-        assert 0 < np.abs(losses - wanted).max() < near
+        assert 0 < np.abs(losses - expected).max() < near
         matrices = load(small.attempt_file("adapter.safetensors"))
         assert len(matrices) == 192
         assert all(value.dtype == torch.float32 for value in matrices.values())
@@ -383,7 +385,7 @@ def test_a_quantized_base_trains_nearly_the_same_adapter(make_job: JobMaker) -> 
 
 
 @pytest.mark.parametrize("method", ["LoRA", "DreamBoothExtract"])
-def test_a_vae_that_needs_float32_is_given_it(
+def test_a_vae_that_needs_float32_runs_in_float32(
     make_job: JobMaker, tiny_sdxl: Path, tmp_path: Path, method: str
 ) -> None:
     folder = tmp_path / "upcast"
@@ -396,9 +398,9 @@ def test_a_vae_that_needs_float32_is_given_it(
     )
     whole.run()
     half.run()
-    # Encoded alike: the first losses differ by the UNet's rounding alone.
+    # The latents are the same, so the first losses differ by the UNet's rounding only.
     losses = [job.records()[0]["loss"] for job in (whole, half)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    drawn = Image.open(io.BytesIO(half.attempt_file("preview-000001-00.png")))
-    assert drawn.size == (64, 64)
-    assert max(high - low for low, high in drawn.getextrema()) > 20
+    generated = Image.open(io.BytesIO(half.attempt_file("preview-000001-00.png")))
+    assert generated.size == (64, 64)
+    assert max(high - low for low, high in generated.getextrema()) > 20

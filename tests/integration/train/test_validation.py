@@ -8,17 +8,17 @@ import pytest
 
 from lora_trainer.errors import BadDataError
 from tests.integration.train.conftest import AdapterMaker, JobMaker
-from tests.integration.train.test_resuming import Lost, lose, stop_after
+from tests.integration.train.test_resuming import SimulatedCrash, crash, stop_after
 from tests.integration.train.test_training import instance_samples
 from tests.support.reference_trainer import Reference
 
 
 def test_the_held_out_loss_is_that_of_images_that_are_not_trained_on(
-    make_job: JobMaker, tiny_sdxl: Path, pictures: list[bytes]
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes]
 ) -> None:
     job = make_job(maxSteps=5, validation={"everySteps": 2, "heldOutImages": 2, "samples": 5})
     job.run()
-    samples = instance_samples(pictures)
+    samples = instance_samples(clean_images)
     reference = Reference(tiny_sdxl, samples[:3], job.config.spec.training)
     for number, record in enumerate(job.records()):
         assert record["loss"] == pytest.approx(reference.step(number), abs=1e-4)
@@ -34,15 +34,15 @@ def test_the_held_out_loss_is_that_of_images_that_are_not_trained_on(
 
 
 def test_the_best_step_is_published_and_a_rising_loss_ends_the_run(
-    make_job: JobMaker, undisturbed: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validation = {"everySteps": 1, "samples": 2, "publish": "LowestHeldOutLoss", "patience": 2}
     settings = {"learningRate": "3e-2", "checkpoint": {"everySteps": 1, "keepLast": 2}}
     job = make_job(maxSteps=40, validation=validation, **settings)
-    # Lost after the best step: what it was is in the checkpoint.
+    # The run is lost after the best step, which the checkpoint contains.
     with monkeypatch.context() as patch:
-        stop_after(patch, 5, lose)
-        with pytest.raises(Lost):
+        stop_after(patch, 5, crash)
+        with pytest.raises(SimulatedCrash):
             job.run()
     result = job.run()
     losses = [record["held_out_loss"] for record in job.records()]
@@ -55,7 +55,7 @@ def test_the_best_step_is_published_and_a_rising_loss_ends_the_run(
     assert selection is not None
     assert (selection.step, selection.held_out_loss, selection.stopped_early) == (best, min(losses), True)
 
-    assert job.attempt_file("adapter.safetensors") == undisturbed(maxSteps=best, **settings)
+    assert job.attempt_file("adapter.safetensors") == uninterrupted(maxSteps=best, **settings)
 
 
 def test_an_image_must_be_left_to_train_on(make_job: JobMaker) -> None:

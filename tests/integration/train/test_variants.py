@@ -1,4 +1,4 @@
-"""Variants of a training in one pod: each with the weights of its own job, the best one published."""
+"""Variants of a training in one pod: each has the weights of a separate job, and the best one is published."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_trainer.errors import InterruptedStageError, StageError
 from lora_trainer.train import loop
 from lora_trainer.train.finite import DivergedError
 from tests.integration.train.conftest import Job, JobMaker
-from tests.integration.train.test_resuming import Lost, lose
+from tests.integration.train.test_resuming import SimulatedCrash, crash
 
 SETTINGS: dict[str, Any] = {
     "validation": {"everySteps": 2, "samples": 4, "heldOutImages": 1},
@@ -41,8 +41,8 @@ RESUMED = [{"name": "a"}, {"name": "b", "seed": 1}, {"name": "c", "rank": 8}]
 
 
 @pytest.fixture
-def undisturbed_variants(make_job: JobMaker, kept: dict[str, Job]) -> Job:
-    """A job that nothing interrupts; trained once for all tests."""
+def uninterrupted_variants(make_job: JobMaker, kept: dict[str, Job]) -> Job:
+    """Return an uninterrupted job, which is trained once for all tests."""
     if "job" not in kept:
         kept["job"] = make_job(**SETTINGS, variants=RESUMED)
         kept["job"].run()
@@ -98,8 +98,8 @@ def test_each_variant_has_the_weights_of_its_own_job_and_the_best_is_published(
 
 @pytest.mark.parametrize("end", ["lost", "interrupted"])
 @pytest.mark.parametrize("step", [1, 4, 5, 9])
-def test_a_lost_or_interrupted_pod_continues_with_the_variant_it_was_at(
-    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, undisturbed_variants: Job, end: str, step: int
+def test_a_lost_or_interrupted_pod_continues_with_the_same_variant(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, uninterrupted_variants: Job, end: str, step: int
 ) -> None:
     """Steps are counted over all variants, which have four steps each."""
     job = make_job(**SETTINGS, variants=RESUMED, checkpoint={"everySteps": 2})
@@ -109,18 +109,18 @@ def test_a_lost_or_interrupted_pod_continues_with_the_variant_it_was_at(
     def accumulate(state: loop.TrainState, number: int) -> torch.Tensor:
         done.append(number)
         if len(done) == step:
-            lose() if end == "lost" else os.kill(os.getpid(), signal.SIGTERM)
+            crash() if end == "lost" else os.kill(os.getpid(), signal.SIGTERM)
         return real(state, number)
 
     monkeypatch.setattr(loop, "accumulate", accumulate)
-    with pytest.raises(Lost if end == "lost" else InterruptedStageError):
+    with pytest.raises(SimulatedCrash if end == "lost" else InterruptedStageError):
         job.run()
     assert len(done) == step
     job.run()
     saved = step if end == "interrupted" else (step - 1) // 2 * 2
     assert len(done) - step == 12 - saved
-    assert job.manifest().variants == undisturbed_variants.manifest().variants
-    adapter = undisturbed_variants.attempt_file("adapter.safetensors")
+    assert job.manifest().variants == uninterrupted_variants.manifest().variants
+    adapter = uninterrupted_variants.attempt_file("adapter.safetensors")
     assert job.attempt_file("adapter.safetensors") == adapter
 
 
@@ -136,22 +136,22 @@ def test_a_variant_that_diverges_is_reported_and_the_others_are_trained(
             next(iter(state.parameters.values())).data.fill_(float("nan"))
         elif number == 3 and not attempts:
             attempts.append(number)
-            lose()
+            crash()
         return real(state, number)
 
     attempts: list[int] = []
     monkeypatch.setattr(loop, "accumulate", accumulate)
-    with pytest.raises(Lost):
+    with pytest.raises(SimulatedCrash):
         job.run()
-    begun = []
+    trained_rates = []
 
     def record(state: loop.TrainState, number: int) -> torch.Tensor:
-        begun.append(state.training.learning_rate)
+        trained_rates.append(state.training.learning_rate)
         return real(state, number)
 
     monkeypatch.setattr(loop, "accumulate", record)
     job.run()
-    assert 5 not in begun, "a later pod does not train it again"
+    assert 5 not in trained_rates, "a later pod does not train it again"
     measured = results(job)
     assert "is not finite" in measured["fast"].error
     assert measured["slow"].published

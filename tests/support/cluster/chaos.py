@@ -1,4 +1,4 @@
-"""A round of chaos testing: one job of each scenario, and an operator that is killed and has a faulty connection.
+"""A round of chaos testing: a job for each scenario, and an operator that is killed and has a faulty connection.
 
 It is one module because a scenario consists of a job, the ends of its pods and a user's actions. The table of scenarios
 must be read together with the code that runs them.

@@ -187,7 +187,7 @@ def condition(body: Object, kind: str) -> Object:
 
 
 def one_child_at_a_time(history: list[WatchEvent]) -> Iterator[str]:
-    """A stage never has two active pods or two active child Jobs at the same time."""
+    """Describe stages that have two active pods or two active child Jobs at the same time."""
     live: dict[tuple[str, str, str], dict[str, str]] = {}
     for event in history:
         if event.kind == "resource":
@@ -202,7 +202,7 @@ def one_child_at_a_time(history: list[WatchEvent]) -> Iterator[str]:
 
 
 def no_job_after_the_end(history: list[WatchEvent]) -> Iterator[str]:
-    """No child Job is created after the phase is terminal. One that is being deleted may still create its pod."""
+    """Describe child Jobs that are created after the phase is terminal. One that is being deleted may still create its pod."""
     ended: dict[str, str] = {}
     seen: set[str] = set()
     for event in history:
@@ -219,7 +219,7 @@ def no_job_after_the_end(history: list[WatchEvent]) -> Iterator[str]:
 
 
 def no_training_before_approval(history: list[WatchEvent]) -> Iterator[str]:
-    """No training starts before its captions are approved, if they must be."""
+    """Describe trainings that start before their captions are approved, if they must be."""
     waiting: dict[str, bool] = {}
     for event in history:
         if event.kind == "resource":
@@ -232,7 +232,7 @@ def no_training_before_approval(history: list[WatchEvent]) -> Iterator[str]:
 
 
 def adapter_is_published(history: list[WatchEvent]) -> Iterator[str]:
-    """The adapter of a job that succeeded was published by one of its pods before."""
+    """Describe succeeded jobs whose adapter was not published by one of their pods before."""
     published: set[tuple[str, str]] = set()
     for event in history:
         if event.kind == "pod":
@@ -247,7 +247,7 @@ def adapter_is_published(history: list[WatchEvent]) -> Iterator[str]:
 
 
 def valid_status_changes(history: list[WatchEvent]) -> Iterator[str]:
-    """Each phase may follow the one before, counters never decrease, and a terminal status is final."""
+    """Describe phases in a wrong order, counters that decrease, and changes of a terminal status."""
     last: dict[str, WatchEvent] = {}
     for event in history:
         if event.kind != "resource":

@@ -1,4 +1,4 @@
-"""A kubelet that runs no container: it ends every pod of a stage as the test's script says."""
+"""A simulated kubelet that runs no containers. It ends every pod of a stage as the test's script says."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class End:
     sidecar: str = ""
     """The name of another container in the pod."""
     sidecar_exit: int | None = 0
-    """Its exit code; None: it keeps running, and so does the pod."""
+    """Exit code of the other container; None: it keeps running, and so does the pod."""
     sidecar_init: bool = False
     """It is a native sidecar: an init container that is restarted."""
     pod_reason: str = ""

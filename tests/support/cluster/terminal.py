@@ -1,4 +1,4 @@
-"""A terminal of a given size with a program in it, and what the program writes to it."""
+"""A pseudo-terminal of a given size that runs a program and records its output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class Terminal:
     def __init__(self, command: list[str], environment: Mapping[str, str], rows: int, columns: int) -> None:
         self.written = ""
-        """All so far, escape sequences included."""
+        """All output, escape sequences included."""
         self._rows = rows
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -47,7 +47,7 @@ class Terminal:
         os.close(self._master)
 
     def wait_for(self, words: str, seconds: float = 20.0) -> float:
-        """Read until the screen shows some words; return the seconds that it took."""
+        """Read until the screen shows a text, and return the seconds that it took."""
         started = time.monotonic()
         while words not in self.screen:
             left = started + seconds - time.monotonic()
@@ -57,7 +57,7 @@ class Terminal:
 
     @property
     def screen(self) -> str:
-        """The last whole frame, as text."""
+        """Return the last complete frame as text."""
         *_, before, last = ["", *self.written.split(HOME)]
         whole = last.count("\n") >= self._rows - 1
         return ESCAPES.sub("", last if whole else before)
@@ -82,6 +82,6 @@ class Terminal:
         if ready:
             try:
                 self.written += os.read(self._master, 1 << 16).decode(errors="replace")
-            except OSError:  # the program's end is gone
+            except OSError:  # the program has closed its side
                 return False
         return bool(ready) or self.process.poll() is None

@@ -41,7 +41,7 @@ def test_cost_is_exact():
     assert (budget.usage.cost_usd, budget.usage.reserved_usd) == (Decimal(4), None)
 
 
-def test_without_a_price_a_limit_is_refused_and_the_cost_is_said_to_be_unknown():
+def test_without_a_price_a_limit_is_refused_and_the_cost_is_unknown():
     with pytest.raises(BadSetupError, match="no price"):
         Budget(None, Decimal(1))
     budget = Budget(None, None)

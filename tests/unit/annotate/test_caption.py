@@ -135,7 +135,7 @@ Valitettavasti en voi auttaa tässä.
 
 
 @pytest.mark.parametrize("words", REFUSALS)
-def test_refusals_of_many_languages_are_told_from_replies_of_no_use(words):
+def test_refusals_in_many_languages_are_distinguished_from_unusable_replies(words):
     for text in (words, reply(framing=words), json.dumps({"error": words}, ensure_ascii=False)):
         with pytest.raises(DeclinedError):
             parse_reply(text, CONCEPT)

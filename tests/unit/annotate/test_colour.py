@@ -64,7 +64,7 @@ def in_space(image: Image.Image, matrix: np.ndarray, gamma: float = 0.0) -> Imag
 
 
 def from_space(matrix: np.ndarray, gamma: float = 0.0) -> Reading:
-    """What turns values of a space from 0 to 1 to those of sRGB."""
+    """Return a function that converts values of a colour space from 0 to 1 to sRGB."""
 
     def read(values: np.ndarray) -> np.ndarray:
         curve = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
@@ -174,7 +174,7 @@ class Case:
     """What turns its values from 0 to 1 to those of sRGB; None if OpenCV does not read them as they are stored."""
     bits: int = 8
     is_lossy: bool = False
-    """Its encoding alone costs about 1 of 255 or more."""
+    """The encoding alone changes values by about 1 of 255 or more."""
 
 
 FROM_P3, FROM_ADOBE = from_space(P3), from_space(ADOBE, 2.19921875)

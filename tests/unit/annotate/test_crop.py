@@ -51,7 +51,7 @@ def test_the_square_holds_the_subject(x, wide):
 @pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("lure", [0.0, 1.0])
 def test_a_head_that_fits_stays_whole_whatever_else_stands_out(place, wide, lure):
-    """With a red ball at one end, which outweighs the face in every map."""
+    """The image has a red ball at one end, which outweighs the face in every map."""
     size = (1000, 500) if wide else (500, 1000)
     image = Image.new("RGB", size, BACKGROUND)
     along = int(lure * (1000 - 230))

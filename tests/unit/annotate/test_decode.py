@@ -129,7 +129,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
     assert peak < 480, lines  # MB; the pod has 512
 
 
-def test_images_are_told_apart_by_their_pixels():
+def test_images_are_distinguished_by_their_pixels():
     first, same, other = (decode(CORPUS[name].make()) for name in ("plain.png", "plain.bmp", "exif-1.jpg"))
     assert first.pixels_sha256() == same.pixels_sha256() != other.pixels_sha256()
 

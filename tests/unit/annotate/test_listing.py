@@ -85,7 +85,7 @@ def test_tables_of_captions_that_are_not_read_are_warned_about(folder):
     assert all("metadata.jsonl" in warning for warning in warned)
 
 
-def test_what_another_trainer_means_by_folders_is_said(folder):
+def test_folder_names_of_another_trainer_are_reported(folder):
     warnings = list_dataset(LocalFolder(folder), "").warnings
     assert any("10_cus statue" in warning and "repeats" in warning for warning in warnings)
     assert any("2 regularisation images" in warning for warning in warnings)

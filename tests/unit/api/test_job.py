@@ -103,7 +103,7 @@ def test_null_means_absent() -> None:
         ({"apiVersion": "lora-training.io/v1alpha1", "kind": "LoraTrainingJob"}, "metadata.name"),
     ],
 )
-def test_another_document_is_told_apart(document: Any, words: str) -> None:
+def test_other_documents_are_refused_with_their_kind(document: Any, words: str) -> None:
     with pytest.raises(InvalidResourceError, match=words):
         parse_job_document(document)
 

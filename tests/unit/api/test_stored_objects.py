@@ -38,7 +38,7 @@ def test_a_stored_job_is_read_without_loss(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_a_stored_job_goes_on_as_it_was(path: Path) -> None:
+def test_a_stored_job_continues_unchanged(path: Path) -> None:
     stored = yaml.safe_load(path.read_text())
     stored["metadata"]["resourceVersion"] = "1"
     snapshot = read_snapshot(Resource.of(stored), (), (), {"default": PROFILE})

@@ -74,7 +74,7 @@ def test_an_unexpected_error_does_not_name_a_pod() -> None:
     assert result.message == "RuntimeError: x; the stage's log has the trace"
 
 
-def test_warnings_about_a_dataset_are_told_once_with_their_number() -> None:
+def test_warnings_about_a_dataset_are_printed_once_with_their_number() -> None:
     first = DatasetStatus(images=5, warnings=1, first_warning="a.jpg: its caption was cut")
     assert dataset_warning(DatasetStatus(images=5)) == ""
     assert dataset_warning(first) == "Warning: a.jpg: its caption was cut"

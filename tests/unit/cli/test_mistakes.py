@@ -79,7 +79,7 @@ def test_a_folder_that_does_not_exist_is_named(command: list[str], tmp_path: Pat
 
 @pytest.mark.parametrize("command", [["train"], ["init"], ["images", "check"]])
 def test_a_folder_without_images_says_what_to_do(command: list[str], tmp_path: Path) -> None:
-    """There is no dataset.prefix to correct on this machine."""
+    """Local runs have no dataset.prefix to correct."""
     options = ["--token", "CUS", "--class", "x"] if command[0] in ("train", "init") else []
     result = lora(*command, tmp_path, *options)
     assert result.exit_code in (Exit.USAGE, Exit.NO_INPUT)
@@ -136,7 +136,7 @@ def test_a_visible_home_in_the_folder_of_photographs_is_refused(photos: Path) ->
 
 @pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs another user")
 def test_a_folder_that_may_not_be_read_is_named() -> None:
-    """Its photographs would otherwise be left out in silence."""
+    """The photographs would otherwise be ignored without a message."""
     script = "import sys; from pathlib import Path; from lora_trainer.annotate.sources import walk_files\n"
     script += "for file in walk_files(Path(sys.argv[1])): pass"
     with TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the page reads of objects that somebody with the store's key has put there."""
+"""Malicious objects in the store, and what the page reads of them."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_files_that_are_no_images_are_found_by_their_content() -> None:
     assert unreadable_images(files) == ["notes.jpg", "empty.png"]
 
 
-def test_a_killed_run_is_told_from_a_running_one(tmp_path: Path) -> None:
+def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path: Path) -> None:
     assert is_interrupted(tmp_path, Phase.TRAINING)
     with FileLock(tmp_path / LOCK):
         assert not is_interrupted(tmp_path, Phase.TRAINING)

@@ -1,4 +1,4 @@
-"""Who may start under a profile's `maxRunningJobs`."""
+"""Selection of the jobs that may start under a profile's `maxRunningJobs`."""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ class World:
             raise ApiException(status=FORBIDDEN, reason="exceeded quota: jobs")
         if kind == BATCH_JOBS:
             self.created[name] += 1
-            ours = {"uid": "j", "creationTimestamp": datetime.now(UTC).isoformat()}
-            body = {**body, "metadata": {**body["metadata"], **ours}, "status": {}}
+            own_metadata = {"uid": "j", "creationTimestamp": datetime.now(UTC).isoformat()}
+            body = {**body, "metadata": {**body["metadata"], **own_metadata}, "status": {}}
         kept = self._keep(kind, body)
         self._answer()
         return kept
@@ -232,8 +232,8 @@ def test_a_training_that_a_quota_keeps_out_is_no_attempt(tmp_path: Path) -> None
     assert world.calls.count("create jobs") == 3
     assert world.calls.count("patch loratrainingjobs") == 1
     assert (status(world)["phase"], status(world).get("training")) == ("Queued", None)
-    told = [c["reason"] for c in status(world)["conditions"] if c["type"] == "Succeeded"]
-    assert told == ["QuotaExceeded"]
+    reasons = [c["reason"] for c in status(world)["conditions"] if c["type"] == "Succeeded"]
+    assert reasons == ["QuotaExceeded"]
     world.quota = False
     asyncio.run(work(on, 1))
     assert list(world.created) == [status(world)["training"]["jobName"]]
@@ -403,7 +403,7 @@ def test_a_job_of_another_owner_is_not_adopted(tmp_path: Path) -> None:
     assert "forged" not in str(status(world))
     assert status(world)["phase"] == "Failed"
     assert "NameConflict" in str(status(world)["conditions"])
-    assert world.deleted == [], "it belongs to somebody else"
+    assert world.deleted == [], "it belongs to another controller"
 
 
 def test_a_job_that_runs_something_else_is_deleted(tmp_path: Path) -> None:
@@ -467,7 +467,7 @@ def one_at_once(world: TwoNamespaces, folder: Path, monkeypatch: pytest.MonkeyPa
     return on
 
 
-def told(world: World, name: str) -> tuple[str, str]:
+def reason_and_message(world: World, name: str) -> tuple[str, str]:
     """The reason and the message of a job's condition Succeeded."""
     conditions = world.objects["loratrainingjobs", name]["status"]["conditions"]
     return next((c["reason"], c["message"]) for c in conditions if c["type"] == "Succeeded")
@@ -487,15 +487,15 @@ def test_a_refused_job_leaves_its_place_and_keeps_its_reason(
     world = TwoNamespaces()
     on = one_at_once(world, tmp_path, monkeypatch)
     asyncio.run(reconcile(on, OTHER_KEY, KEY))
-    assert told(world, OTHER_KEY[1])[0] == "Queued"
-    assert told(world, KEY[1]) == ("QuotaExceeded", "exceeded quota: jobs")
+    assert reason_and_message(world, OTHER_KEY[1])[0] == "Queued"
+    assert reason_and_message(world, KEY[1]) == ("QuotaExceeded", "exceeded quota: jobs")
     assert OTHER_KEY in on.queue._waiting, "the place is offered at once"
     asyncio.run(reconcile(on, OTHER_KEY))
     assert world.objects["loratrainingjobs", OTHER_KEY[1]]["status"]["phase"] == "Annotating"
     world.calls.clear()
     asyncio.run(reconcile(on, KEY, KEY, OTHER_KEY))
     assert world.calls == [], "neither a write nor another try while the other job runs"
-    assert told(world, KEY[1]) == ("QuotaExceeded", "exceeded quota: jobs")
+    assert reason_and_message(world, KEY[1]) == ("QuotaExceeded", "exceeded quota: jobs")
 
 
 def test_a_refused_job_is_tried_again_when_it_is_due_and_there_is_a_place(
@@ -552,5 +552,5 @@ def test_a_job_that_its_profile_no_longer_allows_leaves_its_place(
     monkeypatch.setitem(PROFILES["default"], "namespaces", ["crowd"])
     on = one_at_once(world, tmp_path, monkeypatch)
     asyncio.run(reconcile(on, KEY, OTHER_KEY))
-    assert told(world, KEY[1])[0] == "ProfileNotFound"
+    assert reason_and_message(world, KEY[1])[0] == "ProfileNotFound"
     assert world.objects["loratrainingjobs", OTHER_KEY[1]]["status"]["phase"] == "Annotating"

@@ -243,11 +243,11 @@ def test_progress_is_shown_while_a_stage_runs() -> None:
     assert decision.status.phase == Phase.TRAINING
     assert decision.status.progress == report
     assert "gpu-1" in message(decision)
-    captioning = decide(
+    decision = decide(
         snapshot(children=(child(ANNOTATE, pod()),), progress=Progress(step=3, total_steps=12)), NOW
     )
-    assert captioning.status.captions is not None
-    assert (captioning.status.captions.done, captioning.status.captions.total) == (3, 12)
+    assert decision.status.captions is not None
+    assert (decision.status.captions.done, decision.status.captions.total) == (3, 12)
 
 
 def test_only_what_a_person_may_act_on_is_an_event() -> None:
@@ -327,7 +327,7 @@ def test_the_images_that_fail_a_job_are_named_in_its_status() -> None:
     assert decide(snapshot(children=(job,)), NOW).status.dataset == bad
 
 
-def test_a_failed_job_without_pods_still_says_something() -> None:
+def test_a_failed_job_without_pods_has_a_message() -> None:
     job = child(TRAIN, failed="BackoffLimitExceeded", failed_message="Job has reached its limit")
     decision = decide(snapshot(status=training(), children=(job,)), NOW)
     assert condition(decision, "Succeeded") == ("False", "BackoffLimitExceeded")
@@ -475,7 +475,7 @@ def test_a_stranger_with_our_name_is_a_conflict() -> None:
 @pytest.mark.parametrize(
     ("status", "phase"), [(JobStatus(start_time=NOW), Phase.PENDING), (annotated(), Phase.QUEUED)]
 )
-def test_a_quota_that_refuses_the_job_is_told_and_waited_for(status: JobStatus, phase: Phase) -> None:
+def test_a_quota_that_refuses_the_job_is_reported_and_waited_for(status: JobStatus, phase: Phase) -> None:
     refusal = Refusal(Reason.QUOTA_EXCEEDED, "exceeded quota: jobs", final=False)
     case = snapshot(status=status, refusal=refusal, spec={"runPolicy": {"startDeadlineSeconds": 60}})
     decision = decide(case, NOW + seconds(10))
@@ -520,7 +520,7 @@ def test_a_time_to_live_removes_the_resource_when_it_is_over() -> None:
     assert decide(case, NOW + seconds(60)).actions == (DeleteResource(),)
 
 
-def test_deciding_twice_says_the_same() -> None:
+def test_deciding_twice_gives_the_same_decision() -> None:
     for case in (
         snapshot(),
         snapshot(status=training(), children=(child(TRAIN, pod()),)),

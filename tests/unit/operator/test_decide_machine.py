@@ -220,9 +220,9 @@ class World(RuleBasedStateMachine):
         policy = self.spec.run_policy.model_copy(update={"retry": self.spec.run_policy.retry + 1})
         self.spec = self.spec.model_copy(update={"run_policy": policy})
 
-    @rule(chance=st.integers(0, 9))
-    def a_person_deletes_it(self, chance: int) -> None:
-        self.deleting = self.deleting or chance == 0
+    @rule(choice=st.integers(0, 9))
+    def a_person_deletes_it(self, choice: int) -> None:
+        self.deleting = self.deleting or choice == 0
 
     @rule()
     def a_person_approves(self) -> None:

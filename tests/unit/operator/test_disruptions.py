@@ -45,7 +45,7 @@ EVICTIONS = [
 
 @pytest.mark.parametrize(("words", "disrupted", "reason"), EVICTIONS, ids=[e[0][:24] for e in EVICTIONS])
 @pytest.mark.parametrize("code", [137, 75, None])
-def test_an_eviction_is_told_in_the_kubelets_words(
+def test_an_eviction_has_the_kubelets_message(
     words: str, disrupted: str, reason: Reason, code: int | None
 ) -> None:
     conditions = [{"type": "DisruptionTarget", "status": "True", "reason": disrupted}] if disrupted else []
@@ -131,7 +131,7 @@ def test_progress_in_between_starts_the_count_again() -> None:
     assert ended.phase == Phase.FAILED
 
 
-def test_a_node_that_does_not_report_is_told() -> None:
+def test_a_node_that_does_not_respond_is_reported() -> None:
     conditions = [{"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]
     state = {"running": {"startedAt": "2026-03-01T12:00:00Z"}}
     containers = [{"name": "stage", "state": state}]
@@ -197,8 +197,8 @@ def test_refusals_without_getting_further_are_charged() -> None:
 
 
 @pytest.mark.parametrize("disrupted", ["", "EvictionByEvictionAPI"])
-def test_a_pod_that_is_taken_away_is_told_while_it_terminates(disrupted: str) -> None:
-    """Its replacement comes when it has ended, which can take the two minutes of its grace period."""
+def test_a_disrupted_pod_is_reported_while_it_terminates(disrupted: str) -> None:
+    """The replacement is created when the pod has ended, which can take the two minutes of its grace period."""
     leaving = pod(deleting=True, disrupted=disrupted, node="gpu-1")
     decision = decide(snapshot(status=training(), children=(child(TRAIN, leaving),)), NOW)
     assert decision.status.phase == Phase.QUEUED

@@ -108,11 +108,11 @@ def situations(spec: dict[str, Any]) -> Iterator[Snapshot]:
     yield job()
     yield job(status=annotated())
     # A pod that does not start, one that is lost, and one that fails, each for two hours.
-    begun = {"created_at": NOW - seconds(2 * HOUR)}
+    created = {"created_at": NOW - seconds(2 * HOUR)}
     started = training().model_copy(update={"start_time": NOW - seconds(2 * HOUR)})
-    yield job(status=started, children=(child(StageName.TRAIN, pod("Pending"), **begun),))
-    yield job(status=started, children=(child(StageName.TRAIN, lost, lost, **begun),))
-    yield job(status=started, children=(child(StageName.TRAIN, pod("Running"), **begun),))
+    yield job(status=started, children=(child(StageName.TRAIN, pod("Pending"), **created),))
+    yield job(status=started, children=(child(StageName.TRAIN, lost, lost, **created),))
+    yield job(status=started, children=(child(StageName.TRAIN, pod("Running"), **created),))
     ended = started.model_copy(update={"phase": Phase.FAILED, "finish_time": NOW - seconds(2 * HOUR)})
     yield job(status=ended)
 
@@ -147,5 +147,5 @@ def test_another_value_changes_what_the_operator_does(path: str) -> None:
 
 
 def test_a_setting_of_a_stage_alone_changes_nothing_here() -> None:
-    """Without this, the test above would pass for a setting without effect."""
+    """Otherwise the test above would pass for a setting without effect."""
     assert plan({"training": {"seed": 7}}) == plan({})

@@ -27,7 +27,9 @@ def indexer(*bodies: dict[str, Any]) -> Indexer[str]:
     return made
 
 
-def mend(which: Indexer[str], version: int, *pages: list[dict[str, Any]], owner: str | None = None) -> None:
+def replace(
+    which: Indexer[str], version: int, *pages: list[dict[str, Any]], owner: str | None = None
+) -> None:
     async def listed() -> AsyncIterator[Page]:
         for page in pages:
             yield page, version  # type: ignore[misc]
@@ -54,14 +56,14 @@ def test_what_says_nothing_new_is_no_news_and_makes_the_old_older() -> None:
 
 def test_what_a_watch_missed_a_list_brings() -> None:
     found = indexer(thing("a", 1), thing("b", 2))
-    mend(found, 9, [thing("a", 7)], [thing("c", 8)])
+    replace(found, 9, [thing("a", 7)], [thing("c", 8)])
     assert sorted(found) == ["a@7", "c@8"]
 
 
 def test_a_list_does_not_undo_what_came_after_it() -> None:
     found = indexer(thing("new", 12), thing("deleted", 3))
     found.delete(thing("deleted", 11))
-    mend(found, 10, [thing("deleted", 3)])
+    replace(found, 10, [thing("deleted", 3)])
     assert list(found) == ["new@12"]
 
 
@@ -85,9 +87,9 @@ def test_what_turned_out_to_be_gone_does_not_come_back_with_an_old_event() -> No
 
 def test_what_a_list_does_not_know_does_not_come_back_with_an_event_from_before_it() -> None:
     found = indexer(thing("a", 5), thing("b", 6, owner="v"))
-    mend(found, 9, [], owner="u")
+    replace(found, 9, [], owner="u")
     assert not found.update(thing("a", 8)), "gone by a list of its owner's"
-    mend(found, 12, [thing("c", 3)])
+    replace(found, 12, [thing("c", 3)])
     assert list(found) == ["c@3"], "what a list names is there, however old"
     for name, version in (("a", 8), ("b", 7), ("never-seen", 11)):
         assert not found.update(thing(name, version))
@@ -117,7 +119,7 @@ def test_anyone_may_borrow_our_labels() -> None:
 
 def test_a_list_of_ones_own_leaves_the_others() -> None:
     found = indexer(thing("a", 1), thing("b", 2, owner="v"))
-    mend(found, 9, [], owner="u")
+    replace(found, 9, [], owner="u")
     assert list(found) == ["b@2"]
 
 

@@ -142,7 +142,7 @@ def test_a_number_that_was_set_before_the_failure_starts_nothing() -> None:
     )
 
 
-def test_a_retry_that_was_asked_for_while_no_operator_ran_is_not_missed() -> None:
+def test_a_retry_that_was_requested_while_no_operator_ran_is_not_missed() -> None:
     metadata = {"namespace": "n", "name": "x", "uid": "u", "resourceVersion": "1", "generation": 1}
     spec = wire_spec(runPolicy={"retry": 2})
     for retries, expected in ((0, True), (1, True), (2, False)):

@@ -188,7 +188,7 @@ def test_children_have_names_that_kubernetes_takes(name: str) -> None:
     assert replace(snapshot(), name=name).keys.root == f"studio/{name}/{UID}/"
 
 
-def test_a_model_cache_is_read_only_and_nothing_is_asked_of_the_hub() -> None:
+def test_a_model_cache_is_read_only_and_makes_no_request_to_the_hub() -> None:
     cached = PROFILE.model_copy(update={"model_cache": ModelCache(persistent_volume_claim="models")})
     case = snapshot(profile=cached)
     config = build_stage_config(case, STARTS[1], CLUSTER)

@@ -119,7 +119,7 @@ def test_events_explain_what_nothing_else_does(reason: str, message: str, expect
     assert observe_hint([{"reason": "Scheduled", "note": "fine"}]) is None
 
 
-def test_events_are_asked_for_only_where_nothing_else_explains() -> None:
+def test_events_are_read_only_if_nothing_else_explains_a_delay() -> None:
     later = NOW + seconds(5)
 
     def asked(*children: Any) -> str:

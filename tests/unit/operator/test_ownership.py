@@ -103,7 +103,7 @@ def test_a_child_of_the_same_uid_in_another_namespace_is_another_jobs() -> None:
     assert cache.running_pods() == []
 
 
-def test_only_pods_of_existing_child_jobs_are_asked_for_progress() -> None:
+def test_only_pods_of_existing_child_jobs_are_polled() -> None:
     cache = Cache()
     resource = {"metadata": {"namespace": "studio", "name": "statue", "uid": "u", "resourceVersion": "1"}}
     cache.resources.update(resource | {"spec": wire_spec()})
@@ -320,7 +320,7 @@ def test_a_forged_child_takes_no_place_of_the_profiles_limit() -> None:
 
 
 def test_long_texts_of_pods_and_jobs_are_not_kept() -> None:
-    """Who may write the status of a pod could otherwise fill the operator's memory."""
+    """A user who may write the status of a pod could otherwise fill the operator's memory."""
     long = "x" * 1_500_000
     state = {"terminated": {"exitCode": 1, "message": long}, "waiting": {"reason": "x", "message": long}}
     conditions = [

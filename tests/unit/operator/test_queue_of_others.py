@@ -1,4 +1,4 @@
-"""A child that somebody else keeps suspended, as Kueue does."""
+"""A child Job that another controller keeps suspended, as Kueue does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def decided(*pods: object, suspended: bool, **spec: object) -> Decision:
     return decide(snapshot(spec=spec, status=training(), children=(job,)), NOW + seconds(10))
 
 
-def test_a_job_waits_while_its_child_is_suspended_and_says_for_what() -> None:
+def test_a_job_waits_with_a_reason_while_its_child_is_suspended() -> None:
     decision = decided(suspended=True)
     assert decision.actions == ()
     assert decision.status.phase == Phase.QUEUED
@@ -28,13 +28,13 @@ def test_a_job_waits_while_its_child_is_suspended_and_says_for_what() -> None:
 
 
 def test_a_training_that_its_queue_preempts_waits_again_and_is_not_charged() -> None:
-    told = pod("Failed", failed(Reason.INTERRUPTED), exit_code=ExitCode.INTERRUPTED)
-    decision = decided(told, suspended=True)
+    interrupted = pod("Failed", failed(Reason.INTERRUPTED), exit_code=ExitCode.INTERRUPTED)
+    decision = decided(interrupted, suspended=True)
     assert decision.actions == ()
     assert decision.status.phase == Phase.QUEUED
     assert decision.status.training is not None
     assert decision.status.training.disruptions == 1
-    again = decided(told, pod(name="another", uid="pod-2"), suspended=False)
+    again = decided(interrupted, pod(name="another", uid="pod-2"), suspended=False)
     assert again.status.phase == Phase.TRAINING
 
 

@@ -70,23 +70,23 @@ def test_another_attempt_is_news_although_only_a_number_changes() -> None:
 
 def test_a_training_that_ends_at_once_is_never_written_as_running() -> None:
     waiting = decide(snapshot(status=training(), children=(child(TRAIN),)), NOW).status
-    begun = snapshot(status=waiting, children=(child(TRAIN, pod(started_at=NOW)),))
-    decision = decide(begun, NOW + seconds(1))
-    assert decision.status == begun.status
+    started = snapshot(status=waiting, children=(child(TRAIN, pod(started_at=NOW)),))
+    decision = decide(started, NOW + seconds(1))
+    assert decision.status == started.status
     assert decision.requeue_at == NOW + seconds(2)
-    assert decide(begun, NOW + seconds(2)).status.phase == "Training"
-    reported = replace(begun, progress=PROGRESS)
+    assert decide(started, NOW + seconds(2)).status.phase == "Training"
+    reported = replace(started, progress=PROGRESS)
     assert decide(reported, NOW).status.phase == "Training", "its first report is news"
     lost = pod(started_at=NOW, node_not_ready=True)
-    assert condition(decide(replace(begun, children=(child(TRAIN, lost),)), NOW), "Succeeded") == (
+    assert condition(decide(replace(started, children=(child(TRAIN, lost),)), NOW), "Succeeded") == (
         "Unknown",
         "NodeNotReady",
     )
     ahead = pod(started_at=NOW + seconds(60))
-    assert decide(replace(begun, children=(child(TRAIN, ahead),)), NOW).status.phase == "Training"
+    assert decide(replace(started, children=(child(TRAIN, ahead),)), NOW).status.phase == "Training"
 
 
-def test_a_limit_of_running_jobs_is_told_and_waited_for() -> None:
+def test_a_limit_of_running_jobs_is_reported_and_waited_for() -> None:
     case = snapshot(capacity="profile 'default' allows 2 running jobs")
     decision = decide(case, NOW)
     assert decision.actions == ()

@@ -30,7 +30,7 @@ def test_both_children_are_printed_as_yaml(capsys: pytest.CaptureFixture[str]) -
     assert stage_config_adapter.validate_json(text).spec.training.max_steps == 300
 
 
-def test_a_job_that_would_not_be_accepted_is_told_so(
+def test_a_job_that_would_not_be_accepted_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = yaml.safe_load((QUICKSTART / "job.yaml").read_text())

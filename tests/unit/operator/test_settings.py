@@ -46,7 +46,7 @@ def test_a_profiles_file_that_is_wrong_is_named(tmp_path: Path, text: str, words
 
 
 def exchange(path: Path, text: str) -> None:
-    """As the kubelet does: a new file takes the place of the old one."""
+    """The kubelet does the same: it replaces the old file by a new one."""
     fresh = path.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(path)

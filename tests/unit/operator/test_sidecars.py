@@ -200,7 +200,7 @@ def test_failed_pods_of_earlier_attempts_leave_fewer_retries_to_the_next() -> No
     assert job["spec"]["backoffLimit"] == 0, "one failed pod, one lost result, and a limit of 2"
 
 
-def test_a_new_attempt_says_why_the_one_before_does_not_count() -> None:
+def test_a_new_attempt_has_the_reason_of_the_previous_one() -> None:
     lost = child(TRAIN, complete=True)
     decision = decide(snapshot(status=training(), children=(lost,)), NOW)
     assert "could not be read" in message(decision)

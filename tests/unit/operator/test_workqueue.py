@@ -82,7 +82,7 @@ def test_a_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tries == ["a"] * 4
 
 
-def test_the_earliest_time_asked_for_stands() -> None:
+def test_the_earliest_requested_time_is_kept() -> None:
     seen = []
 
     async def work(key: str) -> None:

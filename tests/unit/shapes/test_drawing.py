@@ -98,14 +98,14 @@ def test_the_classifier_predicts_nothing_for_noise_and_pieces() -> None:
 
 
 @pytest.mark.parametrize("concept", concepts.CONCEPTS, ids=lambda concept: concept.name)
-def test_the_pictures_of_a_concept_show_it(concept: concepts.Concept) -> None:
+def test_the_images_of_a_concept_show_it(concept: concepts.Concept) -> None:
     assert (concept.shape, concept.fill) in NEW_PAIRS
     predicted = classifier.classify(classifier.load(), classifier.to_batch(concepts.images(concept)))
     assert [SHAPES[index] for index in predicted["shape"]] == [concept.shape] * len(concepts.TRAINING_SCENES)
     assert [FILLS[index] for index in predicted["fill"]] == [concept.fill] * len(concepts.TRAINING_SCENES)
 
 
-def test_the_quickstarts_pictures_show_the_first_concept() -> None:
+def test_the_quickstarts_images_show_the_first_concept() -> None:
     folder = Path(__file__).parents[3] / "examples" / "quickstart" / "images"
     kept = classifier.to_batch([Image.open(path) for path in sorted(folder.glob("*.jpg"))])
     drawn = classifier.to_batch(concepts.images(concepts.CONCEPTS[0], scale=8))
@@ -128,7 +128,7 @@ def test_captions_good_and_bad() -> None:
     assert kinds[concepts.Captions.SHUFFLED][0] == kinds[concepts.Captions.GOOD][1]
 
 
-def test_no_prompt_asks_for_what_the_pictures_show() -> None:
+def test_no_prompt_names_what_the_training_images_show() -> None:
     shown = {(colour, ground) for colour, ground, _, _ in concepts.TRAINING_SCENES}
     for prompt in concepts.PROMPTS:
         assert (prompt.colour, prompt.ground) not in shown

@@ -15,7 +15,7 @@ SMALL_UNET = partial(
     norm_num_groups=8,
     use_linear_projection=True,
 )
-"""Of SDXL's kinds of layers, few."""
+"""Configuration of a UNet with few layers, of all kinds that SDXL has."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

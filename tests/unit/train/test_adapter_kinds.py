@@ -65,12 +65,12 @@ def adapted(
 ) -> dict[str, Any]:
     """Models with an adapter that has learnt something."""
     modules = {name: deepcopy(bases[name]).to(dtype) for name in names}
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for name, module in modules.items():
         add_adapter(module, name, RANK, ALPHA, 0, kind=Adapter.model_validate(KINDS[kind]))
         fuse(module)
     for parameter in trainable(modules).values():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=chance)
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     return modules
 
 
@@ -103,16 +103,16 @@ def by_definition(layer: Any, kind: str) -> Tensor:
 @torch.no_grad()
 def test_the_change_is_that_of_the_source(bases: dict[str, Any], kind: str) -> None:
     encoder = adapted(bases, kind, TEXT_ENCODERS[:1])[TEXT_ENCODERS[0]]
-    chance = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for _, layer in adapter_layers(encoder):
-        base, wanted = layer.get_base_layer(), by_definition(layer, kind)
-        x = torch.randn(3, base.in_features, generator=chance)
-        expected = torch.nn.functional.linear(x, wanted, base.bias)
+        base, weight = layer.get_base_layer(), by_definition(layer, kind)
+        x = torch.randn(3, base.in_features, generator=generator)
+        expected = torch.nn.functional.linear(x, weight, base.bias)
         assert (expected - base(x)).norm() > 0.01 * expected.norm()
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(trained_weight(layer), wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(trained_weight(layer), weight, rtol=1e-4, atol=1e-6)
         read = read_weight(base.weight, layer_tensors(layer))
-        torch.testing.assert_close(read, wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(read, weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), CASES)

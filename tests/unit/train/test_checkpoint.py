@@ -17,7 +17,7 @@ from lora_trainer.train import checkpoint
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
-        # Word for word what the library says on a full file system.
+        # The library's message on a full file system.
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)

@@ -13,7 +13,7 @@ from lora_trainer.errors import BadDataError
 from lora_trainer.train.data.dataset import DatasetImage, crop_image
 
 
-def picture(width: int, height: int, crop: Box | None = None) -> DatasetImage:
+def dataset_image(width: int, height: int, crop: Box | None = None) -> DatasetImage:
     """Red grows to the right, green downwards."""
     image = Image.new("RGB", (width, height))
     image.putdata([(255 * x // width, 255 * y // height, 0) for y in range(height) for x in range(width)])
@@ -23,7 +23,7 @@ def picture(width: int, height: int, crop: Box | None = None) -> DatasetImage:
 
 
 def test_a_square_is_cut_from_the_middle() -> None:
-    piece = crop_image(picture(200, 100), 64)
+    piece = crop_image(dataset_image(200, 100), 64)
     assert piece.pixels.shape == (3, 64, 64)
     # Original 100 x 200; half as wide again lies left of the crop: 50 px, scaled by 0.64.
     assert piece.time_ids == (100, 200, 0, 32, 64, 64)
@@ -33,7 +33,7 @@ def test_a_square_is_cut_from_the_middle() -> None:
 
 
 def test_a_crop_box_is_obeyed() -> None:
-    piece = crop_image(picture(200, 100, (0.5, 0.5, 0.75, 1.0)), 64)
+    piece = crop_image(dataset_image(200, 100, (0.5, 0.5, 0.75, 1.0)), 64)
     assert piece.time_ids == (100, 200, 64, 128, 64, 64)
     red = (piece.pixels[0] + 1) / 2
     assert (red.min(), red.max()) == (pytest.approx(0.5, abs=0.02), pytest.approx(0.75, abs=0.02))
@@ -73,8 +73,8 @@ def test_a_bucket_keeps_the_shape_within_its_area(shape: tuple[int, int]) -> Non
     assert width / height == pytest.approx(shape[0] / shape[1], rel=0.15) or max(width, height) == 1024
 
 
-def test_a_bucketed_picture_loses_only_what_does_not_fit() -> None:
-    piece = crop_image(picture(200, 100), 64, keep_shape=True)
+def test_an_image_in_an_aspect_bucket_loses_only_what_does_not_fit() -> None:
+    piece = crop_image(dataset_image(200, 100), 64, keep_shape=True)
     height, width = piece.pixels.shape[1:]
     assert (width, height) == aspect_bucket(200, 100, 64) == (88, 40)
     # 100 px high becomes 44 px at the width's scale: 2 px above the crop.

@@ -41,8 +41,8 @@ def tuned(names: list[str] | None = None, convolutions: bool = False) -> UNet2DC
     return model
 
 
-def error(found: UNet2DConditionModel, wanted: UNet2DConditionModel) -> float:
-    return float((predict(found) - predict(wanted)).norm() / predict(wanted).norm())
+def error(found: UNet2DConditionModel, expected: UNet2DConditionModel) -> float:
+    return float((predict(found) - predict(expected)).norm() / predict(expected).norm())
 
 
 def extracted(fine: UNet2DConditionModel, rank: int, alpha: int, **settings: Any) -> UNet2DConditionModel:

@@ -31,8 +31,8 @@ def test_values_and_gradients_are_pefts(shape: tuple[int, ...]) -> None:
         gradients = [p.grad for p in model.parameters() if p.requires_grad]
         assert len(gradients) == 4
         outcomes.append([y, x.grad, *gradients])
-    for wanted, found in zip(*outcomes, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    for expected, found in zip(*outcomes, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_an_adapter_that_is_switched_off_is_off() -> None:

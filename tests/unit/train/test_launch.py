@@ -20,7 +20,7 @@ def threads(cpu: str, gpus: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("cpu", "gpus", "wanted"),
+    ("cpu", "gpus", "expected"),
     [
         ("4", 0, 4),
         ("4", 1, 4),
@@ -35,11 +35,11 @@ def threads(cpu: str, gpus: int) -> int:
     ],
 )
 def test_threads_are_what_the_job_requests(
-    monkeypatch: pytest.MonkeyPatch, cpu: str, gpus: int, wanted: int
+    monkeypatch: pytest.MonkeyPatch, cpu: str, gpus: int, expected: int
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert threads(cpu, gpus) == wanted
+    assert threads(cpu, gpus) == expected
 
 
 def test_a_small_machine_and_an_administrator_have_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> UNet2DConditionModel:
 
 def learn(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> tuple[list[torch.Tensor], int]:
     """The output and every gradient of a step, and the bytes that its forward pass kept."""
-    chance = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     kept: dict[int, torch.UntypedStorage] = {}
     own = {parameter.data_ptr() for parameter in unet.parameters()}
 
@@ -43,9 +43,9 @@ def learn(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> tup
         torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16),
     ):
         output = unet(
-            torch.randn(2, 4, 8, 8, generator=chance).to(dtype),
+            torch.randn(2, 4, 8, 8, generator=generator).to(dtype),
             torch.tensor([3, 900]),
-            torch.randn(2, 77, 64, generator=chance).to(dtype),
+            torch.randn(2, 77, 64, generator=generator).to(dtype),
             added_cond_kwargs={"text_embeds": torch.zeros(2, 32, dtype=dtype), "time_ids": torch.zeros(2, 6)},
         ).sample
     output.float().square().mean().backward()
@@ -59,38 +59,38 @@ def learn(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> tup
 def test_values_and_gradients_are_the_same_and_less_is_kept(
     unet: UNet2DConditionModel, checkpointing: bool
 ) -> None:
-    plain, lean = deepcopy(unet).double(), deepcopy(unet).double()
-    fuse(lean)
-    make_memory_efficient(lean)
+    plain, efficient = deepcopy(unet).double(), deepcopy(unet).double()
+    fuse(efficient)
+    make_memory_efficient(efficient)
     if checkpointing:
         plain.enable_gradient_checkpointing()
-        lean.enable_gradient_checkpointing()
-    (wanted, much), (found, little) = learn(plain, torch.float64), learn(lean, torch.float64)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+        efficient.enable_gradient_checkpointing()
+    (expected, much), (found, little) = learn(plain, torch.float64), learn(efficient, torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert len(found) == 193
     if not checkpointing:
         assert little < 0.8 * much
 
 
 def test_in_half_precision_it_is_the_same_within_its_rounding(unet: UNet2DConditionModel) -> None:
-    plain, lean = deepcopy(unet), deepcopy(unet)
-    for model in (plain, lean):
+    plain, efficient = deepcopy(unet), deepcopy(unet)
+    for model in (plain, efficient):
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.bfloat16()
-    make_memory_efficient(lean)
-    (wanted, much), (found, little) = learn(plain, torch.bfloat16), learn(lean, torch.bfloat16)
-    for one, other in zip(found, wanted, strict=True):
+    make_memory_efficient(efficient)
+    (expected, much), (found, little) = learn(plain, torch.bfloat16), learn(efficient, torch.bfloat16)
+    for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() <= 0.02 * other.norm()
     assert little < 0.85 * much
 
 
 def test_layers_that_learn_learn(unet: UNet2DConditionModel) -> None:
-    plain, lean = deepcopy(unet), deepcopy(unet)
-    for model in (plain, lean):
+    plain, efficient = deepcopy(unet), deepcopy(unet)
+    for model in (plain, efficient):
         make_trainable(model)
         model.conv_in.requires_grad_(True)
         model.zero_grad()
-    make_memory_efficient(lean)
-    (wanted, _), (found, _) = learn(plain), learn(lean)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    make_memory_efficient(efficient)
+    (expected, _), (found, _) = learn(plain), learn(efficient)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)

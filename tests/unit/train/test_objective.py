@@ -17,7 +17,7 @@ ALPHAS = DDPMScheduler.from_config(sdxl_scheduler().config).alphas_cumprod
 GAMMA = 5.0
 
 
-def test_min_snr_weighs_the_error_in_the_picture_alike_in_both_forms() -> None:
+def test_min_snr_weighs_the_error_of_the_image_alike_for_noise_and_velocity() -> None:
     # One error in x0, expressed as an error in the noise and in the velocity, must weigh min(SNR, gamma).
     alpha, sigma = ALPHAS.sqrt(), (1 - ALPHAS).sqrt()
     snr = (alpha / sigma) ** 2

@@ -46,7 +46,7 @@ class Problem:
             {"optimizer": name, "learningRate": RATES[name], "lrScheduler": schedule, "maxSteps": steps}
         )
         self.optimizer = build_optimizer(training, {"unet.a": self.a, "unet.b": self.b})
-        self.rates = build_lr_scheduler(training, self.optimizer)
+        self.lr_scheduler = build_lr_scheduler(training, self.optimizer)
 
     def steps(self, count: int) -> float:
         loss = torch.zeros(())
@@ -55,7 +55,7 @@ class Problem:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            self.rates.step()
+            self.lr_scheduler.step()
         return loss.item()
 
 
@@ -104,18 +104,18 @@ def test_it_learns_and_resumes_exactly(name: str) -> None:
     steps = 300 if name.startswith("Prodigy") else 60  # it begins with a step size of 1e-6
     schedule = "constant" if name == "ProdigyScheduleFree" else "cosine"
     whole, first, second = (Problem(name, schedule, steps) for _ in range(3))
-    begun = whole.steps(1)
-    ended = whole.steps(steps - 1)
-    assert ended < 0.7 * begun
+    initial = whole.steps(1)
+    final = whole.steps(steps - 1)
+    assert final < 0.7 * initial
 
     first.steps(25)
     tensors, rest = optimizer_state(first.optimizer)
     data = save({key: value.clone() for key, value in tensors.items()})
-    words = json.dumps([rest, first.rates.state_dict()])
+    words = json.dumps([rest, first.lr_scheduler.state_dict()])
     second.a.data, second.b.data = first.a.data.clone(), first.b.data.clone()
-    rest, rates = json.loads(words)
+    rest, learning_rates = json.loads(words)
     restore_optimizer(second.optimizer, load(data), rest)
-    second.rates.load_state_dict(rates)
+    second.lr_scheduler.load_state_dict(learning_rates)
     second.steps(steps - 25)
     assert torch.equal(second.a, whole.a)
     assert torch.equal(second.b, whole.b)
@@ -143,12 +143,12 @@ def test_the_schedule_is_that_of_its_name() -> None:
         {"optimizer": "AdamW", "lrScheduler": "cosine", "lrWarmupSteps": 10, "maxSteps": 110}
     )
     optimizer = build_optimizer(training, {"unet.a": torch.nn.Parameter(torch.zeros(2))})
-    rates = build_lr_scheduler(training, optimizer)
+    lr_scheduler = build_lr_scheduler(training, optimizer)
     seen = []
     for _ in range(110):
-        seen.append(rates.get_last_lr()[0])
+        seen.append(lr_scheduler.get_last_lr()[0])
         optimizer.step()
-        rates.step()
+        lr_scheduler.step()
     expected = [
         1e-4 * (step / 10 if step < 10 else (1 + math.cos(math.pi * (step - 10) / 100)) / 2)
         for step in range(110)
@@ -174,12 +174,12 @@ def curve(optimizer: str = "AdamW", **settings: Any) -> list[float]:
     training = Training.model_validate({"optimizer": optimizer, "maxSteps": 40, **settings})
     built = build_optimizer(training, {"unet.a": torch.nn.Parameter(torch.zeros(2))})
     scheduler = build_lr_scheduler(training, built)
-    rates = []
+    learning_rates = []
     for _ in range(40):
-        rates.append(scheduler.get_last_lr()[0])
+        learning_rates.append(scheduler.get_last_lr()[0])
         built.step()
         scheduler.step()
-    return rates
+    return learning_rates
 
 
 SCHEDULES = ["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
@@ -215,10 +215,10 @@ def test_no_two_schedules_are_the_same() -> None:
 @pytest.mark.parametrize("name", SCHEDULES[2:])
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "CAME", "Prodigy"])
 def test_a_falling_rate_ends_at_the_jobs_share(name: str, optimizer: str) -> None:
-    rates = curve(optimizer, lrScheduler=name, lrSchedulerEndRatio="0.25", lrWarmupSteps=4)
-    assert rates[0] == 0
-    assert rates[4] == max(rates)
-    assert 0.25 * max(rates) <= min(rates[4:]) < 0.5 * max(rates)
+    learning_rates = curve(optimizer, lrScheduler=name, lrSchedulerEndRatio="0.25", lrWarmupSteps=4)
+    assert learning_rates[0] == 0
+    assert learning_rates[4] == max(learning_rates)
+    assert 0.25 * max(learning_rates) <= min(learning_rates[4:]) < 0.5 * max(learning_rates)
 
 
 def test_the_number_of_cycles_and_the_power_change_the_curve() -> None:

@@ -26,5 +26,5 @@ def test_weights_take_the_bits_they_are_named_for(
     for name, weight in tuned_weights(plain, convolutions=False).items():
         assert found[name].nbytes * 8 == weight.numel() * bits
         inputs = torch.eye(weight.shape[1])
-        wanted, given = plain.get_submodule(name)(inputs), small.get_submodule(name)(inputs)
-        assert 0 < (wanted - given).norm() / wanted.norm() < error
+        expected, given = plain.get_submodule(name)(inputs), small.get_submodule(name)(inputs)
+        assert 0 < (expected - given).norm() / expected.norm() < error

@@ -24,7 +24,7 @@ __all__ = ["bases"]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 EXACT = 1e-4
-"""Of the change: what readers and trainer may differ by."""
+"""Largest relative difference between the change that a reader reads and the trained one."""
 TABLE = Path("docs/reference/adapter-files.md")
 Reader = Callable[[Any, dict[str, Tensor]], Tensor]
 READERS: dict[str, Reader] = {
@@ -33,9 +33,9 @@ READERS: dict[str, Reader] = {
     "AUTOMATIC1111": lambda layer, tensors: readers.automatic1111(layer.weight, tensors),
 }
 INEXACT = {("ComfyUI", "DoRA"), ("AUTOMATIC1111", "DoRA")}
-"""Of the kohya file."""
+"""Readers and kinds for which the kohya file is not read exactly."""
 IN_DIFFUSERS = {"LoRA": "exact", "DoRA": "wrong", "LoKr": "refused", "LoHa": "refused"}
-"""What diffusers makes of the kohya file. It drops DoRA's scale, and reads DoRA from its own file."""
+"""How diffusers reads the kohya file. It drops DoRA's scale, and reads DoRA from its own file."""
 
 
 def layers_of(modules: dict[str, Any]) -> list[tuple[str, Any]]:

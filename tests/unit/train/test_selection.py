@@ -115,10 +115,10 @@ def test_shards_come_with_their_index(variant: str, names: list[str]) -> None:
         "unet/diffusion_pytorch_model.bf16.safetensors",
         "unet/diffusion_pytorch_model.non_ema.safetensors",
     ]
-    wanted = [f"unet/{name}" for name in names]
-    assert component_files(["unet/config.json", *other, *wanted], "unet/", variant) == [
+    expected_files = [f"unet/{name}" for name in names]
+    assert component_files(["unet/config.json", *other, *expected_files], "unet/", variant) == [
         "unet/config.json",
-        *wanted,
+        *expected_files,
     ]
 
 

@@ -1,4 +1,4 @@
-"""The layers that get an adapter, their ranks and learning rates, and the files that hold them."""
+"""The layers that get an adapter, their ranks and learning learning_rates, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -180,13 +180,15 @@ def test_learning_rates_by_matrix_and_block() -> None:
         for prefix in ("unet.mid_block.q", "unet.up_blocks.1.q", "text_encoder.q")
         for matrix in "AB"
     }
-    rates = {
+    learning_rates = {
         name: group["lr"]
         for group in parameter_groups(training, parameters)
         for name, parameter in parameters.items()
         if any(parameter is each for each in group["params"])
     }
-    assert [rates[name] for name in parameters] == pytest.approx([5e-4, 8e-3, 1e-3, 16e-3, 1e-5, 16e-5])
+    assert [learning_rates[name] for name in parameters] == pytest.approx(
+        [5e-4, 8e-3, 1e-3, 16e-3, 1e-5, 16e-5]
+    )
     assert parameter_groups(training, parameters)[0]["lr"] == 1e-3
     defaults = parameter_groups(Training(), deepcopy(parameters))
     assert [len(group["params"]) for group in defaults] == [4, 2]

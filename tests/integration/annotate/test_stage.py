@@ -1,4 +1,4 @@
-"""The annotation step from its file to its termination message."""
+"""The annotation stage from its configuration to its termination message."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_captions_by_a_language_model(make_job, messages_api):
     assert not {"temperature", "tools", "tool_choice"} & set(asked)
     with Image.open(BytesIO(base64.b64decode(image["source"]["data"]))) as seen:
         assert max(seen.size) <= 768
-    assert messages_api.most_running <= 4
+    assert messages_api.max_running <= 4
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_model_sees_what_is_trained_on(make_job, messages_api, crop, shape, 
         assert row["crop"][2] > 1500 / 1600
 
 
-def test_progress_is_told_as_captions_come_in(make_job, messages_api):
+def test_progress_is_reported_as_captions_arrive(make_job, messages_api):
     class Reporter:
         def __init__(self):
             self.seen = []
@@ -110,7 +110,7 @@ def test_a_poisoned_caption_in_the_cache_is_cleaned_as_a_reply_is(make_job, mess
         if key in (declined, poisoned):
             store.put(key, json.dumps(stored).encode())
     asked = len(messages_api.requests)
-    recreated = job.again()
+    recreated = job.recreate()
     assert recreated.run()[0] == 0
     assert len(messages_api.requests) == asked + 1, "only the one that declines is bought again"
     texts = [row["text"] for row in recreated.captions()]
@@ -120,7 +120,7 @@ def test_a_poisoned_caption_in_the_cache_is_cleaned_as_a_reply_is(make_job, mess
     assert len(evil.split()) < 25
 
 
-def test_nothing_is_bought_twice(make_job, messages_api):
+def test_no_caption_is_paid_for_twice(make_job, messages_api):
     job = make_job(llm=messages_api)
     _, first = job.run()
     assert len(messages_api.requests) == 5
@@ -128,14 +128,14 @@ def test_nothing_is_bought_twice(make_job, messages_api):
     _, repeated = job.run()
     assert repeated == first
 
-    _, recreated = job.again().run()
+    _, recreated = job.recreate().run()
     assert len(messages_api.requests) == 5
     assert recreated.captions.sha256 == first.captions.sha256
     assert recreated.input_hash == first.input_hash
     assert recreated.captions.usage.requests == 0
 
 
-def test_a_reviewers_edit_survives_a_restart_of_the_step(make_job, messages_api):
+def test_a_reviewers_edit_survives_a_restart_of_the_stage(make_job, messages_api):
     job = make_job(llm=messages_api)
     _, first = job.run()
     store = job.running.store.output
@@ -175,7 +175,7 @@ def test_captions_beside_the_images_are_kept(make_job, messages_api):
     assert result.captions.usage.requests == len(messages_api.requests) == 3
 
 
-def test_captions_beside_the_images_are_overwritten_when_asked(make_job, messages_api):
+def test_captions_beside_the_images_are_overwritten_with_overwrite(make_job, messages_api):
     job = make_job(llm=messages_api, annotation={"existingCaptions": "Overwrite"})
     job.upload("IMG_0.txt", b"CUS statue in the rain")
     job.run()
@@ -231,7 +231,7 @@ def test_bad_images_fail_the_job_and_are_named(make_job):
     assert not job.running.store.output.exists(job.keys.captions_manifest)
 
 
-def test_bad_images_are_skipped_and_named_when_asked(make_job):
+def test_bad_images_are_skipped_and_named_with_skip(make_job):
     code, result = bad_and_good(make_job, "Skip").run()
     assert code == 0
     assert result.dataset.images == 5
@@ -260,7 +260,7 @@ def test_the_number_of_images_is_checked(make_job, images, dataset, code, words)
     assert words in result.message
 
 
-def test_the_budget_is_kept_and_what_was_bought_too(make_job, messages_api):
+def test_the_budget_is_not_exceeded_and_paid_captions_are_kept(make_job, messages_api):
     job = make_job(llm=messages_api, annotation={"limits": {"maxCostUSD": "0.0012"}})
     job.llm["concurrency"] = 1
     job.llm["price"] = {"input": "0.10", "output": "5"}  # a call costs 0.0005 and reserves about 0.0053
@@ -270,7 +270,7 @@ def test_the_budget_is_kept_and_what_was_bought_too(make_job, messages_api):
     bought = len(messages_api.requests)
     assert 0 < bought < 5
 
-    rich = job.again()
+    rich = job.recreate()
     rich.spec = {**job.spec, "annotation": {"limits": {"maxCostUSD": "1"}}}
     code, result = rich.run()
     assert code == 0
@@ -279,7 +279,7 @@ def test_the_budget_is_kept_and_what_was_bought_too(make_job, messages_api):
 
 
 def publish_adapter(job: Job, result: StageResult) -> Manifest:
-    """What a training step leaves behind."""
+    """Publish an adapter as a training stage does."""
     store = job.running.store.output
     entry = store.put(f"{job.keys.attempt(1)}adapter.safetensors", b"weights")
     adapter = AdapterStatus(
@@ -310,26 +310,26 @@ def publish_adapter(job: Job, result: StageResult) -> Manifest:
     return manifest
 
 
-def test_an_adapter_of_the_same_inputs_is_found_again(make_job):
+def test_an_adapter_of_the_same_inputs_is_reused(make_job):
     job = make_job(annotation={"mode": "Template"})
     _, first = job.run()
     manifest = publish_adapter(job, first)
 
-    code, result = job.again().run()
+    code, result = job.recreate().run()
     assert (code, result.outcome, result.reason) == (0, Outcome.REUSED, Reason.REUSED)
     assert result.adapter == manifest.adapter
     assert result.input_hash == first.input_hash
 
-    never = job.again()
+    never = job.recreate()
     never.spec = {**job.spec, "output": {"reuse": "Never"}}
     assert never.run()[1].outcome is Outcome.CAPTIONED
 
-    other = job.again()
+    other = job.recreate()
     other.spec = {**job.spec, "training": {"seed": 1}}
     assert other.run()[1].outcome is Outcome.CAPTIONED
 
     job.running.store.output.put(manifest.files[0].key, b"Weights")
-    assert job.again().run()[1].outcome is Outcome.CAPTIONED
+    assert job.recreate().run()[1].outcome is Outcome.CAPTIONED
 
 
 def test_a_job_that_needs_approval_reuses_only_what_was_approved(make_job):
@@ -337,16 +337,16 @@ def test_a_job_that_needs_approval_reuses_only_what_was_approved(make_job):
     _, first = job.run()
     publish_adapter(job, first)
 
-    waiting = job.again()
+    waiting = job.recreate()
     waiting.spec = {**job.spec, "annotation": {"mode": "Template", "approval": "Required"}}
     assert waiting.run()[1].outcome is Outcome.CAPTIONED
 
-    approved = job.again()
+    approved = job.recreate()
     annotation = {"mode": "Template", "approval": "Required"}
     approved.spec = {**job.spec, "annotation": annotation | {"approvedCaptions": first.captions.sha256}}
     assert approved.run()[1].outcome is Outcome.REUSED
 
-    another = job.again()
+    another = job.recreate()
     another.spec = {**job.spec, "annotation": annotation | {"approvedCaptions": "0" * 64}}
     assert another.run()[1].outcome is Outcome.CAPTIONED
 

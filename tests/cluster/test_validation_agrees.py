@@ -1,4 +1,4 @@
-"""`lora validate` and the API server agree about every manifest: none passes here that is refused there."""
+"""`lora validate` and the API server accept and refuse the same manifests."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("change", TEXTS.values(), ids=TEXTS.keys())
-def test_a_changed_file_gets_the_verdict_of_the_api_server(
+def test_a_changed_file_gets_the_api_servers_answer(
     cluster: NamespaceClient, change: tuple[str, str]
 ) -> None:
     text = (
@@ -203,7 +203,7 @@ def test_a_changed_file_gets_the_verdict_of_the_api_server(
         "cross-field",
     ],
 )
-def test_four_commands_give_one_verdict(
+def test_four_commands_give_the_same_answer(
     plane: ControlPlane, cluster: NamespaceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """`kubectl apply`, `lora validate`, `lora submit` and `lora run`, as users call them.
@@ -227,14 +227,14 @@ def test_four_commands_give_one_verdict(
         ["run", str(file), "--home", str(tmp_path / "home")],
     ):
         code = CliRunner().invoke(app, command).exit_code
-        # a job that is not refused ends for want of eight GPUs, before anything is written
+        # a valid job ends before anything is written, because this machine does not have eight GPUs
         accepted = Exit.SETUP if command[0] == "run" else Exit.OK
         assert code == (Exit.USAGE if refused else accepted), (command, code)
     assert not (tmp_path / "home").exists()
 
 
-def test_mutated_manifests_get_one_verdict(cluster: NamespaceClient) -> None:
-    """Random changes of valid manifests: what find_problems refuses, the API server refuses, and the other way."""
+def test_mutated_manifests_get_the_same_answer(cluster: NamespaceClient) -> None:
+    """`find_problems` and the API server refuse the same random changes of valid manifests."""
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(mutations())
@@ -248,7 +248,7 @@ def test_mutated_manifests_get_one_verdict(cluster: NamespaceClient) -> None:
 
 
 def refused_by(cluster: NamespaceClient, text: str) -> str:
-    """The API server's refusal of a manifest in YAML, which it reads as kubectl does; empty where there is none."""
+    """Return the message with which the API server refuses a manifest in YAML; empty if it accepts it."""
     path = f"/apis/{GROUP}/{VERSION}/namespaces/{cluster.namespace}/{PLURAL}"
     query = [("dryRun", "All"), ("fieldValidation", "Strict")]
     headers = {"Content-Type": "application/yaml", "Accept": "application/json"}

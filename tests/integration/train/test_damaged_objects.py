@@ -1,4 +1,4 @@
-"""What others do to a job's objects while it trains does not cost it the adapter."""
+"""Changes of a job's objects by others while it trains do not lose the adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lora_trainer.train.trainer import Trainer
 from tests.integration.train.conftest import JobMaker
 
 
-def test_an_adapter_is_published_whatever_becomes_of_the_files_about_captions(
+def test_an_adapter_is_published_although_the_caption_files_are_damaged(
     make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(maxSteps=2)
