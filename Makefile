@@ -61,9 +61,9 @@ pins: ## Write the hashed requirements from constraints.txt, by uv
 	PYTHON=$(PYTHON) tools/pins.sh
 
 fuzz: $(ENV) ## An hour of hostile inputs for every parser and for the decisions; the tests run a minute of it
-	FUZZ_EXAMPLES=10000 $(BIN)/pytest -q tests/fuzz
+	FUZZ_EXAMPLES=50000 $(BIN)/pytest -q tests/fuzz
 
-matrix: $(ENV) ## Train with all pairs of settings, and see every setting change the run (half an hour)
+matrix: $(ENV) ## Train with all pairs of settings, and see every setting change the run (ten minutes)
 	MATRIX=full $(BIN)/pytest -q -n logical -p tests.support.matrix_result tests/integration/train/test_matrix.py \
 		tests/integration/annotate/test_settings.py tests/cuda/test_settings.py tests/unit/train/test_readers.py
 
