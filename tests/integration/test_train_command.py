@@ -47,6 +47,21 @@ def test_a_folder_becomes_an_adapter(tmp_path: Path) -> None:
     assert Path(opened.stdout.strip()).read_text().startswith("<!doctype html>")
 
 
+def test_too_many_photographs_are_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    for number in range(40):
+        (photos / f"{number}.jpg").write_bytes(b"")
+    settings = [f"--set={name}={value}" for name, value in TINY.items()]
+    ran = lora(
+        "train", photos, "--token", "CUS", "--class", "ring", "--home", tmp_path / "home",
+        "--profiles", QUICKSTART / "profiles.yaml", *settings,
+    )  # fmt: skip
+    assert ran.returncode == 64
+    assert "has 40 images, and the job takes 5 to 20" in ran.stderr
+    assert "--set dataset.maxImages=40" in ran.stderr
+    assert not (tmp_path / "home").exists()
+
+
 CARD = "---\ninstance_prompt: a photo of CUS backpack\n---\n"
 
 

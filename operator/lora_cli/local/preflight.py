@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora_api.dataset import OnBadImage
 from lora_api.job import AnnotationMode, ExistingCaptions, JobSpec
 from lora_api.profile import Profile
 
@@ -68,6 +69,22 @@ def require_webhook_secret(profile: Profile) -> list[Signer]:
         return parse_secrets(text)
     except WebhookError as error:
         raise UsageError(f"{WEBHOOK_SECRET}: {error}") from None
+
+
+def require_few(spec: JobSpec, images: Path) -> None:
+    """Check that a folder has images, and no more than the job takes. More are no problem if the job skips some.
+
+    Raises:
+        UsageError: when the folder has no images, or more than the job takes.
+    """
+    from .new_job import captions_of
+
+    count, limit = len(captions_of(images)), spec.dataset.max_images
+    if count > limit and spec.dataset.on_bad_image is OnBadImage.FAIL:
+        raise UsageError(
+            f"{images} has {count} images, and the job takes {spec.dataset.min_images} to {limit}: "
+            f"name a folder with fewer, or raise the limit with --set dataset.maxImages={count}"
+        )
 
 
 def require_gpu(spec: JobSpec) -> None:

@@ -17,8 +17,7 @@ from ..references import require_name, require_namespace
 from ..store_access import StoreAddress, read_store_address
 from ..transfer import download_adapter, upload_file, upload_folder
 from .announce import announce_end
-from .new_job import captions_of
-from .preflight import llm_key, require_gpu, require_key, require_webhook_secret
+from .preflight import llm_key, require_few, require_gpu, require_key, require_webhook_secret
 from .shared_store import require_space, shared_store
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def run_local(file: JobFile, options: Options) -> int:
     if problem := find_problem(spec, namespace, profile):
         raise UsageError(f"{problem.reason}: {problem.message}")
     if options.images is not None:
-        captions_of(options.images)  # reports a folder without images
+        require_few(spec, options.images)
         _require_separate(options.home, options.images)
     require_key(spec, profile, options.images)
     require_gpu(spec)
