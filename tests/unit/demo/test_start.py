@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,14 +14,22 @@ import yaml
 from filelock import FileLock
 from PIL import Image
 
-from lora_api.dataset import AnnotationMode
+from lora_api.dataset import AnnotationMode, Dataset, OnBadImage
 from lora_api.draft import draft_manifest
 from lora_api.status import Phase
 from lora_trainer.demo.approval import read_resource
 from lora_trainer.demo.jobs_api import JobsAccess, connect, user_token
 from lora_trainer.demo.settings import read_settings
-from lora_trainer.demo.start import find_start, read_manifest, start_locally
-from lora_trainer.demo.uploads import Upload, check_uploads, digest, unreadable_images, write_uploads
+from lora_trainer.demo.start import JOB, find_start, last_start, read_manifest, start_locally
+from lora_trainer.demo.uploads import (
+    Upload,
+    check_uploads,
+    count_photographs,
+    digest,
+    find_count_problem,
+    unreadable_images,
+    write_uploads,
+)
 from lora_trainer.errors import BadConfigurationError, BadDataError, BadSetupError
 from lora_trainer.local_runs import AT_REST, LOCK, is_interrupted
 
@@ -100,6 +109,41 @@ def test_files_that_are_no_images_are_found_by_their_content() -> None:
     assert unreadable_images(files) == ["notes.jpg", "empty.png"]
 
 
+def test_masks_and_captions_are_not_counted_as_photographs() -> None:
+    names = ["a.jpg", "a-mask.png", "a.txt", "b.heic", "metadata.jsonl"]
+    assert count_photographs([Upload(name, b"") for name in names]) == 2
+    assert count_photographs([Upload("a.txt", b"")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("photographs", "settings", "words"),
+    [
+        (5, {}, ""),
+        (20, {}, ""),
+        (4, {}, "add 1, or lower dataset.minImages"),
+        (40, {}, "the job takes 5 to 20: remove 20, or raise dataset.maxImages"),
+        (40, {"max_images": 40}, ""),
+        (40, {"on_bad_image": OnBadImage.SKIP}, ""),
+    ],
+)
+def test_a_number_of_photographs_that_the_job_refuses_is_reported(
+    photographs: int, settings: dict[str, Any], words: str
+) -> None:
+    problem = find_count_problem(photographs, Dataset(prefix="photos/", **settings))
+    assert words in problem
+    assert bool(problem) == bool(words)
+
+
+def test_the_job_that_was_uploaded_last_is_known_after_a_restart(tmp_path: Path) -> None:
+    assert last_start(tmp_path / "missing") is None
+    for age, name in enumerate(("new", "old")):
+        folder = tmp_path / "studio" / name
+        folder.mkdir(parents=True)
+        (folder / JOB).write_text("{}")
+        os.utime(folder / JOB, (1000 - age, 1000 - age))
+    assert last_start(tmp_path) == ("studio", "new")
+
+
 def test_a_killed_run_is_distinguished_from_a_running_one(tmp_path: Path) -> None:
     assert is_interrupted(tmp_path, Phase.TRAINING)
     with FileLock(tmp_path / LOCK):
@@ -131,7 +175,9 @@ def test_a_job_is_stopped_by_a_signal(tmp_path: Path) -> None:
     start = start_locally(command, tmp_path, DRAFT, [Upload("a.png", b"1")])
     assert start.process is not None
     assert start.running
+    assert not start.stopping
     start.stop()
+    assert start.stopping
     assert start.process.wait(60) == -signal.SIGTERM
     assert start.killed
     assert start.ended

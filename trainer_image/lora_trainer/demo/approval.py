@@ -23,7 +23,7 @@ def read_run(runs: Path | None, keys: JobKeys) -> dict[str, Any] | None:
     """Read the resource of a local job; None if the job is not local, or was run again with another uid."""
     if runs is None:
         return None
-    resource = read_resource(_file(runs, keys))
+    resource = read_resource(status_file(runs, keys))
     # A copy, because `approve` changes it.
     return deepcopy(resource) if resource and resource["metadata"]["uid"] == keys.uid else None
 
@@ -72,7 +72,7 @@ def approve(runs: Path | None, keys: JobKeys, digest: str) -> str:
         approve_captions(keys.namespace, keys.name, digest)
         return "Approved. The operator now starts the training."
     resource["spec"]["annotation"]["approvedCaptions"] = digest
-    file = _file(runs, keys)
+    file = status_file(runs, keys)
     # The rename is atomic, so that `lora run` never reads a part of the file.
     partial = file.with_suffix(".approved")
     partial.write_text(yaml.safe_dump(resource, sort_keys=False, allow_unicode=True))
@@ -80,5 +80,5 @@ def approve(runs: Path | None, keys: JobKeys, digest: str) -> str:
     return "Approved. Start `lora run` again to continue with the training."
 
 
-def _file(runs: Path, keys: JobKeys) -> Path:
+def status_file(runs: Path, keys: JobKeys) -> Path:
     return runs / keys.namespace / keys.name / "status.yaml"

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+import time
 from collections.abc import Sequence
 
 import streamlit as st
 import yaml
 
-from lora_api.dataset import AnnotationMode
+from lora_api.dataset import AnnotationMode, Dataset
 from lora_api.draft import draft_manifest, slug
-from lora_api.job import JobSpec
+from lora_api.job import JobSpec, parse_spec
 from lora_api.status import Phase
 
+from ..errors import BadDataError, StageError
 from ..local_runs import AT_REST
+from .approval import status_file
 from .job_list import INTERRUPTED, JobEntry, list_jobs
 from .jobs import last_preview, show_files, show_state
 from .markup import escape_markdown
 from .shared import catalog, jobs_api, settings, show_errors, sign_in, started, store, thumbnail
-from .start import LocalStart, find_start, read_manifest, start_in_cluster, start_locally
+from .start import LocalStart, find_start, last_start, read_manifest, start_in_cluster, start_locally
 from .uploads import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     Upload,
     check_uploads,
+    count_photographs,
+    find_count_problem,
     is_image,
     unreadable_images,
 )
 
-FEW, MANY = 5, 20
-"""Numbers of photographs below and above which there is a warning."""
+FEW, MANY = (Dataset.model_fields[limit].default for limit in ("min_images", "max_images"))
+"""Numbers of photographs below and above which there is a warning, if the job takes them."""
 MAX_NAMED = 5
 """Number of files that a warning names."""
 RESUMABLE = (Phase.SUSPENDED, Phase.AWAITING_APPROVAL, INTERRUPTED)
 """Phases in which the same command continues the job."""
 REFRESH_SECONDS = 3
+STARTS = threading.Lock()
+"""Held while a local run is started, because each tab has a thread of its own."""
 CAPTION_MODES = {
     AnnotationMode.TEMPLATE: "The same short caption for each photograph",
     AnnotationMode.EXISTING: "My own captions, uploaded beside the photographs",
@@ -60,9 +68,8 @@ def _form() -> None:
         accept_multiple_files=True,
     )
     files = [Upload(file.name, file.getvalue()) for file in chosen]
-    images = sum(is_image(file.name) for file in files)
-    if files and not FEW <= images <= MANY:
-        st.warning(f"{images} photographs: {FEW} to {MANY} give the best result.")
+    photographs = count_photographs(files)
+    count = st.container()
     if unreadable := unreadable_images(files):
         names = ", ".join(unreadable[:MAX_NAMED]) + (", ..." if len(unreadable) > MAX_NAMED else "")
         st.warning(
@@ -76,12 +83,25 @@ def _form() -> None:
     )
     class_name = second.text_input("Class", placeholder="backpack", help="The ordinary noun for the thing.")
     manifest = _manifest(token.strip(), class_name.strip(), files)
-    ready = bool(images and token.strip() and class_name.strip())
+    problem = _find_count_problem(photographs, manifest) if files else ""
+    if problem:
+        count.error(escape_markdown(f"{problem}."))
+    elif files and not FEW <= photographs <= MANY:
+        count.warning(f"{photographs} photographs: {FEW} to {MANY} give the best result.")
+    ready = bool(photographs and token.strip() and class_name.strip() and not problem)
     if st.button("Train", type="primary", width="stretch", disabled=not ready):
         with show_errors():
             _start(manifest, files)
-    if not ready:
+    if not ready and not problem:
         st.caption("Choose photographs, and fill in the token and the class.")
+
+
+def _find_count_problem(photographs: int, manifest: str) -> str:
+    """Return what is wrong with the number of photographs. A start checks it again with the rest of the manifest."""
+    try:
+        return find_count_problem(photographs, parse_spec(read_manifest(manifest)["spec"]).dataset)
+    except StageError:
+        return ""  # the start reports the manifest's problems
 
 
 def _manifest(token: str, class_name: str, files: Sequence[Upload]) -> str:
@@ -119,16 +139,19 @@ def _manifest(token: str, class_name: str, files: Sequence[Upload]) -> str:
 
 def _start(manifest: str, files: Sequence[Upload]) -> None:
     document, checked = read_manifest(manifest), check_uploads(files)
+    if problem := find_count_problem(count_photographs(checked), parse_spec(document["spec"]).dataset):
+        raise BadDataError(problem)
     name = document["metadata"]["name"]
     command, uploads = settings().run, settings().uploads
     if command is not None and uploads is not None:
         namespace = document["metadata"].get("namespace", "default")
-        known = started().get((namespace, name))
-        if known is not None and known.running:
-            st.warning(escape_markdown(f"{name} is running. Wait for its end, or choose another name."))
-            return
-        started().pop((namespace, name), None)  # the order is that of the starts
-        started()[namespace, name] = start_locally(command, uploads, document, checked)
+        with STARTS:
+            known = started().get((namespace, name))
+            if known is not None and known.running:
+                st.warning(escape_markdown(f"{name} is running. Wait for its end, or choose another name."))
+                return
+            started().pop((namespace, name), None)  # the order is that of the starts
+            started()[namespace, name] = start_locally(command, uploads, document, checked)
     else:
         api = jobs_api()
         if api is None:
@@ -142,19 +165,20 @@ def _start(manifest: str, files: Sequence[Upload]) -> None:
 @st.fragment(run_every=REFRESH_SECONDS)
 def _follow() -> None:
     """Show the state of the job that was started last, and its files at the end."""
-    # The address keeps the job when the page is reloaded. Other pages drop it from there, but not from the session.
-    current = st.session_state.get("job") or st.query_params.get("job") or _last_started()
+    current = _current()
     namespace, _, name = current.partition("/")
     if not name:
         st.caption("The progress and the finished adapter appear here.")
         return
-    if st.query_params.get("job") != current:
-        st.query_params["job"] = current
     st.subheader(escape_markdown(name), anchor=False)
     with show_errors():
         process, entry = _started(namespace, name), _find(name, namespace)
-        if process is not None and _stop_or_resume((namespace, name), process, entry):
-            return
+        if process is not None:
+            own = entry is not None and _is_of(process, entry)
+            _show_button((namespace, name), process, entry, own)
+            if process.running and (process.stopping or not own):
+                st.text("Saving a checkpoint" if process.stopping else "Starting")
+                return
         # In a phase that is none of `AT_REST`, a `lora run` that has ended has failed, and its output says why.
         if entry is None or (process is not None and process.ended and entry.phase not in AT_REST):
             _show_output(process)
@@ -170,24 +194,62 @@ def _follow() -> None:
             show_files(manifest, prefix="started")
 
 
-def _stop_or_resume(job: tuple[str, str], process: LocalStart, entry: JobEntry | None) -> bool:
-    """Show a button that stops the job, or one that resumes a stopped one. Return whether the job was resumed."""
+def _current() -> str:
+    """Return the job to follow as NAMESPACE/NAME; empty if there is none.
+
+    The address keeps a job that a page without a session would not show: other pages drop it from the address, but not
+    from the session. It keeps no other one, because each change of the address is a step of the browser's history.
+    """
+    last = _last_started()
+    current = str(st.session_state.get("job") or st.query_params.get("job") or last)
+    if current != last and st.query_params.get("job") != current:
+        st.query_params["job"] = current
+    return current
+
+
+def _show_button(job: tuple[str, str], process: LocalStart, entry: JobEntry | None, own: bool) -> None:
+    """Show a button that stops the job, or one that resumes a stopped one.
+
+    It is disabled for a moment after a start and until a stop has ended. A second click, or one that was meant for the
+    button before, then changes nothing.
+    """
     if process.running:
-        if st.button("Stop", width="stretch", help="Saves a checkpoint. The job can be resumed."):
-            process.stop()
-            st.caption("Stopping")
+        starting = time.time() - process.started_at < REFRESH_SECONDS
+        label = "Stopping" if process.stopping else "Starting" if starting else "Stop"
+        st.button(
+            label,
+            width="stretch",
+            help="Saves a checkpoint. The job can be resumed.",
+            disabled=process.stopping or starting,
+            on_click=process.stop,
+        )
     elif process.killed or (entry is not None and entry.phase in RESUMABLE):
         label = "Continue" if entry is not None and entry.phase == Phase.AWAITING_APPROVAL else "Resume"
-        if st.button(label, width="stretch"):
+        st.button(label, width="stretch", on_click=_resume, args=(job, process))
+
+
+def _resume(job: tuple[str, str], process: LocalStart) -> None:
+    """Start a stopped job again, unless another tab has done so."""
+    with STARTS:
+        known = started().get(job)
+        if known is None or not known.running:
             started()[job] = process.run()
-            st.text("Starting")
-            return True
-    return False
+
+
+def _is_of(process: LocalStart, entry: JobEntry) -> bool:
+    """Return whether a job's status was written by a run. That of an earlier run says nothing about this one."""
+    runs = settings().runs
+    try:
+        return runs is None or status_file(runs, entry.keys).stat().st_mtime >= process.started_at
+    except OSError:
+        return False
 
 
 def _last_started() -> str:
     """Return the namespace and name of the job that was started last on this machine; empty if there is none."""
-    return "/".join(next(reversed(started()), ()))
+    uploads = settings().uploads
+    last = next(reversed(started()), None) or (last_start(uploads) if uploads is not None else None)
+    return "/".join(last or ())
 
 
 def _started(namespace: str, name: str) -> LocalStart | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,10 @@ class LocalStart:
     log: Path
     process: subprocess.Popen[bytes] | None = None
     """The process; None for a job that the page has started before it was restarted itself."""
+    started_at: float = 0.0
+    """When the process was started, in seconds since the epoch."""
+    stopping: bool = False
+    """Whether the process was told to end. It still saves a checkpoint."""
 
     @classmethod
     def in_folder(cls, command: Sequence[str], folder: Path) -> LocalStart:
@@ -113,11 +118,12 @@ class LocalStart:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return LocalStart(self.command, self.log, process)
+        return LocalStart(self.command, self.log, process, time.time())
 
     def stop(self) -> None:
         """Let the job save a checkpoint and end."""
         if self.process is not None:
+            self.stopping = True
             self.process.terminate()
 
     @property
@@ -172,6 +178,19 @@ def find_start(command: Sequence[str], folder: Path, namespace: str, name: str) 
         return None
     job_folder = folder / namespace / name
     return LocalStart.in_folder(command, job_folder) if (job_folder / JOB).is_file() else None
+
+
+def last_start(folder: Path) -> tuple[str, str] | None:
+    """Return the namespace and name of the job that was uploaded last; None if there is none.
+
+    Args:
+        folder: folder of all uploads.
+    """
+    jobs = {file.parent: file.stat().st_mtime for file in folder.glob(f"*/*/{JOB}")}
+    if not jobs:
+        return None
+    last = max(jobs, key=jobs.__getitem__)
+    return last.parent.name, last.name
 
 
 def start_in_cluster(

@@ -10,8 +10,13 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from lora_api.dataset import Dataset, OnBadImage
+
+from ..annotate.listing import list_dataset
 from ..annotate.loading import PILLOW_FORMATS, SUFFIXES, is_heif
-from ..errors import BadDataError
+from ..annotate.masks import split_masks
+from ..errors import BadDataError, NoInputError
+from ..store import StoredObject
 
 MAX_FILES = 200
 MAX_BYTES = 1 << 30
@@ -28,6 +33,23 @@ class Upload:
 
     name: str
     data: bytes
+
+
+class _Files:
+    """The files of an upload as a source of the annotation stage."""
+
+    def __init__(self, files: Sequence[Upload]) -> None:
+        self._files = {file.name: file.data for file in files}
+
+    def uri(self, key: str) -> str:
+        return key
+
+    def list(self, prefix: str, limit: int) -> list[StoredObject]:
+        names = sorted(name for name in self._files if name.startswith(prefix))
+        return [StoredObject(name, len(self._files[name]), "") for name in names[:limit]]
+
+    def get(self, key: str) -> bytes:
+        return self._files[key]
 
 
 def check_uploads(files: Sequence[Upload]) -> list[Upload]:
@@ -57,6 +79,34 @@ def check_uploads(files: Sequence[Upload]) -> list[Upload]:
     if not any(is_image(name) for name in named):
         raise BadDataError("there is no image among the files: add 5 to 20 photographs")
     return list(named.values())
+
+
+def count_photographs(files: Sequence[Upload]) -> int:
+    """Count the images that the annotation stage would read. Masks are not among them."""
+    try:
+        listing = list_dataset(_Files(files), "")
+    except NoInputError:
+        return 0
+    return len(split_masks(listing.images)[0])
+
+
+def find_count_problem(photographs: int, dataset: Dataset) -> str:
+    """Return what is wrong with the number of photographs; empty if the job would accept it.
+
+    More than the limit are no problem if the job skips some.
+    """
+    low, high = dataset.min_images, dataset.max_images
+    if photographs < low:
+        return (
+            f"{photographs} photographs, and the job takes {low} to {high}: add {low - photographs}, "
+            "or lower dataset.minImages in the manifest"
+        )
+    if photographs > high and dataset.on_bad_image is OnBadImage.FAIL:
+        return (
+            f"{photographs} photographs, and the job takes {low} to {high}: remove {photographs - high}, "
+            "or raise dataset.maxImages in the manifest"
+        )
+    return ""
 
 
 def is_image(name: str) -> bool:
