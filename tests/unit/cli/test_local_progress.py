@@ -1,10 +1,10 @@
-"""The port of a local stage may be taken by another program: its answer must not lead anywhere else."""
+"""Another program may listen on the port of a local stage. Its answers must not have other effects."""
 
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,40 +14,30 @@ import pytest
 from lora_api.stages import StageName
 from lora_api.status import Progress
 from lora_cli.local.processes import LocalJob, new_child
+from tests.support.raw_server import serve_raw
 
 PROGRESS = b'{"step": 3, "totalSteps": 9}'
 
 
 @pytest.fixture
 def stage() -> Iterator[Callable[[bytes], tuple[LocalJob, list[bytes]]]]:
-    """Serves one answer, and gives a job whose stage would listen there, with the requests that arrive."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    """Return a function that serves one answer on the port of a job's stage, and returns the job and the requests."""
+    with ExitStack() as servers:
 
-    def answer_with(answer: bytes) -> tuple[LocalJob, list[bytes]]:
-        requests: list[bytes] = []
+        def answer_with(answer: bytes) -> tuple[LocalJob, list[bytes]]:
+            requests: list[bytes] = []
 
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    requests.append(connection.recv(4096))
-                    try:
-                        connection.sendall(answer)
-                    except OSError:
-                        continue
+            def respond(connection: socket.socket, request: bytes) -> None:
+                requests.append(request)
+                connection.sendall(answer)
 
-        threading.Thread(target=serve, daemon=True).start()
-        port = listener.getsockname()[1]
-        config: Any = SimpleNamespace(progress_host="127.0.0.1", progress_port=port)
-        job = LocalJob(new_child("a", StageName.TRAIN, 1), config, Path(), 0)
-        job.process = SimpleNamespace()  # type: ignore[assignment]
-        return job, requests
+            port = servers.enter_context(serve_raw(respond))
+            config: Any = SimpleNamespace(progress_host="127.0.0.1", progress_port=port)
+            job = LocalJob(new_child("a", StageName.TRAIN, 1), config, Path(), 0)
+            job.process = SimpleNamespace()  # type: ignore[assignment]
+            return job, requests
 
-    yield answer_with
-    listener.close()
+        yield answer_with
 
 
 def test_the_progress_does_not_go_through_a_proxy(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:

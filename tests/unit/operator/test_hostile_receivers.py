@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import json
 import socket
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from lora_api.profile import Webhook
 from lora_api.reasons import Reason
 from lora_operator.webhooks import WebhookError, build_delivery, parse_secrets, post
 from tests.support.builders import NOW, failed
+from tests.support.raw_server import serve_raw
 from tests.support.webhook_receiver import new_secret, receive
 
 from .test_webhooks import job_that_ended
@@ -46,29 +46,8 @@ def once(data: bytes) -> Callable[[socket.socket], None]:
 @contextmanager
 def served(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     """Answer each connection by code; yield the URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                try:
-                    connection.recv(65536)
-                    answer(connection)
-                except OSError:
-                    continue
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/secret-path"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(10)
+    with serve_raw(lambda connection, _: answer(connection)) as port:
+        yield f"http://127.0.0.1:{port}/secret-path"
 
 
 def attempt(url: str) -> str:
