@@ -397,6 +397,40 @@ def test_a_reply_that_is_cut_off_by_the_connection_is_charged(run_with, name):
     assert float(spend["reservedUSD"]) > 0
 
 
+BODY = json.dumps(completion()).encode()
+FRAMED = {
+    "trailers": HEAD + b"Trailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%s\r\n0\r\nX-Sum: 1\r\n\r\n" % (len(BODY), BODY),
+    "early hints": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY),
+    "until the end": b"HTTP/1.0 200\r\n\r\n" + BODY,
+    "encoding none": HEAD + b"Content-Encoding: none\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY),
+    "encoding utf-8": HEAD + b"Content-Encoding: identity, UTF-8\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FRAMED)
+def test_replies_in_unusual_frames_are_used(run_with, name):
+    with raw_server(lambda connection: connection.sendall(FRAMED[name])) as url:
+        job, _, code, result = run_with(always(answer(None)), baseURL=url)
+    assert code == 0, result.message
+    assert {row["text"] for row in job.captions()} == {CAPTION}
+
+
+@pytest.mark.parametrize("data", [b"\x15\x03\x01\x00\x02\x02\x46", b"\0\0\x12\x04" + bytes(20)])
+def test_a_service_that_does_not_answer_in_http_is_named_at_once(run_with, data):
+    """A TLS alert answers a request to http:// at a port for https://."""
+    sent: list[bytes] = []
+
+    def alert(connection: Any) -> None:
+        sent.append(data)
+        connection.sendall(data)
+
+    with raw_server(alert) as url:
+        _, _, code, result = run_with(always(answer(None)), baseURL=url, retrySeconds=60)
+    assert (code, result.reason) == (78, Reason.CONFIGURATION_INVALID)
+    assert "does not answer in HTTP: write https://" in result.message
+    assert len(sent) == 1
+
+
 def test_a_connection_without_an_answer_is_not_charged(run_with):
     with raw_server(lambda connection: None) as url:
         job, _, code, _ = run_with(always(answer(None)), baseURL=url, retrySeconds=0.5)

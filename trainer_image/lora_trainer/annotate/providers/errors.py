@@ -85,6 +85,9 @@ REJECTED_KEY = re.compile(
     re.IGNORECASE,
 )
 
+NOT_HTTP = re.compile(r"^illegal (?:request|status|header) line|^receive buffer too long", re.IGNORECASE)
+"""Words of the HTTP client for an answer of another protocol, such as a TLS alert."""
+
 AMBIGUOUS_STATUSES = (400, 403, 415, 422, 451, 500, 501)
 """Statuses with which services decline single images, among other meanings."""
 
@@ -186,6 +189,11 @@ def explain_connection(error: BaseException, url: str) -> StageError:
     if "WRONG_VERSION_NUMBER" in words or "RECORD_LAYER_FAILURE" in words:
         return BadSetupError(
             f"the LLM service does not use TLS at {url}: write http:// in the profile's llm.baseURL"
+        )
+    if NOT_HTTP.search(words):
+        hint = "write https:// in" if url.startswith("http:") else "check"
+        return BadSetupError(
+            f"the service at {url} does not answer in HTTP: {hint} the profile's llm.baseURL ({words})"
         )
     if any(
         isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | UnicodeError) for cause in chain

@@ -18,7 +18,9 @@ MAX_BYTES = 4 << 20
 """Maximum size of a response without compression. Replies are read up to 200,000 characters."""
 MAX_COMPRESSED_BYTES = 64 << 10
 """Maximum size of a compressed response. Deflate expands up to 1,032 times."""
-ENCODINGS = ("", "identity", "gzip", "deflate")
+UNCOMPRESSED = ("", "identity", "none", "utf-8", "binary")
+"""Content encodings of responses without compression. The last three are mistakes of servers."""
+ENCODINGS: tuple[list[str], ...] = ([], ["gzip"], ["deflate"])
 """Content encodings that are read. Requests ask for none, and other ones can expand much further."""
 
 
@@ -63,15 +65,15 @@ async def bound_response(response: httpx2.Response) -> None:
         UnreadableResponseError: for a content encoding that was not requested.
     """
     encoding = response.headers.get("content-encoding", "").strip().lower()
-    if encoding not in ENCODINGS:
+    packed = [name.strip() for name in encoding.split(",") if name.strip() not in UNCOMPRESSED]
+    if packed not in ENCODINGS:
         raise UnreadableResponseError(
             f"its response has the content encoding {encoding!r}, which was not requested"
         )
     assert isinstance(response.stream, httpx2.AsyncByteStream)  # the client is asynchronous
     # The SDKs only quote the text; a codec of Python may raise an error that they do not expect.
     response.encoding = "utf-8"
-    compressed = encoding not in ("", "identity")
-    response.stream = BoundedStream(response.stream, MAX_COMPRESSED_BYTES if compressed else MAX_BYTES)
+    response.stream = BoundedStream(response.stream, MAX_COMPRESSED_BYTES if packed else MAX_BYTES)
 
 
 async def refuse_redirect(response: httpx2.Response) -> None:
