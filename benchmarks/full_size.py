@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SDXL = ROOT / "trainer_image" / "lora_trainer" / "train" / "model" / "sdxl"
 NAME, JOB = "sdxl-random", "full-size"
 IMAGES = 5
+ENVIRONMENT = dict(os.environ)
+"""Environment of both runs. The tests, from which parts are imported, limit the threads of their own process."""
 NEEDED = 16
 """GiB of available memory that the loop needs."""
 TRAINING = {
@@ -137,7 +139,7 @@ def run_trainer(folder: Path) -> dict[str, Any]:
     command += ["--profiles", str(folder / "profiles.yaml"), "--images", str(folder / "images")]
     command += ["--put", f"{folder / 'model'}:models/{NAME}", "--home", str(home)]
     # Not subprocess.run: the peak of a process and its descendants comes from wait4.
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env=ENVIRONMENT)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"lora run failed with {os.waitstatus_to_exitcode(status)}")
@@ -198,7 +200,7 @@ def run_loop(folder: Path, steps: int) -> None:
 def child(*words: object) -> str:
     """Run a part of this module in a process of its own, and return its last line."""
     command = [sys.executable, "-m", "benchmarks.full_size", "--child", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.splitlines()[-1] if done.stdout else ""
 
 
