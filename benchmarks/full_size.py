@@ -204,6 +204,16 @@ def child(*words: object) -> str:
     return done.stdout.splitlines()[-1] if done.stdout else ""
 
 
+def plan_error(planned: int, peak: int) -> float:
+    """Return the difference of the plan from the peak, relative to the peak."""
+    return abs(planned - peak) / peak
+
+
+def print_result(**figures: float) -> None:
+    """Print the last line, which is machine-readable."""
+    print("RESULT " + " ".join(f"{name}={value:.3f}" for name, value in figures.items()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
@@ -234,32 +244,30 @@ def main() -> None:
         for earlier in ("images", "home"):
             shutil.rmtree(folder / earlier, ignore_errors=True)
         write_job(folder, args.steps, args.gpu)
-        started = time.monotonic()
+        job_started = time.monotonic()
         trainer = run_trainer(folder)
-        took = time.monotonic() - started
+        job_seconds = time.monotonic() - job_started
         shutil.rmtree(folder / "home", ignore_errors=True)
         say(f"trainer: {trainer}")
         if args.gpu:
-            peak, planned = trainer["gpu_peak"], trainer["planned"]
-            figures = {
-                "gpu_job_seconds": took,
-                "gpu_step_ms": 1000 * trainer["seconds"],
-                "gpu_peak_gib": peak / GIB,
-                "gpu_plan_error": abs(planned - peak) / peak,
-            }
-            print("RESULT " + " ".join(f"{name}={value:.3f}" for name, value in figures.items()))
+            peak = trainer["gpu_peak"]
+            print_result(
+                gpu_job_seconds=job_seconds,
+                gpu_step_ms=1000 * trainer["seconds"],
+                gpu_peak_gib=peak / GIB,
+                gpu_plan_error=plan_error(trainer["planned"], peak),
+            )
             return
         loop = json.loads(child("loop", folder, args.steps))
         say(f"loop: {loop}")
     finally:
         if not args.keep:
             shutil.rmtree(folder)
-    figures = {
-        "full_speedup": loop["seconds"] / trainer["seconds"],
-        "full_memory_ratio": trainer["peak"] / loop["peak"],
-        "full_plan_error": abs(trainer["planned"] - trainer["peak"]) / trainer["peak"],
-    }
-    print("RESULT " + " ".join(f"{name}={value:.3f}" for name, value in figures.items()))
+    print_result(
+        full_speedup=loop["seconds"] / trainer["seconds"],
+        full_memory_ratio=trainer["peak"] / loop["peak"],
+        full_plan_error=plan_error(trainer["planned"], trainer["peak"]),
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from lora_api.stages import LLMAccess
 
 from .bodies import TokenCount, is_cut_off, is_failed, is_filtered, join_text, none_if_invalid
-from .client import ServiceClient, make_http_client, read_api_key, split_query
+from .client import ServiceClient, read_api_key, sdk_options
 from .protocol import ImageRefusedError, Question, Reply, TokenUsage, TransientError
 from .shape import Option, RequestShape, prompt_for
 
@@ -76,14 +76,7 @@ class AnthropicProvider:
         }
         self._model = access.model
         self._client = ServiceClient(anthropic, access, key, RequestShape(options), self._use_key)
-        url, query = split_query(access.base_url)
-        self._sdk = anthropic.AsyncAnthropic(
-            api_key=key or "none",
-            base_url=url or None,
-            default_query=query,
-            max_retries=0,
-            http_client=make_http_client(access, keyless=not key),
-        )
+        self._sdk = anthropic.AsyncAnthropic(**sdk_options(access, key))
 
     async def ask(self, question: Question) -> Reply:
         async def send(shape: Mapping[str, str]) -> httpx2.Response:

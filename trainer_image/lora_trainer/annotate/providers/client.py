@@ -78,6 +78,18 @@ def read_api_key(access: LLMAccess) -> str:
     return key
 
 
+def sdk_options(access: LLMAccess, key: str) -> dict[str, Any]:
+    """Return the arguments of an SDK's client, which both SDKs call alike. An SDK requires a key even if none is sent."""
+    url, query = split_query(access.base_url)
+    return {
+        "api_key": key or "none",
+        "base_url": url or None,
+        "default_query": query,
+        "max_retries": 0,
+        "http_client": make_http_client(access, keyless=not key),
+    }
+
+
 def make_http_client(access: LLMAccess, keyless: bool) -> httpx2.AsyncClient:
     """Create an HTTP client with the profile's CA file, proxy and timeout.
 

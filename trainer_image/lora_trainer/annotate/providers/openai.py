@@ -23,7 +23,7 @@ from .bodies import (
     none_if_invalid,
     text_or_none,
 )
-from .client import ServiceClient, make_http_client, read_api_key, split_query
+from .client import ServiceClient, read_api_key, sdk_options
 from .protocol import ImageRefusedError, Question, Reply, TokenUsage, TransientError
 from .shape import Option, RequestShape, prompt_for
 
@@ -151,14 +151,7 @@ class OpenAIProvider:
         }
         self._model = access.model
         self._client = ServiceClient(openai, access, key, RequestShape(options), self._use_key)
-        url, query = split_query(access.base_url)
-        self._sdk = openai.AsyncOpenAI(
-            api_key=key or "none",
-            base_url=url or None,
-            default_query=query,
-            max_retries=0,
-            http_client=make_http_client(access, keyless=not key),
-        )
+        self._sdk = openai.AsyncOpenAI(**sdk_options(access, key))
 
     async def ask(self, question: Question) -> Reply:
         async def send(shape: Mapping[str, str]) -> httpx2.Response:
