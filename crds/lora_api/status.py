@@ -29,6 +29,10 @@ from .fields import (
 )
 from .reasons import Reason
 
+MAX_ATTEMPT = 100_000
+"""Highest number of an attempt."""
+Attempt = Annotated[int, Field(ge=0, le=MAX_ATTEMPT)]
+
 
 class Phase(StrEnum):
     """Summary in one word, for people. Programs read the conditions."""
@@ -124,7 +128,7 @@ class CaptionsStatus(Lenient):
     """Name of the batch Job that runs, or last ran, the annotation stage."""
     job_uid: Annotated[Short, Field(alias="jobUID")] = ""
     """UID of that batch Job. The result of another Job with its name is ignored."""
-    attempt: Count = 0
+    attempt: Attempt = 0
     """Number of that batch Job, counted from 1."""
     failures: Count = 0
     """Number of attempts that ended without a result the operator could read, and of their failed pods. Charged to runPolicy.backoffLimit."""
@@ -163,7 +167,7 @@ class TrainingStatus(Lenient):
     """Name of the current attempt's batch Job. Empty while the job is suspended."""
     job_uid: Annotated[Short, Field(alias="jobUID")] = ""
     """UID of the current or last attempt's batch Job. The result of another Job with its name is ignored."""
-    attempt: Count = 0
+    attempt: Attempt = 0
     """Number of the current attempt, counted from 1. Retries within a batch Job are not counted."""
     disruptions: Count = 0
     """Number of pods lost to preemption, eviction and lost nodes."""

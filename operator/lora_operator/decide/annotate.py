@@ -39,7 +39,7 @@ def annotate(draft: StatusDraft) -> bool:
         return False
     match locate_stage(draft, StageName.ANNOTATE, captions.attempt, captions.job_name):
         case None:
-            wait_for_previous_pod(draft, Phase.ANNOTATING, Reason.ANNOTATING)
+            wait_for_previous_pod(draft, StageName.ANNOTATE, Phase.ANNOTATING, Reason.ANNOTATING)
             return True
         case Start() as start:
             return _start(draft, captions, start)
@@ -48,9 +48,8 @@ def annotate(draft: StatusDraft) -> bool:
             if charged is not None:
                 draft.actions.append(DeleteChildJob(child.name, child.uid))
                 draft.write(captions=charged.model_copy(update={"job_name": ""}))
-                draft.set_phase(
-                    Phase.ANNOTATING, Reason.ANNOTATING, f"{state.message}; {previous_pod(draft)}"
-                )
+                message = f"{state.message}; {previous_pod(draft, StageName.ANNOTATE)}"
+                draft.set_phase(Phase.ANNOTATING, Reason.ANNOTATING, message)
             return True
         case (child, state):
             return _update_from_child(draft, captions, child, state)
@@ -94,7 +93,7 @@ def _update_from_child(draft: StatusDraft, captions: CaptionsStatus, child: Chil
 
 def _start(draft: StatusDraft, captions: CaptionsStatus, start: Start) -> bool:
     """Start an attempt, unless something prevents it. Always returns True: there are no captions yet."""
-    if draft.record_blockers(Phase.ANNOTATING if captions.attempt else Phase.PENDING):
+    if draft.record_blockers(Phase.ANNOTATING if captions.attempt else Phase.PENDING, start.attempt):
         return True
     if start.after is not None:
         charged = charge(draft, captions, draft.snapshot.child(StageName.ANNOTATE), start.after)

@@ -9,7 +9,7 @@ from lora_api.stages import StageName
 from lora_api.status import ConditionType, Phase
 
 from .decision import DeleteResource, SendWebhook
-from .stages import Done, read_stage
+from .stages import Done, describe_held, read_stage
 from .status_draft import StatusDraft
 
 RESUME_HINT = "set runPolicy.suspend to false to resume"
@@ -129,7 +129,8 @@ def suspend(draft: StatusDraft) -> bool:
     if draft.status.phase != Phase.SUSPENDED or not (training and any(pod.running for pod in training.pods)):
         draft.count_gpu_seconds()
     saving = f"waiting for the {draft.snapshot.pod_kind} to save a checkpoint"
-    message = saving if stopping else RESUME_HINT
+    held = next((child for child in draft.snapshot.children if child.is_held), None)
+    message = (describe_held(held) if held else saving) if stopping else RESUME_HINT
     draft.set_phase(Phase.SUSPENDED, Reason.SUSPENDED, message)
     draft.set_condition(ConditionType.SUSPENDED, "True", Reason.SUSPENDED, message)
     # without a Job name the next start is a new attempt, and not the old one created again

@@ -19,6 +19,7 @@ from .stages import (
     Starting,
     Unusable,
     charged_failures,
+    describe_held,
     disruptions,
     ever_started,
     explain_pod,
@@ -92,14 +93,17 @@ def locate_stage(
     return child, state
 
 
-def previous_pod(draft: StatusDraft) -> str:
-    """Return the message while the pod of an earlier child Job terminates."""
+def previous_pod(draft: StatusDraft, stage: StageName) -> str:
+    """Return the message while an earlier child Job of a stage and its pod terminate."""
+    for child in draft.snapshot.children:
+        if child.stage == stage and child.is_held:
+            return describe_held(child)
     return f"waiting for the previous {draft.snapshot.pod_kind} to terminate"
 
 
-def wait_for_previous_pod(draft: StatusDraft, phase: Phase, reason: Reason) -> None:
+def wait_for_previous_pod(draft: StatusDraft, stage: StageName, phase: Phase, reason: Reason) -> None:
     """Wait until the previous pod has terminated. A message that already says why it terminates is kept."""
-    before, message = draft.status.condition(ConditionType.SUCCEEDED), previous_pod(draft)
+    before, message = draft.status.condition(ConditionType.SUCCEEDED), previous_pod(draft, stage)
     explained = before is not None and before.reason == reason and before.message.endswith(message)
     draft.set_phase(phase, reason, before.message if before is not None and explained else message)
 

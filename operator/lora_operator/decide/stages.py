@@ -169,6 +169,12 @@ def _read_held_open(child: Child, pod: Pod, now: datetime, progressed: bool) -> 
     return Unusable(reason, message, charged=pod.exit_code != ExitCode.INTERRUPTED)
 
 
+def describe_held(child: Child) -> str:
+    """Return the message while finalizers of other programs keep a child Job."""
+    noun = "finalizer" if len(child.finalizers) == 1 else "finalizers"
+    return f"waiting for Job {child.name} to be deleted, which has the {noun} {', '.join(child.finalizers)}"
+
+
 def held_open_until(finished_at: datetime, now: datetime) -> datetime:
     """Return until when a pod may stay after its stage's container has ended.
 

@@ -10,7 +10,7 @@ from typing import Any
 from lora_api.job import JobSpec
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
-from lora_api.status import Condition, ConditionType, JobStatus, Phase
+from lora_api.status import MAX_ATTEMPT, Condition, ConditionType, JobStatus, Phase
 
 from ..snapshot import Child, Snapshot
 from .decision import Action, Announcement, Decision, DeleteChildJob
@@ -71,19 +71,25 @@ class StatusDraft:
         assert self.snapshot.spec is not None
         return self.snapshot.spec
 
-    def record_blockers(self, phase: Phase) -> bool:
+    def record_blockers(self, phase: Phase, attempt: int) -> bool:
         """Write to the status what prevents a stage from starting now, if anything does.
 
-        A final refusal fails the job; in all other cases the start is retried later.
+        A final refusal fails the job, and so does an attempt above the highest number, which only a status that was
+        edited can lead to. In all other cases the start is retried later.
 
         Args:
             phase: the phase to wait in.
+            attempt: the attempt to start.
 
         Returns:
             Whether something prevents the start.
         """
         refusal = self.snapshot.refusal
-        if refusal is not None and refusal.final:
+        if attempt > MAX_ATTEMPT:
+            self.fail(
+                Reason.STATUS_INVALID, f"no attempt can follow number {MAX_ATTEMPT}: create a new object"
+            )
+        elif refusal is not None and refusal.final:
             self.fail(refusal.reason, refusal.message)
         elif refusal is not None:
             self._wait_for_child(phase, refusal.reason, refusal.message)

@@ -54,7 +54,7 @@ def train(draft: StatusDraft) -> bool:
     training = draft.status.training or TrainingStatus()
     match locate_stage(draft, StageName.TRAIN, training.attempt, training.job_name):
         case None:
-            wait_for_previous_pod(draft, Phase.QUEUED, Reason.QUEUED)
+            wait_for_previous_pod(draft, StageName.TRAIN, Phase.QUEUED, Reason.QUEUED)
         case Start() as start:
             _start(draft, training, start)
         case GiveUp(child, state):
@@ -108,7 +108,7 @@ def _first_report_due(draft: StatusDraft, pod: Pod) -> datetime | None:
 
 def _start(draft: StatusDraft, training: TrainingStatus, start: Start) -> None:
     """Start an attempt, unless something prevents it."""
-    if draft.record_blockers(Phase.QUEUED):
+    if draft.record_blockers(Phase.QUEUED, start.attempt):
         return
     if start.after is not None:
         child = draft.snapshot.child(StageName.TRAIN)
@@ -150,7 +150,7 @@ def _give_up(draft: StatusDraft, child: Child, state: Unusable) -> None:
         return
     draft.actions.append(DeleteChildJob(child.name, child.uid))
     draft.write(training=charged.model_copy(update={"job_name": ""}))
-    draft.set_phase(Phase.QUEUED, Reason.QUEUED, f"{state.message}; {previous_pod(draft)}")
+    draft.set_phase(Phase.QUEUED, Reason.QUEUED, f"{state.message}; {previous_pod(draft, StageName.TRAIN)}")
 
 
 def _approved_inputs(draft: StatusDraft) -> tuple[str, str]:

@@ -12,7 +12,16 @@ import pytest
 
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
-from lora_api.status import CaptionsStatus, DatasetStatus, JobStatus, Phase, Progress, SkippedImage
+from lora_api.status import (
+    MAX_ATTEMPT,
+    CaptionsStatus,
+    DatasetStatus,
+    JobStatus,
+    Phase,
+    Progress,
+    SkippedImage,
+    TrainingStatus,
+)
 from lora_operator.decide import DeleteChildJob, DeleteResource, StartAnnotation, StartTraining, decide
 from lora_operator.names import child_name
 from lora_operator.snapshot import Hint, Pod, Refusal, Snapshot
@@ -399,6 +408,23 @@ def test_no_second_pod_starts_beside_the_first(fields: dict) -> None:
     decision = decide(snapshot(status=training(), **fields), NOW)
     assert decision.actions == ()
     assert decision.status.phase == Phase.QUEUED
+
+
+def test_no_attempt_follows_the_highest_number() -> None:
+    last = annotated(training=TrainingStatus(attempt=MAX_ATTEMPT))
+    decision = decide(snapshot(status=last), NOW)
+    assert decision.actions == ()
+    assert condition(decision, "Succeeded") == ("False", Reason.STATUS_INVALID)
+
+
+@pytest.mark.parametrize("suspend", [False, True])
+def test_a_finalizer_that_keeps_a_child_job_is_named(suspend: bool) -> None:
+    held = child(TRAIN, pod(phase="Failed"), deleting=True, finalizers=("audit.example.com/keep",))
+    case = snapshot(status=training(), children=(held,))
+    decision = decide(suspended(case) if suspend else case, NOW)
+    assert decision.actions == ()
+    expected = f"waiting for Job {held.name} to be deleted, which has the finalizer audit.example.com/keep"
+    assert message(decision) == expected
 
 
 def suspended(case: Snapshot) -> Snapshot:

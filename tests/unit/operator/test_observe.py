@@ -56,6 +56,17 @@ def test_a_job() -> None:
     assert found.created_at == NOW
 
 
+def test_only_finalizers_of_other_programs_are_kept_and_few_of_them() -> None:
+    body = raw_job()
+    body["metadata"]["finalizers"] = [
+        "foregroundDeletion",
+        *(f"{n}.example.com/{'x' * 900}" for n in range(9)),
+    ]
+    found = observe_job(body).finalizers
+    assert len(found) == 3
+    assert all(len(name) == 100 and "example.com" in name for name in found)
+
+
 def test_a_pod_that_was_killed_for_memory() -> None:
     found = observe_stage_pod(
         raw_pod(phase="Failed", containerStatuses=terminated(exitCode=137, reason="OOMKilled", message="x"))
