@@ -189,12 +189,12 @@ def read_snapshot(
     }
     by_job: dict[str, list[Pod]] = {}
     uids = {child.uid for child in jobs.values()}
-    orphaned_stages = set()
+    orphaned_pods: dict[StageName, str] = {}
     for item in pods:
         # by UID: a pod of a deleted Job is not one of its successor of the same name
         by_job.setdefault(item.lineage.job_uid, []).append(item.pod)
         if item.lineage.job_uid not in uids and item.pod.live:
-            orphaned_stages.add(item.lineage.stage)
+            orphaned_pods[item.lineage.stage] = item.pod.name
     return Snapshot(
         namespace=resource.namespace,
         name=resource.name,
@@ -210,7 +210,7 @@ def read_snapshot(
             replace(child, pods=tuple(by_job.get(child.uid, ())), recorded=_is_recorded(status, child))
             for child in jobs.values()
         ),
-        orphaned_stages=frozenset(orphaned_stages),
+        orphaned_pods=orphaned_pods,
         deleting=resource.deleting,
     )
 

@@ -161,6 +161,6 @@ def _waits_to_start(snapshot: Snapshot, decision: Decision) -> bool:
         decision.actions
         or phase.terminal
         or phase in IDLE_PHASES
-        or snapshot.orphaned_stages
+        or snapshot.orphaned_pods
         or any(not child.ended for child in snapshot.children)
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from lora_api.job import JobSpec
@@ -144,8 +145,8 @@ class Snapshot:
     status_error: str = ""
     profile: Profile | None = None
     children: tuple[Child, ...] = ()
-    orphaned_stages: frozenset[StageName] = frozenset()
-    """Stages with a pod that still runs although its child Job has been deleted, or no longer owns it."""
+    orphaned_pods: Mapping[StageName, str] = field(default_factory=dict)
+    """Names of pods, one for a stage, that still run although their child Job has been deleted, or no longer owns them."""
     deleting: bool = False
     """Whether the resource has a deletionTimestamp."""
     capacity: str = ""

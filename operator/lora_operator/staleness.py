@@ -97,7 +97,7 @@ def _can_do_harm(snapshot: Snapshot, decision: Decision) -> bool:
     ends = decision.status.phase.terminal and not snapshot.status.phase.terminal
     # a webhook announces an end that is in the stored status already, and an end does not change
     acts = any(not isinstance(action, SendWebhook) for action in decision.actions)
-    return acts or ends or bool(snapshot.orphaned_stages)
+    return acts or ends or bool(snapshot.orphaned_pods)
 
 
 def _depends_on_children(snapshot: Snapshot, decision: Decision) -> bool:
@@ -108,4 +108,4 @@ def _depends_on_children(snapshot: Snapshot, decision: Decision) -> bool:
     status = snapshot.status
     first = {StartAnnotation: status.captions is None, StartTraining: status.training is None}
     starts_first = all(first.get(type(action), False) for action in decision.actions)
-    return bool(snapshot.orphaned_stages) or not starts_first or decision.status.phase == Phase.FAILED
+    return bool(snapshot.orphaned_pods) or not starts_first or decision.status.phase == Phase.FAILED

@@ -65,7 +65,7 @@ def forge_pod(
             "labels": marks,
             "annotations": {names.OWNER_NAME: name},
         },
-        "spec": {"containers": [{"name": "stage", "image": "evil"}], "nodeName": "node-1"},
+        "spec": {"containers": [{"name": "stage", "image": "evil"}], "nodeName": "unknown"},
     }
     if job is not None:
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job.metadata.name, "uid": job.metadata.uid}

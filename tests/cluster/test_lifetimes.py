@@ -50,6 +50,24 @@ def test_a_job_that_a_finalizer_holds_stops_and_starts_nothing(
     until(lambda: not cluster.jobs() and not cluster.pods())
 
 
+def test_a_child_job_that_a_finalizer_keeps_is_named_with_it(
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    kubelet.script = lambda stage, number: None
+    cluster.create()
+    until(lambda: kubelet.runs)
+    (job,) = cluster.jobs()
+    name, namespace = job.metadata.name, cluster.namespace
+    cluster.batch.patch_namespaced_job(name, namespace, {"metadata": {"finalizers": ["example.com/audit"]}})
+    cluster.batch.delete_namespaced_job(name, namespace, propagation_policy="Foreground")
+    until(lambda: f"waiting for Job {name} to be deleted" in cluster.message())
+    assert cluster.message().endswith("which has the finalizer example.com/audit")
+    kubelet.script = succeed
+    cluster.batch.patch_namespaced_job(name, namespace, {"metadata": {"finalizers": None}})
+    status = cluster.wait_for("Succeeded")
+    assert status["captions"]["jobUID"] != job.metadata.uid
+
+
 def test_a_rotated_key_is_taken_by_a_new_pod(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:

@@ -36,7 +36,7 @@ NAMES = {
     "complaints": "warning_events",
     "memoryless": "noop_storage",
     "mortal": "has_ttl",
-    "leftovers": "orphaned_stages",
+    "leftovers": "orphaned_pods",
     "Buyer": "Captioner",
     "desk": "review_store",
     "ledger": "budget",

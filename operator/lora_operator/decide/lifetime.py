@@ -122,7 +122,7 @@ def suspend(draft: StatusDraft) -> bool:
     if not draft.spec.run_policy.suspend or finished:
         draft.remove_condition(ConditionType.SUSPENDED)
         return False
-    stopping = draft.snapshot.orphaned_stages or any(not c.ended for c in draft.snapshot.children)
+    stopping = draft.snapshot.orphaned_pods or any(not c.ended for c in draft.snapshot.children)
     draft.stop_all()
     # GPU time is counted when the job is suspended and again when the pod has ended. Each count is a status write,
     # so it is not counted at every reconcile in between.

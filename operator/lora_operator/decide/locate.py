@@ -68,7 +68,7 @@ def locate_stage(
     """
     child = draft.snapshot.child(stage)
     if child is None or child.attempt < attempt:
-        if stage in draft.snapshot.orphaned_stages:
+        if stage in draft.snapshot.orphaned_pods:
             return None
         # A missing child Job is created again under its own name, so that a cache that lags behind can never
         # lead to a second one.
@@ -98,7 +98,8 @@ def previous_pod(draft: StatusDraft, stage: StageName) -> str:
     for child in draft.snapshot.children:
         if child.stage == stage and child.is_held:
             return describe_held(child)
-    return f"waiting for the previous {draft.snapshot.pod_kind} to terminate"
+    kind, name = draft.snapshot.pod_kind, draft.snapshot.orphaned_pods.get(stage)
+    return f"waiting for the previous {kind}{f' {name}' if name else ''} to terminate"
 
 
 def wait_for_previous_pod(draft: StatusDraft, stage: StageName, phase: Phase, reason: Reason) -> None:

@@ -66,8 +66,14 @@ def succeed(stage: StageName, _: int) -> End:
     return ended(TRAINED.model_copy(update={"adapter": ADAPTER}))
 
 
+NODES = ("node-1", "node-2", "node-3")
+
+
 class FakeKubelet:
-    """Watches the pods of stages in one namespace and writes their status until its `with` block ends."""
+    """Watches the pods of stages in one namespace and writes their status until its `with` block ends.
+
+    A pod that a test creates on a node of another name is the test's own, and is left as it is.
+    """
 
     tick = 0.02
     """Seconds between two checks of all pods."""
@@ -121,6 +127,8 @@ class FakeKubelet:
             gone = kind == "DELETED"
             self._count_live(pod, gone)
             uid = pod["metadata"]["uid"]
+            if pod["spec"].get("nodeName", NODES[0]) not in NODES:
+                continue
             if gone or (self._ended(pod) and not self._deleting(pod)):
                 self._pods.pop(uid, None)
             else:
@@ -181,7 +189,7 @@ class FakeKubelet:
         name = pod["metadata"]["name"]
         if not pod["spec"].get("nodeName"):
             # only a pod with a node is given its grace period when it is deleted
-            target = {"apiVersion": "v1", "kind": "Node", "name": f"node-{random.randint(1, 3)}"}
+            target = {"apiVersion": "v1", "kind": "Node", "name": random.choice(NODES)}
             binding = {"metadata": {"name": name}, "target": target}
             await self.wire.call("POST", f"{self._path(pod)}/binding", binding)
         await self._report(pod, None)

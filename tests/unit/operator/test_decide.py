@@ -399,7 +399,7 @@ def test_a_job_that_somebody_deleted_is_made_again_under_its_own_name() -> None:
 
 NOT_YET = [
     ("the Job is being deleted", {"children": (child(TRAIN, pod(), deleting=True),)}),
-    ("its pod outlives it", {"orphaned_stages": frozenset({TRAIN})}),
+    ("its pod outlives it", {"orphaned_pods": {TRAIN: "train-1"}}),
 ]
 
 

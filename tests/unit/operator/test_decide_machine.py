@@ -58,7 +58,7 @@ class World(RuleBasedStateMachine):
             spec=None,
             status=self.status,
             children=children,
-            orphaned_stages=frozenset(self.orphans),
+            orphaned_pods=dict.fromkeys(self.orphans, "orphan"),
             deleting=self.deleting,
             profile=PROFILE if self.profile_there else None,
         )

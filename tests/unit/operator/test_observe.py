@@ -105,10 +105,10 @@ def test_pods_are_joined_to_their_jobs_and_orphans_are_noticed() -> None:
     item = observe_stage_pod(raw_pod(phase="Running"))
     joined = read_snapshot(resource(), [job], [item], {})
     assert [p.name for p in joined.children[0].pods] == ["p"]
-    assert joined.orphaned_stages == frozenset()
-    assert read_snapshot(resource(), [], [item], {}).orphaned_stages == {StageName.TRAIN}
+    assert joined.orphaned_pods == {}
+    assert read_snapshot(resource(), [], [item], {}).orphaned_pods == {StageName.TRAIN: item.pod.name}
     ended = observe_stage_pod(raw_pod(phase="Failed"))
-    assert read_snapshot(resource(), [], [ended], {}).orphaned_stages == frozenset()
+    assert read_snapshot(resource(), [], [ended], {}).orphaned_pods == {}
 
 
 HINTS = [

@@ -87,9 +87,9 @@ def test_a_pod_that_has_lost_its_job_is_waited_for_and_not_believed() -> None:
     del stray["metadata"]["ownerReferences"]
     found = seen(1, pods=(believed, stray))
     assert [[each.name for each in job.pods] for job in found.children] == [["own"]]
-    assert found.orphaned_stages == {StageName.TRAIN}
+    assert set(found.orphaned_pods) == {StageName.TRAIN}
     stray["status"] = {"phase": "Succeeded"}
-    assert not seen(1, pods=(stray,)).orphaned_stages
+    assert not seen(1, pods=(stray,)).orphaned_pods
 
 
 def test_a_child_of_the_same_uid_in_another_namespace_is_another_jobs() -> None:
