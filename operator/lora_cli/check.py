@@ -184,6 +184,8 @@ def _check_gpu(spec: JobSpec, gpu: str, gpu_hour: float | None, model: Path | No
     fits = "fits" if result.plan.fits else "does not fit"
     message = f"{fits}: {peak:.1f} GiB of {free:.1f} GiB on {result.device_name}"
     yield Finding("gpu", Verdict.OK if result.plan.fits else Verdict.FAILED, message)
+    if result.warning:
+        yield Finding("gpu", Verdict.WARNING, result.warning)
     text = f"at least {format_duration(result.seconds)}"
     if gpu_hour is not None:
         text += f", {result.seconds / 3600 * gpu_hour * max(1, spec.resources.train.gpus):.2f} USD"

@@ -76,6 +76,8 @@ class Estimate:
     """The time of a step of that variant."""
     seconds: float
     """Lower bound of the duration of the whole training, with all variants."""
+    warning: str = ""
+    """What makes the training slow on this device, and the field to change."""
 
 
 def estimate_job(spec: JobSpec, gpu: str, folder: Path) -> Estimate:
@@ -91,11 +93,13 @@ def estimate_job(spec: JobSpec, gpu: str, folder: Path) -> Estimate:
     """
     # On import, bitsandbytes warns of a missing kernel that the estimate does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    import torch
+
+    from lora_trainer.train.validation import check_capability, find_emulation
+
     name = gpu or ("" if spec.resources.train.gpus else "cpu")
     device, free, speed = _device(name)
     if device == "cuda":
-        from lora_trainer.train.validation import check_capability
-
         check_capability(spec.training, name or "of this machine", speed.capability)
     estimates = []
     for training in spec.training.trainings().values():
@@ -105,7 +109,11 @@ def estimate_job(spec: JobSpec, gpu: str, folder: Path) -> Estimate:
         batches = training.gradient_accumulation_steps * training.max_steps
         estimates.append(Estimate(name or "this machine's GPU", plan, time, time.seconds * batches))
     largest = max(estimates, key=lambda each: each.plan.peak)
-    return replace(largest, seconds=sum(each.seconds for each in estimates))
+    return replace(
+        largest,
+        seconds=sum(each.seconds for each in estimates),
+        warning=find_emulation(spec.training, torch.device(device)),
+    )
 
 
 def _device(name: str) -> tuple[str, int, Gpu]:
@@ -204,6 +212,8 @@ def _show(spec: JobSpec, estimate: Estimate) -> None:
         f"{plan.step.traffic / 1e9:.3g} GB of memory traffic in {1000 * time.memory:.3g} ms, "
         f"{plan.step.operations} operations launched in {1000 * time.launches:.3g} ms"
     )
+    if estimate.warning:
+        out().print(Text.assemble(("warning", "yellow"), f": {estimate.warning}"), soft_wrap=True)
     peak, free = plan.peak / GIB, plan.free / GIB
     if plan.fits:
         out().print(Text.assemble(("fits", "green"), f": {peak:.2f} GiB of {free:.2f} GiB on {device_name}"))
@@ -230,6 +240,7 @@ def _as_data(spec: JobSpec, estimate: Estimate) -> dict[str, Any]:
         "gradientCheckpointing": plan.checkpointing,
         "operationsPerStep": plan.step.flops * spec.training.gradient_accumulation_steps,
         "seconds": round(estimate.seconds, 1),
+        "warning": estimate.warning,
         "batch": {
             "computeSeconds": time.compute,
             "memorySeconds": time.memory,

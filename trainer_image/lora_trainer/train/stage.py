@@ -26,7 +26,7 @@ from .interruption import Interruption
 from .launch import register_worker, write_exit_code, write_worker_result
 from .memory.errors import is_out_of_memory
 from .trainer import Trainer
-from .validation import check_gpu, choose_cpu, choose_dtype
+from .validation import check_gpu, choose_cpu, choose_dtype, find_emulation
 from .variants import VariantTrainer
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ def _work(config: TrainConfig, reporter: Reporter, interruption: Interruption) -
     distributed = PartialState(cpu=choose_cpu(config), **_process_group_options())
     check_gpu(config.spec.training, distributed.device)
     dtype = choose_dtype(config.spec.training, distributed.device)
+    if warning := find_emulation(config.spec.training, distributed.device):
+        log.warning(warning)
     store = Store(config.store)
     manifest = find_published(store.output, config)
     if manifest:

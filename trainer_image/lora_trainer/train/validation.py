@@ -65,6 +65,21 @@ def choose_dtype(training: Training, device: torch.device) -> torch.dtype:
     return DTYPES[training.mixed_precision]
 
 
+def find_emulation(training: Training, device: torch.device) -> str:
+    """Return a warning for bf16 on a CPU that emulates it; empty for everything else.
+
+    Without AVX512 or AMX, PyTorch multiplies matrices in bf16 up to a hundred times slower than in float32.
+    """
+    if device.type != "cpu" or training.mixed_precision != MixedPrecision.BF16 or not emulates_bf16():
+        return ""
+    return "training.mixedPrecision: this CPU emulates bf16, many times slower than float32; set it to fp32"
+
+
+def emulates_bf16() -> bool:
+    """Whether this machine's CPU has no instructions for bf16. False where PyTorch cannot tell."""
+    return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def choose_cpu(config: TrainConfig) -> bool:
     """Return whether to train on the CPU.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from .trace import Trace
 
@@ -87,12 +88,18 @@ def measure_cpu(side: int = 512) -> Gpu:
     Args:
         side: side of the square matrices that are multiplied.
     """
-    matrix = torch.ones(side, side)
-    # A product of two square matrices takes 2 * side**3 operations; a copy reads and writes 4 bytes per element.
-    rate = 2 * side**3 / _best_time(lambda: matrix @ matrix) / 1e12
+    half, single = (
+        _measure_rate(torch.ones(side, side, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)
+    )
     block = torch.ones(2**24)
+    # A copy reads and writes 4 bytes per element.
     bandwidth = 2 * 4 * block.numel() / _best_time(block.clone) / 1e9
-    return Gpu(0, rate, rate, bandwidth, (0, 0), launch=0)
+    return Gpu(0, half, single, bandwidth, (0, 0), launch=0)
+
+
+def _measure_rate(matrix: Tensor) -> float:
+    """Return the rate of a product of square matrices, which takes 2 * side**3 operations, in TFLOP/s."""
+    return 2 * matrix.shape[0] ** 3 / _best_time(lambda: matrix @ matrix) / 1e12
 
 
 def _best_time(work: Callable[[], object]) -> float:
