@@ -86,7 +86,7 @@ def test_a_service_that_hangs_times_out(make_job, messages_api):
     started = time.monotonic()
     code, result = job.run()
     assert (code, result.reason) == (69, Reason.LLM_UNAVAILABLE)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_retry_after_of_an_hour_ends_the_stage(make_job, messages_api):
@@ -323,12 +323,20 @@ def test_sigterm_keeps_the_calls_in_flight_and_is_not_charged(make_job, messages
 
 def test_sigterm_does_not_wait_for_ever(make_job, messages_api, monkeypatch):
     monkeypatch.setattr(buy, "GRACE_SECONDS", 0.2)
-    messages_api.latency = 3.0
-    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    started = time.monotonic()
+    messages_api.hold_after = 0
+
+    def interrupt() -> None:
+        wait_for(lambda: messages_api.requests)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    answer = threading.Timer(60, setattr, (messages_api, "hold_after", None))
+    answer.start()
     code, result = make_job(llm=messages_api).run()
+    assert messages_api.hold_after == 0, "it waited for the answer"
+    answer.cancel()
+    messages_api.hold_after = None
     assert (code, result.outcome) == (75, Outcome.INTERRUPTED)
-    assert time.monotonic() - started < 2.9
 
 
 def test_sigterm_while_images_are_read(make_job, monkeypatch):

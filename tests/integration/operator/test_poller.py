@@ -202,7 +202,7 @@ def test_a_thousand_silent_pods_neither_stop_the_heartbeat_nor_the_others(
             assert asking.last_heartbeat > started
             return monotonic() - started
 
-    assert asyncio.run(run()) < 10
+    assert asyncio.run(run()) < 60
     assert [item.pod.name for item in heard] == ["honest"]
 
 

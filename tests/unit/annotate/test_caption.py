@@ -173,7 +173,7 @@ def test_lines_of_a_reply_that_was_cut_off_are_not_read():
 
 
 def test_a_long_reply_is_read_in_a_moment():
-    started = time.monotonic()
+    started = time.process_time()
     key = '{"framing":'
     for text in (
         "<think></think>" * 12_000,
@@ -189,7 +189,7 @@ def test_a_long_reply_is_read_in_a_moment():
     ):
         with pytest.raises(UnusableReplyError):
             parse_reply(text, CONCEPT)
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
 
 
 @pytest.mark.parametrize(
