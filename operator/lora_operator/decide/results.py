@@ -34,7 +34,7 @@ def _foreign_adapter(snapshot: Snapshot, adapter: AdapterStatus, root: str) -> s
     profile = snapshot.profile
     # an accepted job continues without its profile; then there is no bucket to compare with
     if profile is not None and bucket != profile.store.output_bucket:
-        return f"an adapter in the bucket {bucket}"
+        return f"an adapter in the bucket {bucket} instead of the profile's outputBucket {profile.store.output_bucket}"
     if parse_manifest_key(adapter.manifest_key) is None or not is_below(adapter.manifest_key, root):
         return f"a manifest at {adapter.manifest_key}"
     folder = folder_of(adapter.manifest_key)
