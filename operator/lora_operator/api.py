@@ -215,7 +215,7 @@ class Api:
         response: Any = await self._connection.call_api(*request)
         text = await _read_at_most(response.response, max_bytes) if max_bytes else await response.read()
         if response.status not in (OK, CREATED, ACCEPTED):
-            raise ApiException(status=response.status, reason=_message(text) or response.reason)
+            raise ApiException(status=response.status, reason=read_message(text) or response.reason)
         result: Object = json.loads(text)
         return result
 
@@ -231,7 +231,7 @@ async def _read_at_most(response: aiohttp.ClientResponse, max_bytes: int) -> byt
     return bytes(text)
 
 
-def _message(text: bytes) -> str:
+def read_message(text: bytes) -> str:
     """Return the message of an error; empty when the body is not the API server's."""
     try:
         return str(json.loads(text)["message"])

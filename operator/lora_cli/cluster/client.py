@@ -15,7 +15,7 @@ from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 
 from lora_operator import names
-from lora_operator.api import EVENTS, OK, PODS, RESOURCES, Api, NotServedError, Object
+from lora_operator.api import EVENTS, OK, PODS, RESOURCES, Api, NotServedError, Object, read_message
 
 from ..errors import ClusterError, ClusterRefusedError, ClusterUnavailableError
 
@@ -123,7 +123,9 @@ class LoraTrainingJobClient(Api):
             *request, _request_timeout=ClientTimeout(total=None, sock_connect=10)
         )
         if response.status != OK:
-            raise ApiException(status=response.status, reason=(await response.read()).decode())
+            raise ApiException(
+                status=response.status, reason=read_message(await response.read()) or response.reason
+            )
         try:
             async for line in response.response.content:
                 yield line

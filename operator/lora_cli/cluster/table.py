@@ -124,9 +124,10 @@ def _row(job: Object, everywhere: bool, now: datetime) -> Iterable[RenderableTyp
 
 
 def _message(status: JobStatus) -> str:
-    """Return what a job waits for, or why it failed; empty while it is in progress."""
+    """Return what a job waits for, or why it failed; empty while its stage runs."""
     condition = status.condition(ConditionType.SUCCEEDED)
-    if condition is None or not condition.message or status.phase in IN_PROGRESS:
+    running = status.phase in IN_PROGRESS and condition is not None and condition.reason == status.phase
+    if condition is None or not condition.message or running:
         return ""
     if status.phase == Phase.SUCCEEDED:
         return condition.message

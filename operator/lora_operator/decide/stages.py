@@ -244,6 +244,9 @@ def _explain_waiting(pod: Pod) -> Starting | None:
     description = f"{container}{reason}: {message}"
     if reason in PULL_FAILURES:
         return Starting(Reason.IMAGE_PULL_FAILED, description)
+    if reason == "CreateContainerError" and "deadline exceeded" in message:
+        # the container runtime is slow, and the kubelet tries again
+        return Starting(Reason.QUEUED, description)
     if reason in CONFIG_FAILURES:
         cause = Reason.SECRET_NOT_FOUND if "secret" in message.lower() else Reason.CONFIGURATION_INVALID
         return Starting(cause, description)
