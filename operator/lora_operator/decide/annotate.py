@@ -123,7 +123,9 @@ def _write_progress(draft: StatusDraft) -> None:
 def _finish(draft: StatusDraft, result: StageResult) -> bool:
     """Write the stage's result to the status. Returns True when the job ends with it."""
     if foreign := find_foreign(draft.snapshot, result):
-        draft.fail(Reason.RESULT_REFUSED, f"the annotation stage reported a result that is not this job's: {foreign}")
+        draft.fail(
+            Reason.RESULT_REFUSED, f"the annotation stage reported a result that is not this job's: {foreign}"
+        )
         return True
     captions = draft.status.captions or CaptionsStatus()
     if result.captions is not None:

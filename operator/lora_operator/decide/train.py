@@ -210,7 +210,9 @@ def _finish(draft: StatusDraft, result: StageResult) -> None:
         draft.fail(Reason.INTERNAL_ERROR, "the training stage ended without a verified adapter")
         return
     if foreign := find_foreign(draft.snapshot, result):
-        draft.fail(Reason.RESULT_REFUSED, f"the training stage reported a result that is not this job's: {foreign}")
+        draft.fail(
+            Reason.RESULT_REFUSED, f"the training stage reported a result that is not this job's: {foreign}"
+        )
         return
     summary, training = result.training, draft.status.training
     if summary is not None and training is not None:
