@@ -8,16 +8,24 @@ from unicodedata import combining, normalize
 
 from . import API_VERSION, KIND
 from .dataset import AnnotationMode
-from .training import Training
+from .training import Recipe, Training
 
 PREVIEWS = 5
 """Number of times that previews are generated, by default, while a drafted job trains."""
+RECIPE_STEPS = 1000
+"""Steps of a drafted job with a recipe: those for ten images. They only space out the previews."""
 MAX_NAME = 50
 """Characters of a derived name."""
 
 
 def draft_manifest(
-    name: str, token: str, class_name: str, mode: AnnotationMode, steps: int | None = None
+    name: str,
+    token: str,
+    class_name: str,
+    mode: AnnotationMode,
+    steps: int | None = None,
+    *,
+    recipe: Recipe = Recipe.NONE,
 ) -> dict[str, Any]:
     """Build the manifest of a job. Fields that are not set have their defaults.
 
@@ -27,10 +35,14 @@ def draft_manifest(
         class_name: the ordinary noun for it.
         mode: where the captions come from.
         steps: training steps; None for the default of the job.
+        recipe: the recipe of the training.
     """
     trigger = f"{token} {class_name}"
-    training: dict[str, Any] = {"maxSteps": steps} if steps else {}
-    every = max(1, (steps or Training().max_steps) // PREVIEWS)
+    training: dict[str, Any] = {} if recipe is Recipe.NONE else {"recipe": str(recipe)}
+    if steps:
+        training["maxSteps"] = steps
+    expected = Training().max_steps if recipe is Recipe.NONE else RECIPE_STEPS
+    every = max(1, (steps or expected) // PREVIEWS)
     prompts = [f"a photo of {trigger}", f"a photo of {trigger} on a beach at sunset"]
     training["preview"] = {"prompts": prompts, "everySteps": every}
     return {

@@ -28,6 +28,7 @@ from .dataset import (
     OnCaptionFailure,
 )
 from .fields import LINE, is_label, is_subdomain
+from .recipes import Completed, complete, without
 from .rules import is_never_compiled, violations
 from .scheduling import AnnotateResources, Resources, RunPolicy, Scheduling, Toleration, TrainResources
 from .training import (
@@ -51,6 +52,7 @@ from .training import (
     PriorPreservation,
     Publish,
     QuantizeBase,
+    Recipe,
     Targets,
     TextEncoder,
     TimestepDistribution,
@@ -119,10 +121,48 @@ class JobSpec(Model):
             ]
         return messages
 
-    def effective(self) -> dict[str, Any]:
-        """Return the spec for `status.effective`: every default, and Never where `training.compile` has no effect."""
-        wire = self.to_wire()
-        if self.training.compile == Compile.AUTO and is_never_compiled(self):
+    def completed(self, images: int | None) -> Completed:
+        """Apply the recipe. Call it only where `training.recipe` is not None.
+
+        Args:
+            images: number of images with a caption; None: not known yet.
+        """
+        known = set(self._violations())
+
+        def accepts(training: Training) -> bool:
+            return set(self.model_copy(update={"training": training})._violations()) <= known
+
+        return complete(self.training, self.concept.type, images, accepts)
+
+    def with_recipe(self, images: int) -> JobSpec:
+        """Return the spec with the values of its recipe, as the training stage gets it. Its recipe is then None.
+
+        Args:
+            images: number of images with a caption.
+        """
+        if self.training.recipe is Recipe.NONE:
+            return self
+        return self.model_copy(update={"training": self.completed(images).training})
+
+    def effective(self, images: int | None = None) -> dict[str, Any]:
+        """Return the spec for `status.effective`.
+
+        It has every default and every value of the recipe, the name of the recipe that Auto stands for, and Never where
+        `training.compile` has no effect.
+
+        Args:
+            images: number of images with a caption; None: not known yet. The fields that a recipe sets by it are then missing.
+        """
+        spec, recipe, pending = self, self.training.recipe, list[str]()
+        if recipe is not Recipe.NONE:
+            completed = self.completed(images)
+            recipe, pending = completed.kind, list(completed.pending)
+            spec = self.model_copy(update={"training": completed.training})
+        wire = spec.to_wire()
+        for path in pending:
+            wire["training"] = without(wire["training"], path)
+        wire["training"]["recipe"] = str(recipe)
+        if spec.training.compile == Compile.AUTO and is_never_compiled(spec):
             wire["training"]["compile"] = str(Compile.NEVER)
         return wire
 
@@ -271,6 +311,7 @@ __all__ = [
     "PriorPreservation",
     "Publish",
     "QuantizeBase",
+    "Recipe",
     "Resources",
     "Reuse",
     "RunPolicy",

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from .base import Lenient, Model
 from .fields import Count, ObjectKey, Sha256
-from .job import Concept, Publish, Training, Variant
+from .job import Concept, Publish, Recipe, Training, Variant
 from .keys import folder_of, is_below, parse_manifest_key
 from .profile import BaseModelSource, ScoringModels
 from .status import AdapterStatus, PreviewStatus, Usage
@@ -221,17 +221,22 @@ def input_hash(
         dataset: `dataset_sha256` of the images.
         captions: sha256 of metadata.jsonl.
         concept: the concept of the spec.
-        training: the training settings of the spec.
+        training: the training settings of the spec, with the values of its recipe (`JobSpec.with_recipe`).
         formats: the file formats of the spec, in any order.
         captions_published: whether the captions are published beside the adapter.
         base_model: `models_identity` of the profile's models.
         trainer_version: the version of this project.
+
+    Raises:
+        ValueError: when the recipe has not been applied.
     """
+    if training.recipe is not Recipe.NONE:
+        raise ValueError("the recipe has not been applied: its values are part of the input hash")
     inputs: dict[str, Any] = {
         "dataset": dataset,
         "captions": captions,
         "concept": concept.to_wire(),
-        "training": _without_empty_variants(training),
+        "training": _hashed_settings(training),
         "formats": sorted(formats),
         "baseModel": base_model,
         "trainerVersion": trainer_version,
@@ -241,8 +246,10 @@ def input_hash(
     return f"sha256:{sha256_hex(canonical_json(inputs))}"
 
 
-def _without_empty_variants(training: Training) -> dict[str, Any]:
+def _hashed_settings(training: Training) -> dict[str, Any]:
+    """Return the settings on the wire, without fields that would change the hashes of earlier versions."""
     wire = training.to_wire()
-    if not wire["variants"]:  # so that the hashes of earlier versions stay
+    del wire["recipe"]
+    if not wire["variants"]:
         del wire["variants"]
     return wire

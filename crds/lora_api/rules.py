@@ -445,6 +445,10 @@ RULES: tuple[Rule, ...] = (
     ),
     # Methods
     Rule(
+        "training.recipe is not supported with method DreamBoothExtract: no recipe has settings for it",
+        (Compare("training.recipe", "!=", "None"), _EXTRACT),
+    ),
+    Rule(
         "training.extraction is for method DreamBoothExtract: the other methods extract nothing",
         (Compare("training.method", "!=", "DreamBoothExtract"), Changed("training.extraction")),
     ),

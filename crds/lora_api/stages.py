@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import posixpath
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 from pydantic_core import from_json
 
 from .base import Lenient, Model
 from .fields import Count, InputHash, Message, ObjectKey, Seconds, Sha256
-from .job import JobSpec
+from .job import JobSpec, Recipe
 from .keys import JobKeys
 from .profile import BaseModelSource, Price, ScoringModels, StoreProfile
 from .reasons import Reason
@@ -108,7 +108,7 @@ class StageConfig(Model):
     name: str
     uid: str
     spec: JobSpec
-    """The spec with every default filled in, as in status.effective."""
+    """The spec. With a recipe, the annotation stage gets only the fields that were set, and the training stage all."""
     base_model: BaseModelSource
     scoring: ScoringModels | None = None
     """The profile's scoring models."""
@@ -137,6 +137,17 @@ class AnnotateConfig(StageConfig):
     """The language model. None unless the job's annotation mode is LLM."""
 
 
+class AppliedRecipe(Model):
+    """The recipe that set fields of a job, for the report."""
+
+    kind: Recipe
+    """Subject, Person or Style."""
+    images: int
+    """Number of images that it was applied for."""
+    fields: list[str]
+    """Paths of the fields that it set, below `training`."""
+
+
 class TrainConfig(StageConfig):
     """Configuration of the training stage."""
 
@@ -149,6 +160,14 @@ class TrainConfig(StageConfig):
     """Folder that models are downloaded to."""
     prefetched: bool = False
     """Whether `cache_dir` was filled before and is read-only."""
+    recipe: AppliedRecipe | None = None
+    """The recipe whose values are in `spec`. None: the job has no recipe."""
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> Self:
+        if self.spec.training.recipe is not Recipe.NONE:
+            raise ValueError("spec.training.recipe must be applied before the stage starts")
+        return self
 
 
 AnyStageConfig = Annotated[AnnotateConfig | TrainConfig, Field(discriminator="stage")]

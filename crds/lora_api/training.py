@@ -9,7 +9,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .base import Bool, Int, Model, Real
 from .fields import LABEL, ObjectKey, Prompt
@@ -19,6 +19,14 @@ class Method(StrEnum):
     DREAMBOOTH_LORA = "DreamBoothLoRA"
     LORA = "LoRA"
     DREAMBOOTH_EXTRACT = "DreamBoothExtract"
+
+
+class Recipe(StrEnum):
+    AUTO = "Auto"
+    SUBJECT = "Subject"
+    PERSON = "Person"
+    STYLE = "Style"
+    NONE = "None"
 
 
 class AdapterType(StrEnum):
@@ -308,6 +316,8 @@ class Training(Model):
 
     method: Method = Method.DREAMBOOTH_LORA
     """DreamBoothLoRA: an adapter trained on captions that name the concept, with optional prior preservation. LoRA: plain text-to-image. DreamBoothExtract: full DreamBooth, then an adapter extracted from the change by SVD."""
+    recipe: Recipe = Recipe.NONE
+    """Defaults for the fields of `training` that are not set, by the kind of concept and the number of images. Auto: the recipe of concept.type. Subject, Person, Style: that recipe. None: the default of each field. status.effective has the values."""
     resolution: Annotated[Int, Field(ge=32, le=4096, multiple_of=8)] = 1024
     """Side of the training images, in pixels."""
     rank: Annotated[Int, Field(ge=1, le=1024)] = 16
@@ -397,6 +407,15 @@ class Training(Model):
             changes["adapter"] = self.adapter.model_copy(update={"targets": variant.targets})
         return self.model_copy(update={**changes, "variants": []})
 
+    @model_serializer(mode="wrap")
+    def _omit_what_the_recipe_sets(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Serialize only the fields that were set while a recipe has yet to set the others.
+
+        Whoever reads the settings again, for example a stage, can then still tell them apart.
+        """
+        data: dict[str, Any] = serialize(self)
+        return data if self.recipe is Recipe.NONE else _set_fields(self, data)
+
     @model_validator(mode="before")
     @classmethod
     def _choose_learning_rates(cls, data: Any) -> Any:
@@ -422,3 +441,14 @@ class Training(Model):
                 rate = data.get("learningRate", data.get("learning_rate"))
                 data["textEncoder"] = {**text, "learningRate": rate}
         return data
+
+
+def _set_fields(model: Model, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a model's serialized data whose fields were set, in nested models too."""
+    fields: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        key = name if name in data else field.alias or name
+        if name in model.model_fields_set and key in data:
+            value = getattr(model, name)
+            fields[key] = _set_fields(value, data[key]) if isinstance(value, Model) else data[key]
+    return fields

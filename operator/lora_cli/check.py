@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -20,6 +19,7 @@ from .errors import CommandError, report_errors
 from .exits import Exit
 from .job_file import JobFile, read_job
 from .options import Assign, Home, JobPath, Output
+from .recipe import count_images, describe_recipe, has_recipe
 
 if TYPE_CHECKING:
     from lora_api.job import JobSpec
@@ -74,9 +74,10 @@ def check(
             *_check_profile(file, profile),
             *_check_key(file.spec, profile, images),
             *check_images(file.spec, images),
+            *_check_recipe(file.spec, images),
             *_check_cost(file.spec, profile, images),
             *_check_disk(file.spec, home),
-            *_check_gpu(file.spec, gpu, gpu_hour, model),
+            *_check_gpu(_with_recipe(file.spec, images), gpu, gpu_hour, model),
         ]
         _print(findings, output)
         if any(finding.verdict == Verdict.FAILED for finding in findings):
@@ -132,19 +133,31 @@ def check_images(spec: JobSpec, folder: Path | None) -> Iterator[Finding]:
     yield Finding("images", Verdict.OK if fits else Verdict.FAILED, message)
 
 
+def _check_recipe(spec: JobSpec, images: Path | None) -> Iterator[Finding]:
+    if has_recipe(spec):
+        yield Finding("recipe", Verdict.OK, describe_recipe(spec, _count_images(spec, images)))
+
+
+def _with_recipe(spec: JobSpec, images: Path | None) -> JobSpec:
+    return spec.with_recipe(_count_images(spec, images)) if has_recipe(spec) else spec
+
+
+def _count_images(spec: JobSpec, images: Path | None) -> int:
+    """Count the images of a folder; return the most that the job takes where there is none to count."""
+    try:
+        return count_images(spec, images)
+    except CommandError:  # check_images reports a folder without images
+        return spec.dataset.max_images
+
+
 def _check_cost(spec: JobSpec, profile: Profile, images: Path | None) -> Iterator[Finding]:
     """Compare the usual cost of the captions, at the profile's prices, with the job's limit."""
     from lora_api.job import AnnotationMode
 
-    from .local.new_job import captions_of
-
     if spec.annotation.mode != AnnotationMode.LLM or profile.llm is None:
         yield Finding("captions", Verdict.OK, "cost nothing: no language model is asked")
         return
-    count = spec.dataset.max_images
-    if images is not None and images.is_dir():
-        with suppress(CommandError):  # check_images reports a folder without images
-            count = len(captions_of(images))
+    count = _count_images(spec, images)
     name = profile.llm.choose(spec.annotation.model) or ""
     price = profile.llm.prices.get(name)
     if price is None:

@@ -22,6 +22,7 @@ from .errors import UsageError, report_errors
 from .exits import Exit
 from .job_file import read_job
 from .options import Assign, JobPath, Output
+from .recipe import count_images, describe_recipe, has_recipe
 
 if TYPE_CHECKING:
     from lora_api.job import JobSpec
@@ -46,12 +47,25 @@ def estimate(
     model: Annotated[
         Path | None, typer.Option(help="Folder of the base model. Default: the sizes of SDXL base 1.0.")
     ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photographs, which a recipe counts. Default: as many as the job takes, dataset.maxImages."
+        ),
+    ] = None,
     assign: Assign = None,
     output: Output = None,
 ) -> None:
     """Estimate the memory and time of a job's training; exits with 1 when it does not fit."""
     with report_errors():
         spec = read_job(job, assign or []).spec
+        if images is not None and not has_recipe(spec):
+            raise UsageError("--images is for jobs with a recipe: set training.recipe, or leave --images out")
+        if has_recipe(spec):
+            count = count_images(spec, images)
+            if not output:
+                say(describe_recipe(spec, count))
+            spec = spec.with_recipe(count)
         if model is not None and not (model / "unet/config.json").is_file():
             raise UsageError(f"{model} is not a model's folder: it has no unet/config.json")
         with err().status("Tracing a step without weights"):
@@ -84,6 +98,7 @@ def estimate_job(spec: JobSpec, gpu: str, folder: Path) -> Estimate:
     """Estimate a job's memory and time.
 
     Args:
+        spec: the spec, with the values of its recipe.
         gpu: the value of `--gpu`; empty for this machine's GPU, or its CPU for a job without GPUs.
         folder: the base model's folder; only its configurations are read.
 

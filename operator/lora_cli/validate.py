@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,10 @@ from .console import say, write
 from .errors import UsageError, report_errors
 from .job_file import read_jobs
 from .options import Assign, JobPaths, Output
+from .recipe import describe_recipe, has_recipe
+
+if TYPE_CHECKING:
+    from lora_api.job import JobSpec
 
 
 def validate(
@@ -42,7 +46,7 @@ def validate(
             ]
             if problems:
                 raise UsageError("\n".join(problems))
-        filled = [{**file.document, "spec": file.spec.to_wire()} for file in files]
+        filled = [{**file.document, "spec": _filled(file.spec)} for file in files]
         if output:
             write(
                 filled[0] if len(filled) == 1 else {"apiVersion": "v1", "kind": "List", "items": filled},
@@ -51,3 +55,10 @@ def validate(
             return
         for file in files:
             say(f"{file.source}: {file.name} is valid")
+            if has_recipe(file.spec):
+                say(f"{file.source}: {describe_recipe(file.spec, None)}")
+
+
+def _filled(spec: JobSpec) -> dict[str, Any]:
+    """Return a spec with every default, and with the values of its recipe but those that depend on the images."""
+    return spec.effective() if has_recipe(spec) else spec.to_wire()

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lora_api.job import InvalidResourceError, parse_job_document
+from lora_api.job import InvalidResourceError, Recipe, parse_job_document
 
 from .decide import StartAnnotation, StartTraining
 from .decide.admission import find_problem
@@ -47,7 +47,8 @@ def render(job: Path, profiles: Path, images: Images) -> str:
         spec=spec,
         profile=profile,
     )
-    actions = (StartAnnotation(1), StartTraining(1, UNKNOWN, f"sha256:{UNKNOWN}"))
+    count = None if spec.training.recipe is Recipe.NONE else spec.dataset.max_images
+    actions = (StartAnnotation(1), StartTraining(1, UNKNOWN, f"sha256:{UNKNOWN}", count))
     children = [
         build_job(snapshot, build_stage_config(snapshot, action, CLUSTER), images) for action in actions
     ]

@@ -167,3 +167,15 @@ def test_mistakes_are_named(tiny_model: Path, tmp_path: Path, setting: str, word
     ran = lora_run(tmp_path, tiny_model, setting)
     assert ran.returncode in (1, 64), ran.stderr
     assert words in ran.stdout + ran.stderr
+
+
+def test_a_recipe_is_applied_when_the_images_are_captioned(tiny_model: Path, tmp_path: Path) -> None:
+    ran = lora_run(tmp_path, tiny_model, "training.recipe=Auto")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    settings = status_of(tmp_path)["effective"]["training"]
+    assert (settings["recipe"], settings["adapter"]["targets"]) == ("Subject", "AttentionAndFeedForward")
+    assert settings["maxSteps"] == 6, "the file's value wins"
+    assert "recipe Subject set for 6 images" in (result_of(tmp_path) / "report.html").read_text()
+    again = lora_run(tmp_path, tiny_model, "training.recipe=Auto")
+    assert again.returncode == 0
+    assert "Annotating" not in again.stdout, "an unchanged job is not run again"

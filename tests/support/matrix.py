@@ -155,6 +155,7 @@ COMPANIONS: dict[str, Row] = {
 ELSEWHERE = {
     "training.compile": "needs a GPU, or its simulation: test_on_cuda",
     "training.masking.outsideWeight": "counts for images with masks: test_augmentation",
+    "training.recipe": "applied before the stage starts: test_recipes",
     "training.from.key": "needs an adapter in the store: test_initial_adapter",
     "training.from.sha256": "needs an adapter in the store: test_initial_adapter",
     "output.reuse": "read by the operator: test_decide",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_api.draft import draft_manifest, slug
-from lora_api.job import AnnotationMode
+from lora_api.job import AnnotationMode, Recipe
 from lora_api.profile import Profile
 
 from ..errors import UsageError
@@ -26,12 +26,13 @@ class NewJob:
     """Name of the job; empty to derive it from the folder's name."""
     steps: int | None = None
     """Training steps; None for the default of the job."""
+    recipe: Recipe = Recipe.NONE
 
 
 def make_document(job: NewJob, mode: AnnotationMode) -> dict[str, Any]:
     """Build the manifest of a job. Fields that are not set have their defaults."""
     name = job.name or slug(job.folder.resolve().name) or slug(job.class_name)
-    return draft_manifest(name, job.token, job.class_name, mode, job.steps)
+    return draft_manifest(name, job.token, job.class_name, mode, job.steps, recipe=job.recipe)
 
 
 def choose_mode(folder: Path, profile: Profile) -> tuple[AnnotationMode, str]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lora_api.training import Recipe
+
 from ..console import Format, say, write
 from ..errors import UsageError, report_errors
 from ..manifests.writer import dump_yaml
@@ -39,6 +41,10 @@ Name = Annotated[str, typer.Option(help="Name of the job. Default: like the fold
 Steps = Annotated[
     int | None, typer.Option(min=1, max=MAX_STEPS, help="Training steps. Default: the job's default.")
 ]
+RecipeName = Annotated[
+    Recipe,
+    typer.Option(help="Defaults for the training by the kind of concept and the number of photographs."),
+]
 Profiles = Annotated[Path | None, typer.Option(help="Profiles file, as the operator reads it.")]
 
 
@@ -49,6 +55,7 @@ def train(
     class_name: ClassName,
     name: Name = "",
     steps: Steps = None,
+    recipe: RecipeName = Recipe.NONE,
     assign: Assign = None,
     print_: Annotated[bool, typer.Option("--print", help="Print the manifest and do not train.")] = False,
     profiles: Profiles = None,
@@ -59,7 +66,7 @@ def train(
 ) -> None:
     """Train an adapter from a folder of photographs on this machine, without a job's file."""
     with report_errors():
-        file, reason = _make(NewJob(folder, token, class_name, name, steps), assign or [], profiles)
+        file, reason = _make(NewJob(folder, token, class_name, name, steps, recipe), assign or [], profiles)
         if print_:
             write(file.document, Format.YAML)
             return
@@ -79,6 +86,7 @@ def init(
     class_name: ClassName,
     name: Name = "",
     steps: Steps = None,
+    recipe: RecipeName = Recipe.NONE,
     assign: Assign = None,
     file: Annotated[Path, typer.Option("--file", "-f", help="The file to write.")] = Path("job.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -86,7 +94,7 @@ def init(
 ) -> None:
     """Write a job's file for a folder of photographs, for `lora run` and `lora submit`."""
     with report_errors():
-        job, reason = _make(NewJob(folder, token, class_name, name, steps), assign or [], None)
+        job, reason = _make(NewJob(folder, token, class_name, name, steps, recipe), assign or [], None)
         if file.exists() and not force:
             raise UsageError(f"{file} exists: name another one with --file, or replace it with --force")
         file.write_text(dump_yaml(job.document))

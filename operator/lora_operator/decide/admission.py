@@ -28,10 +28,16 @@ def validate_resource(draft: StatusDraft) -> bool:
         return True
     if draft.status.start_time is None:
         draft.write(start_time=draft.now)
-    effective = snapshot.spec.effective()
+    write_effective(draft)
+    return False
+
+
+def write_effective(draft: StatusDraft) -> None:
+    """Write the spec with every default; also with all values of a recipe, once the images are captioned."""
+    captions = draft.status.captions
+    effective = draft.spec.effective(captions.total if captions and captions.sha256 else None)
     if draft.status.effective != effective:
         draft.write(effective=effective)
-    return False
 
 
 def validate_profile(draft: StatusDraft) -> bool:

@@ -26,6 +26,8 @@ class StartTraining:
     """Digest of the captions to train on, without the prefix `sha256:`."""
     input_hash: str
     """Input hash, with the prefix `sha256:`."""
+    images: int | None = None
+    """Number of images to apply the recipe for; None for a job without a recipe."""
 
 
 @dataclass(frozen=True)

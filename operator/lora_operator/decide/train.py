@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from lora_api import __version__
-from lora_api.job import Approval
+from lora_api.job import Approval, Recipe
 from lora_api.manifest import input_hash, models_identity
 from lora_api.reasons import Reason
 from lora_api.stages import Outcome, StageName, StageResult, decode_result
@@ -13,6 +13,7 @@ from lora_api.status import CaptionsStatus, Failure, Phase, Progress, TrainingSt
 
 from ..names import child_name
 from ..snapshot import Child, Pod
+from .admission import write_effective
 from .decision import DeleteChildJob, StartTraining
 from .locate import (
     GiveUp,
@@ -122,7 +123,9 @@ def _start(draft: StatusDraft, training: TrainingStatus, start: Start) -> None:
         training = charged
     captions_sha256, job_hash = _approved_inputs(draft)
     name = child_name(draft.snapshot.name, draft.snapshot.uid, StageName.TRAIN, start.attempt)
-    draft.actions.append(StartTraining(start.attempt, captions_sha256, job_hash))
+    images = None if draft.spec.training.recipe is Recipe.NONE else _images(draft)
+    draft.actions.append(StartTraining(start.attempt, captions_sha256, job_hash, images))
+    write_effective(draft)
     draft.write(
         training=training.model_copy(
             update={
@@ -163,18 +166,22 @@ def _approved_inputs(draft: StatusDraft) -> tuple[str, str]:
     approved = annotation.approved_captions.removeprefix("sha256:")
     profile = draft.snapshot.profile
     assert profile is not None  # `record_blockers` has checked it
+    training = draft.spec.with_recipe(_images(draft)).training
     return approved, input_hash(
         dataset=captions.dataset_sha256,
         captions=approved,
         concept=draft.spec.concept,
-        training=draft.spec.training,
+        training=training,
         formats=list(draft.spec.output.formats),
         captions_published=draft.spec.output.captions,
-        base_model=models_identity(
-            profile.models[draft.spec.base_model], profile.scoring, draft.spec.training
-        ),
+        base_model=models_identity(profile.models[draft.spec.base_model], profile.scoring, training),
         trainer_version=__version__,
     )
+
+
+def _images(draft: StatusDraft) -> int:
+    """Return the number of images that the annotation stage captioned. A review does not change it."""
+    return (draft.status.captions or CaptionsStatus()).total
 
 
 def _observe_child(draft: StatusDraft, training: TrainingStatus, child: Child) -> TrainingStatus:

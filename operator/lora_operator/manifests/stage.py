@@ -13,6 +13,7 @@ from lora_api.stages import (
     STORE_CA_FILE,
     STORE_SECRET_DIR,
     AnnotateConfig,
+    AppliedRecipe,
     LLMAccess,
     StageName,
     StoreAccess,
@@ -50,14 +51,24 @@ def build_stage_config(
     """Build the configuration file of the stage that a decision starts."""
     if isinstance(start, StartAnnotation):
         return _build_annotate_config(snapshot, start, places)
-    _, profile = spec_and_profile(snapshot)
+    spec, profile = spec_and_profile(snapshot)
     return TrainConfig(
         **_common_fields(snapshot, start, places),
+        **_with_recipe(spec, start.images),
         captions_sha256=start.captions_sha256,
         input_hash=start.input_hash,
         cache_dir=places.cache,
         prefetched=places.claims and bool(profile.model_cache.persistent_volume_claim),
     )
+
+
+def _with_recipe(spec: JobSpec, images: int | None) -> dict[str, Any]:
+    """Return the fields `spec` and `recipe` of the training stage."""
+    if images is None:
+        return {"spec": spec}
+    completed = spec.completed(images)
+    applied = AppliedRecipe(kind=completed.kind, images=images, fields=list(completed.chosen))
+    return {"spec": spec.model_copy(update={"training": completed.training}), "recipe": applied}
 
 
 def _build_annotate_config(snapshot: Snapshot, start: StartAnnotation, places: Places) -> AnnotateConfig:
@@ -78,7 +89,7 @@ def _build_annotate_config(snapshot: Snapshot, start: StartAnnotation, places: P
             price=profile.llm.prices.get(model),
             concurrency=profile.llm.concurrency,
         )
-    return AnnotateConfig(**_common_fields(snapshot, start, places), llm=llm)
+    return AnnotateConfig(**_common_fields(snapshot, start, places), spec=spec, llm=llm)
 
 
 ALLOCATOR = {"MALLOC_TOP_PAD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
@@ -109,7 +120,6 @@ def _common_fields(
         "name": snapshot.name,
         "uid": snapshot.uid,
         "attempt": start.attempt,
-        "spec": spec,
         "base_model": profile.models[spec.base_model],
         "scoring": profile.scoring if spec.training.validation.measures_scores else None,
         "store": StoreAccess.of(profile.store, places.store_secret, places.store_ca),

@@ -10,12 +10,14 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
+from lora_api.job import parse_spec
 from lora_api.keys import reuse_pointer
 from lora_api.manifest import CaptionsManifest, Manifest, ReusePointer, canonical_json, sha256_hex
 from lora_api.reasons import Reason
 from lora_api.stages import Outcome, StageResult
 from lora_api.status import AdapterStatus
 from lora_trainer.annotate.stage import work
+from tests.conftest import make_spec
 
 from .conftest import FIELDS, Job
 
@@ -308,6 +310,22 @@ def publish_adapter(job: Job, result: StageResult) -> Manifest:
     pointer = ReusePointer(manifest_key=job.keys.manifest(1), sha256=sha256_hex(data))
     store.put(reuse_pointer(job.namespace, result.input_hash), canonical_json(pointer.to_wire()))
     return manifest
+
+
+def test_the_input_hash_has_the_values_of_the_recipe_for_the_images_with_captions(make_job):
+    job = make_job(annotation={"mode": "Template"})
+
+    def hashed(**settings):
+        again = job.recreate()
+        again.spec = {**job.spec, "training": settings}
+        _, result = again.run()
+        assert result.captions.total == 5
+        return result.input_hash
+
+    explicit = parse_spec(make_spec(training={"recipe": "Auto"})).with_recipe(5).training.to_wire()
+    del explicit["recipe"]
+    assert hashed(recipe="Auto") == hashed(recipe="Subject") == hashed(**explicit)
+    assert len({hashed(recipe=name) for name in ("None", "Subject", "Person", "Style")}) == 4
 
 
 def test_an_adapter_of_the_same_inputs_is_reused(make_job):

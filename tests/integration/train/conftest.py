@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_api.job import parse_spec
+from lora_api.job import Recipe, parse_spec
 from lora_api.manifest import Manifest, sha256_hex
 from lora_api.profile import StoreModel
-from lora_api.stages import StageResult, TrainConfig
+from lora_api.stages import AppliedRecipe, StageResult, TrainConfig
 from lora_trainer.progress import Reporter
 from lora_trainer.store import Store
 from lora_trainer.train.model.tiny import write_tiny_sdxl
@@ -167,6 +167,13 @@ def make_job(
         spec = parse_spec(
             make_spec(training=settings, output=output or {}, resources={"train": {"gpus": 0}}, **replaced)
         )
+        recipe = None
+        if spec.training.recipe is not Recipe.NONE:  # as the operator does
+            completed = spec.completed(len(clean_images))
+            recipe = AppliedRecipe(
+                kind=completed.kind, images=len(clean_images), fields=list(completed.chosen)
+            )
+            spec = spec.with_recipe(len(clean_images))
         folder = tmp_path / f"job-{next(counter)}"
         folder.mkdir()
         config = TrainConfig(
@@ -174,6 +181,7 @@ def make_job(
             name="statue",
             uid=f"{tmp_path.name}-{folder.name}",
             spec=spec,
+            recipe=recipe,
             base_model=StoreModel(source="store", key=model_key),
             store=running_store.access,
             work_dir=str(folder / "work"),

@@ -123,3 +123,23 @@ def test_jobs_that_cannot_be_estimated_are_named(tmp_path: Path, options: list[s
     result = ask(tmp_path, make_spec(), *options)
     assert result.exit_code == 64
     assert words in result.stderr
+
+
+def test_a_recipe_is_estimated_for_the_images_of_a_folder(
+    tiny_sdxl: Path, tmp_path: Path, photographs: list[Path]
+) -> None:
+    spec = make_spec(training={"recipe": "Auto", "resolution": 64, "mixedPrecision": "fp32"}, resources=CPU)
+    options = ("--model", str(tiny_sdxl), "--gpu", "cpu")
+    folder = str(photographs[0].parent)
+    count = len(list(photographs[0].parent.glob("*.jpg")))
+    named = ask(tmp_path, spec, *options, "--images", folder)
+    assert f"recipe Subject for {count} images sets rank 16" in named.output
+    most = ask(tmp_path, spec, *options)
+    assert "recipe Subject for 20 images" in most.output
+    assert "1500 steps" in most.output
+    assert json.loads(ask(tmp_path, spec, *options, "-o", "json").stdout)["fits"]
+    refused = ask(tmp_path, make_spec(), *options, "--images", folder)
+    assert "--images is for jobs with a recipe" in refused.output
+
+
+CPU = {"train": {"gpus": 0}}

@@ -50,6 +50,38 @@ def test_the_manifest_of_a_folder_is_printed_and_valid(photos: Path) -> None:
     assert yaml.safe_load(with_key.stdout)["spec"]["annotation"]["mode"] == "LLM"
 
 
+@pytest.mark.parametrize("recipe", ["Auto", "Subject", "Person", "Style", "None"])
+def test_a_recipe_is_named_in_the_manifest(photos: Path, recipe: str) -> None:
+    ran = lora("train", photos, "--token", "CUS", "--class", "backpack", "--recipe", recipe, "--print")
+    assert ran.returncode == 0, ran.stderr
+    training = yaml.safe_load(ran.stdout)["spec"]["training"]
+    assert training.get("recipe", "None") == recipe
+    assert training["preview"]["everySteps"] == (100 if recipe == "None" else 200)
+    assert "maxSteps" not in training
+
+
+def test_the_values_of_a_recipe_are_shown_before_the_job_runs(photos: Path, tmp_path: Path) -> None:
+    file, count = tmp_path / "job.yaml", len(list(photos.glob("*.jpg")))
+    arguments = ("--token", "CUS", "--class", "backpack", "--recipe", "Auto", "-f", file)
+    assert lora("init", photos, *arguments).returncode == 0
+    checked = lora("validate", file)
+    assert "recipe Subject sets rank 16, alpha 16, adapter.targets AttentionAndFeedForward" in checked.stdout
+    assert "maxSteps 100 per image, 500 to 1500" in checked.stdout
+    filled = yaml.safe_load(lora("validate", file, "--set", "training.rank=3", "-o", "yaml").stdout)
+    settings = filled["spec"]["training"]
+    assert (settings["recipe"], settings["rank"], settings["alpha"]) == ("Subject", 3, 3)
+    assert "maxSteps" not in settings
+    ready = lora("check", file, "--images", photos, "--gpu", "24GiB")
+    assert f"recipe Subject for {count} images sets rank 16" in ready.stdout
+    assert f"maxSteps {max(500, 100 * count)}" in ready.stdout
+    everything = lora("validate", file, *(f"--set=training.{field}" for field in EXPLICIT))
+    assert "recipe Subject sets nothing" in everything.stdout, everything.stderr
+
+
+EXPLICIT = ("rank=4", "alpha=4", "maxSteps=9", "adapter.targets=Attention", "textEncoder.train=false")
+"""The fields that the recipe of a subject sets."""
+
+
 def test_captions_beside_the_images_are_used(photos: Path) -> None:
     assert choose_mode(photos, DEFAULT_PROFILE)[0] == AnnotationMode.TEMPLATE
     for image in photos.glob("*.jpg"):

@@ -164,6 +164,45 @@ def test_approval_holds_the_job_until_captions_are_named() -> None:
     assert start.input_hash not in ("", HASH)
 
 
+RECIPE = {"training": {"recipe": "Auto", "rank": 8}}
+
+
+def test_a_recipe_gets_its_values_when_the_images_are_captioned() -> None:
+    first = decide(snapshot(spec=RECIPE), NOW).status
+    assert first.effective is not None
+    assert "maxSteps" not in first.effective["training"]
+    # The total in the status is progress until the stage has ended.
+    captions = CaptionsStatus(attempt=1, job_name="a", done=3, total=9)
+    busy = decide(snapshot(spec=RECIPE, status=first.model_copy(update={"captions": captions})), NOW).status
+    assert busy.effective == first.effective
+    done = child(ANNOTATE, pod("Succeeded", CAPTIONED), complete=True)
+    decision = decide(snapshot(spec=RECIPE, status=first, children=(done,)), NOW)
+    assert decision.actions == (StartTraining(1, CAPTIONS_SHA, HASH, 6),)
+    assert decision.status.effective is not None
+    settings = decision.status.effective["training"]
+    assert (settings["recipe"], settings["maxSteps"], settings["rank"]) == ("Subject", 600, 8)
+
+
+def test_a_review_does_not_change_the_values_of_a_recipe_which_are_in_the_input_hash() -> None:
+    def start(recipe: str, total: int) -> StartTraining:
+        annotation = {"approval": "Required", "approvedCaptions": APPROVED}
+        spec = {"annotation": annotation, "training": {"recipe": recipe}}
+        status = annotated(spec=spec)
+        assert status.captions is not None
+        captions = status.captions.model_copy(update={"total": total})
+        (action,) = decide(
+            snapshot(spec=spec, status=status.model_copy(update={"captions": captions})), NOW
+        ).actions
+        assert isinstance(action, StartTraining)
+        return action
+
+    assert start("Auto", 6) == start("Subject", 6)
+    assert start("Auto", 6).images == 6
+    assert len({start(recipe, 8).input_hash for recipe in ("Subject", "Person", "Style", "None")}) == 4
+    assert start("Auto", 6).input_hash != start("Auto", 8).input_hash
+    assert start("None", 6) == start("None", 8)
+
+
 WAITS = [
     ("nothing known", {}, None, Reason.QUEUED),
     ("pull", {"waiting": ("ImagePullBackOff", "no such image")}, None, Reason.IMAGE_PULL_FAILED),

@@ -65,6 +65,24 @@ def test_the_stage_file_in_the_pod_configures_the_step(start: StartAnnotation | 
     assert body["metadata"]["labels"][names.ATTEMPT] == str(start.attempt)
 
 
+def test_the_stages_get_what_a_recipe_leaves_open_and_what_it_sets() -> None:
+    case = snapshot(spec={"training": {"recipe": "Auto", "rank": 8}})
+    annotate, train = (
+        stage_config_adapter.validate_json(
+            build_stage_config(case, start, CLUSTER).model_dump_json(by_alias=True)
+        )
+        for start in (StartAnnotation(1), StartTraining(1, "c" * 64, "sha256:" + "a" * 64, 6))
+    )
+    assert case.spec is not None
+    assert annotate.spec.with_recipe(6) == train.spec == case.spec.with_recipe(6)
+    assert isinstance(train, TrainConfig)
+    assert (train.spec.training.rank, train.spec.training.max_steps) == (8, 600)
+    assert train.recipe is not None
+    assert (train.recipe.kind, train.recipe.images) == ("Subject", 6)
+    assert "maxSteps" in train.recipe.fields
+    assert "rank" not in train.recipe.fields
+
+
 def test_each_credential_goes_only_where_it_is_needed() -> None:
     def secrets(body: dict[str, Any]) -> set[str]:
         return {v["secret"]["secretName"] for v in pod_spec(body)["volumes"] if "secret" in v}

@@ -118,14 +118,15 @@ def reused(config: AnnotateConfig, store: Store, published: Published) -> StageR
 
 def hash_of(config: AnnotateConfig, published: Published, captions: str) -> str:
     """Return the input hash of this job for captions with this sha256."""
+    training = config.spec.with_recipe(published.report.status().images).training
     return input_hash(
         dataset=published.dataset_sha256,
         captions=captions,
         concept=config.spec.concept,
-        training=config.spec.training,
+        training=training,
         formats=list(config.spec.output.formats),
         captions_published=config.spec.output.captions,
-        base_model=models_identity(config.base_model, config.scoring, config.spec.training),
+        base_model=models_identity(config.base_model, config.scoring, training),
         trainer_version=lora_api.__version__,
     )
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lora_api.job import JobSpec, parse_spec
+from lora_api.job import parse_spec
+from lora_api.stages import TrainConfig
 from lora_api.status import PreviewStatus
 
 from ...units import format_duration
@@ -61,6 +62,8 @@ class Setting:
     value: str
     default: bool
     """Whether the value is the default."""
+    recipe: bool = False
+    """Whether the recipe set the value."""
 
 
 def render(data: ReportData) -> str:
@@ -106,7 +109,7 @@ def render(data: ReportData) -> str:
         snippet=_snippet(data),
         columns=_columns(prompts),
         charts=_charts(data),
-        settings=list(_settings(data.config.spec)),
+        settings=list(_settings(data.config)),
         steps_per_second=_steps_per_second(data),
         lowest_energy=_lowest_energy(data.layers),
     )
@@ -168,13 +171,18 @@ def _charts(data: ReportData) -> list[charts.Chart]:
     ]
 
 
-def _settings(spec: JobSpec) -> Iterator[Setting]:
-    """List every field of a spec and whether it has its default value."""
-    required = spec.to_wire()
+def _settings(config: TrainConfig) -> Iterator[Setting]:
+    """List every field of a spec, whether it has its default value, and whether the recipe set it."""
+    required = config.spec.to_wire()
     minimal = parse_spec({name: required[name] for name in ("dataset", "concept")})
     defaults = dict(_flat(minimal.to_wire()))
-    for name, value in _flat(spec.to_wire()):
-        yield Setting(name, value, default=defaults.get(name) == value)
+    values = dict(_flat(required))
+    by_recipe: set[str] = set()
+    if config.recipe is not None:
+        values["training.recipe"] = str(config.recipe.kind)
+        by_recipe = {f"training.{path}" for path in config.recipe.fields}
+    for name, value in values.items():
+        yield Setting(name, value, default=defaults.get(name) == value, recipe=name in by_recipe)
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
