@@ -137,7 +137,7 @@ class AsyncLoraClient:
             return [_job(item) for item in (await client.list_all())[0]]
 
     async def suspend(self, name: str) -> Job:
-        """Suspend a job once its next checkpoint is saved."""
+        """Suspend a job, after its training has saved a checkpoint."""
         return await self._patch(name, {"runPolicy": {"suspend": True}})
 
     async def resume(self, name: str) -> Job:

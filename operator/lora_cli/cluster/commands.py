@@ -96,7 +96,7 @@ def list_(
 def suspend(
     name: JobName, *, namespace: Namespace = "", context: Context = "", output: Output = None
 ) -> None:
-    """Suspend a job once its next checkpoint is saved."""
+    """Suspend a job, after its training has saved a checkpoint."""
     _set_suspend(name, namespace, context, output, True)
 
 
@@ -122,7 +122,7 @@ def _set_suspend(text: str, namespace: str, context: str, output: Format | None,
         if output:
             write(changed, output)
         else:
-            say(f"{job} will {'stop after its next checkpoint' if value else 'resume'}")
+            say(f"{job} will {'stop; a training saves a checkpoint first' if value else 'resume'}")
 
 
 def logs(
