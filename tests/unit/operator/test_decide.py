@@ -213,6 +213,12 @@ WAITS = [
         None,
         Reason.SECRET_NOT_FOUND,
     ),
+    (
+        "slow node",
+        {"waiting": ("CreateContainerError", "context deadline exceeded")},
+        None,
+        Reason.QUEUED,
+    ),
     ("no node", {"unschedulable": "0/3 nodes have nvidia.com/gpu"}, None, Reason.UNSCHEDULABLE),
     ("mount", {}, Hint(Reason.SECRET_NOT_FOUND, "secret not found"), Reason.SECRET_NOT_FOUND),
     ("quota", {}, Hint(Reason.QUOTA_EXCEEDED, "exceeded quota"), Reason.QUOTA_EXCEEDED),
