@@ -140,7 +140,7 @@ CORPUS: dict[str, Case] = {
     "one-bit.png": Case(lambda: encode(four_colours("1"), "PNG")),
     "animated.gif": Case(lambda: animated("GIF"), remark="only the first"),
     "animated.webp": Case(lambda: animated("WEBP"), remark="only the first"),
-    "pages.tiff": Case(lambda: animated("TIFF"), remark="only the first"),
+    "pages.tiff": Case(lambda: animated("TIFF"), remark="only the largest"),
     "misnamed.jpg": Case(lambda: encode(four_colours(), "PNG"), remark="PNG by its content"),
     "two-in-one.jpg": Case(lambda: encode(four_colours(), "MPO", save_all=True, append_images=[four_colours("L").convert("RGB")])),
     "zero.jpg": Case(lambda: b"", "empty"),

@@ -220,6 +220,16 @@ def pages_of_heic() -> bytes:
     return out.getvalue()
 
 
+def test_of_a_tiff_with_a_small_preview_the_large_page_is_used():
+    file = BytesIO()
+    preview, large = Image.new("RGB", (160, 120), "red"), smooth(640, 512)
+    preview.save(file, "TIFF", save_all=True, append_images=[large])
+    clean = decode(file.getvalue())
+    assert clean.image.size == large.size
+    assert clean.image.tobytes() == large.tobytes()
+    assert clean.warnings == ["more than one page: only the largest is used"]
+
+
 def test_of_a_heic_with_several_images_the_primary_one_is_used_with_a_warning():
     clean = decode(pages_of_heic())
     assert clean.image.size == (320, 320)

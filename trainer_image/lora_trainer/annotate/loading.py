@@ -40,6 +40,8 @@ as phones write it."""
 PILLOW_FORMATS = tuple(name for name in SUFFIXES if name not in ("MPO", "HEIF"))
 """Formats that Pillow opens. Its JPEG reader opens MPO too; pillow-heif opens HEIF."""
 
+MAX_PAGES = 32
+"""Pages of a TIFF that are looked at."""
 MULTI_FRAME_FORMATS = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
 """Formats in which further images are frames of an animation or pages. In other formats they are previews or depth
 maps of the same image."""
@@ -115,12 +117,16 @@ def load(data: bytes, target: Target, least: Target, min_side: int) -> LoadedIma
         source_format = image.format or ""
         if source_format == "TIFF" and is_raw_tiff(getattr(image, "tag_v2", None)):
             raise BadImageError("a RAW file of a camera: export it as JPEG, PNG or TIFF")
+        notes = []
+        if source_format in MULTI_FRAME_FORMATS and getattr(image, "is_animated", False):
+            if source_format == "TIFF":
+                _select_largest_page(image)
+                notes.append("more than one page: only the largest is used")
+            else:
+                notes.append("more than one frame: only the first is used")
         fix_planes(image)
         check_size(image.size, source_format, min_side)
         _check_decoder(data, source_format, image.size)
-        notes = []
-        if source_format in MULTI_FRAME_FORMATS and getattr(image, "is_animated", False):
-            notes.append("more than one frame: only the first is used")
         exif = read_exif(image, notes)
         # Pillow rotates a TIFF when it loads it, and its size is already the upright one.
         sideways = source_format != "TIFF" and exif.get(ExifTags.Base.Orientation, 1) in SWAPPED_ORIENTATIONS
@@ -137,6 +143,15 @@ def load(data: bytes, target: Target, least: Target, min_side: int) -> LoadedIma
             small = _reduced(widen_rgb(image, data, notes), desired, notes)
     upright = ImageOps.exif_transpose(small) or small
     return LoadedImage(flatten(upright, space, notes), width, height, source_format, notes)
+
+
+def _select_largest_page(image: Image.Image) -> None:
+    """Select the largest page of a TIFF. Some programs write a preview as the first page."""
+    areas = []
+    for page in range(min(getattr(image, "n_frames", 1), MAX_PAGES)):
+        image.seek(page)
+        areas.append(image.width * image.height)
+    image.seek(areas.index(max(areas)))
 
 
 def read_exif(image: Image.Image, notes: list[str]) -> Image.Exif:
