@@ -21,10 +21,10 @@ HEADER = "# Generated from lora_api by `make crds`; do not edit.\n"
 
 COLUMNS = [
     ("Phase", "string", ".status.phase", 0),
+    ("Reason", "string", ".status.conditions[?(@.type=='Succeeded')].reason", 0),
     ("Progress", "string", ".status.progress.display", 0),
     ("ETA", "integer", ".status.progress.etaSeconds", 0),
     ("Loss", "string", ".status.progress.loss", 0),
-    ("Reason", "string", ".status.conditions[?(@.type=='Succeeded')].reason", 1),
     ("Adapter", "string", ".status.adapter.uri", 1),
     ("Age", "date", ".metadata.creationTimestamp", 0),
 ]
