@@ -3,15 +3,22 @@
 Usage: python -m benchmarks.bench_quality [--quick] [--grid quality.png]
 
 Each method trains each concept from six images with the real training stage; two concepts are also trained with
-good and bad captions. The table has means over the concepts; tools/shapes/scores.py defines the scores. Two trials
-run at a time, with one thread each. The last line of the output is machine-readable:
+good and bad captions. The table has means over the concepts; tools/shapes/scores.py defines the scores. The rows of
+recipes have means over three seeds too, and the standard deviation of the seeds' means. Two trials run at a time, with
+one thread each. The last line of the output is machine-readable:
 
-base          share of correct images of the base model for plain prompts
-concept       concept score with the token, for DreamBoothLoRA with prior preservation
-concept_base  the same score of the base model
-prompt_ratio  prompt score with the token, divided by the base model's
-class_ratio   class score without the token, divided by the base model's
-extract_gap   concept score of DreamBoothExtract's fine-tuned model, minus that of the adapter extracted from it
+base             share of correct images of the base model for plain prompts
+concept          concept score with the token, for DreamBoothLoRA with prior preservation
+concept_base     the same score of the base model
+prompt_ratio     prompt score with the token, divided by the base model's
+class_ratio      class score without the token, divided by the base model's
+extract_gap      concept score of DreamBoothExtract's fine-tuned model, minus that of the adapter extracted from it
+recipe_concept   concept score with recipe Auto, minus that of the defaults
+recipe_prompt    prompt score with recipe Auto, minus that of the defaults
+style            share of images in the style with recipe Auto, minus that of the defaults
+five_images      concept score of recipe Auto from five images, minus that from ten
+best_score_gain  mean of concept, prompt and class score of the step with the best score, minus that of the last step, in
+                 trainings of twice the quickstart's steps
 """
 
 from __future__ import annotations
@@ -21,10 +28,11 @@ import os
 import tempfile
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -33,11 +41,14 @@ import torch
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.trials import Workbench
+from benchmarks.classifier_scorer import previews, scored_by_the_classifier
+from benchmarks.trials import SETTINGS, WORLD, Workbench
+from lora_api.job import ConceptType
 from lora_cli.local.seaweed import Seaweed
 from lora_trainer.train.sampling.contact_sheet import contact_sheet
-from tools.shapes import classifier, concepts, pipeline
+from tools.shapes import classifier, concepts, pipeline, styles
 from tools.shapes.concepts import CONCEPTS, Captions
+from tools.shapes.drawing import Style
 from tools.shapes.scores import Scores, score
 
 PRIOR = {"priorPreservation": {"enabled": True, "numClassImages": 12, "guidanceScale": "3"}}
@@ -81,6 +92,19 @@ FULL = "DreamBoothExtract, full"
 """The row of the fine-tuned model before the extraction."""
 CAPTIONS = [kind for kind in Captions if kind != Captions.GOOD]
 """Other kinds of captions, trained with DreamBoothLoRA."""
+SEEDS = (0, 1, 2)
+"""Seeds of the rows of recipes; a quick run has the first."""
+DEFAULTS, AUTO = "defaults of a job", "recipe Auto"
+"""Rows that compare the defaults with the recipe. They share what the small world needs: `WORLD`."""
+IMAGES = {5: "recipe Auto, five images", 10: "recipe Auto, ten images"}
+"""Rows by the number of images."""
+TWICE = 2 * SETTINGS["maxSteps"]
+"""Steps of trainings that are twice too long."""
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Last": {"maxSteps": TWICE},
+    "BestScore": {"maxSteps": TWICE, "validation": {"everySteps": 50, "samples": 1, "publish": "BestScore"}},
+}
+"""Settings that compare the last step with the one of the best score."""
 QUICK_CONCEPTS = 2
 """Number of concepts of a quick run, and of the trials with other captions."""
 WORKERS = 2
@@ -98,6 +122,13 @@ class Trial:
     captions: Captions | None = None
     """Kind of captions to train with; None: score the base model."""
     settings: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=lambda: SETTINGS)
+    """Settings that `settings` change."""
+    images: int = len(concepts.TRAINING_SCENES)
+    """Number of training images."""
+    style: Style | None = None
+    """Style to train in place of the concept."""
+    seed: int = 0
 
 
 Outcome = list[tuple[str, Scores, list[Image.Image]]]
@@ -115,12 +146,20 @@ class TrialRunner:
 
     def run(self, trial: Trial) -> Outcome:
         """Train and score a concept."""
+        if trial.style is not None:
+            return [self._run_style(trial, trial.style)]
         concept = CONCEPTS[trial.concept]
         if trial.captions is None:
             return [self._score(trial.row, concept)]
-        trained = self._workbench.train(
-            concept, concepts.images(concept), concepts.captions(concept, trial.captions), **trial.settings
-        )
+        with scored_by_the_classifier(concept):
+            trained = self._workbench.train(
+                concept.class_name,
+                concepts.images(concept, count=trial.images),
+                concepts.captions(concept, trial.captions, trial.images),
+                base=trial.base,
+                seed=trial.seed,
+                **_with_previews(trial.settings, concept),
+            )
         self._pipeline.load_lora_weights(trained.adapter)
         outcome = [self._score(trial.row, concept)]
         self._pipeline.unload_lora_weights()
@@ -133,9 +172,32 @@ class TrialRunner:
             unet.load_state_dict(before, strict=False)
         return outcome
 
+    def _run_style(self, trial: Trial, style: Style) -> tuple[str, Scores, list[Image.Image]]:
+        """Train and score a style. Its share of images in the style is the score `concept`; diversity is not measured."""
+        trained = self._workbench.train(
+            styles.CONCEPT.class_name,
+            styles.images(style),
+            styles.captions(),
+            base=trial.base,
+            kind=ConceptType.STYLE,
+            seed=trial.seed,
+            **trial.settings,
+        )
+        self._pipeline.load_lora_weights(trained.adapter)
+        judged, images = styles.score(self._pipeline, style)
+        self._pipeline.unload_lora_weights()
+        scores = Scores(judged.style, judged.prompt, judged.class_, 0.0)
+        return trial.row, scores, list(concepts.to_images(images))
+
     def _score(self, row: str, concept: concepts.Concept) -> tuple[str, Scores, list[Image.Image]]:
         scores, images = score(self._pipeline, concept, self._classifier)
         return row, scores, list(concepts.to_images(images))
+
+
+def _with_previews(settings: dict[str, Any], concept: concepts.Concept) -> dict[str, Any]:
+    """Add the prompts that a training is scored at, if its scores decide what is published."""
+    is_scored = settings.get("validation", {}).get("publish") == "BestScore"
+    return {**settings, "preview": previews(concept)} if is_scored else settings
 
 
 @cache
@@ -148,8 +210,38 @@ def run_trial(workbench: Workbench, trial: Trial) -> tuple[Trial, Outcome]:
     return trial, trial_runner(workbench).run(trial)
 
 
-Rows = dict[str, dict[int, tuple[Scores, list[Image.Image]]]]
-"""Scores and images by row of the table and index of the concept."""
+Rows = dict[str, dict[tuple[int, int], tuple[Scores, list[Image.Image]]]]
+"""Scores and images by row of the table, and by the index of the concept and the seed."""
+
+
+def recipe_trials(concept_count: int, seeds: tuple[int, ...]) -> list[Trial]:
+    """List the trials of the rows that compare recipes, styles, numbers of images, and rules of publication."""
+    recipe = {"recipe": "Auto"}
+    compared: list[tuple[str, dict[str, Any]]] = [(DEFAULTS, {}), (AUTO, recipe)]
+    few = min(concept_count, QUICK_CONCEPTS)
+    trials: list[Trial] = []
+    for seed in seeds:
+        trials += [
+            Trial(row, index, Captions.GOOD, settings, WORLD, seed=seed)
+            for row, settings in compared
+            for index in range(concept_count)
+        ]
+        trials += [
+            Trial(f"{row}, {style}", 0, Captions.GOOD, settings, WORLD, style=style, seed=seed)
+            for row, settings in compared
+            for style in styles.STYLES
+        ]
+        trials += [
+            Trial(row, index, Captions.GOOD, recipe, WORLD, images, seed=seed)
+            for images, row in IMAGES.items()
+            for index in range(few)
+        ]
+        trials += [
+            Trial(f"published: {publish}", index, Captions.GOOD, settings, seed=seed)
+            for publish, settings in PUBLISHED.items()
+            for index in range(few)
+        ]
+    return trials
 
 
 def main() -> None:
@@ -184,6 +276,8 @@ def main() -> None:
             for index in range(QUICK_CONCEPTS)
         ]
     rows: Rows = defaultdict(dict)
+    concept_count = QUICK_CONCEPTS if args.quick else len(CONCEPTS)
+    trials += recipe_trials(concept_count, SEEDS[:1] if args.quick else SEEDS)
     with (
         tempfile.TemporaryDirectory() as folder,
         Seaweed(Path(folder) / "store", ["datasets", "loras"]) as store,
@@ -194,17 +288,20 @@ def main() -> None:
         for done in track(as_completed(submitted), "trials", total=len(submitted)):
             trial, outcome = done.result()
             for row, scores, images in outcome:
-                rows[row][trial.concept] = scores, images
-                print(format_line(f"{CONCEPTS[trial.concept].name}: {row}", scores), flush=True)
+                rows[row][trial.concept, trial.seed] = scores, images
+                name = "style" if trial.style else CONCEPTS[trial.concept].name
+                print(format_line(f"{name}: {row}", scores), flush=True)
     if not args.quick:
         good = rows["DreamBoothLoRA"]
-        rows[f"captions: {Captions.GOOD}"] = {index: good[index] for index in range(QUICK_CONCEPTS)}
+        rows[f"captions: {Captions.GOOD}"] = {(index, 0): good[index, 0] for index in range(QUICK_CONCEPTS)}
     order = [BASE, *METHODS, FULL, *sorted(rows.keys() - {BASE, *METHODS, FULL})]
     means = {row: Scores.mean([scores for scores, _ in rows[row].values()]) for row in order}
     print(f"\n{'means':44}concept  prompt   class  diversity")
     for row, mean in means.items():
         print(format_line(row, mean))
-    save_grid({row: rows[row] for row in order}, args.grid)
+        if spread := spread_over_seeds(rows[row]):
+            print(format_line("  standard deviation over seeds", spread))
+    save_grid({row: rows[row] for row in [BASE, *METHODS, FULL]}, args.grid)
     base, prior = means[BASE], means["DreamBoothLoRA, prior"]
     figures = {
         "base": correct["all"],
@@ -213,8 +310,31 @@ def main() -> None:
         "prompt_ratio": prior.prompt / base.prompt,
         "class_ratio": prior.class_ / base.class_,
         "extract_gap": means[FULL].concept - means["DreamBoothExtract"].concept,
+        "recipe_concept": means[AUTO].concept - means[DEFAULTS].concept,
+        "recipe_prompt": means[AUTO].prompt - means[DEFAULTS].prompt,
+        "style": fmean(
+            means[f"{AUTO}, {style}"].concept - means[f"{DEFAULTS}, {style}"].concept
+            for style in styles.STYLES
+        ),
+        "five_images": means[IMAGES[5]].concept - means[IMAGES[10]].concept,
+        "best_score_gain": overall(means["published: BestScore"]) - overall(means["published: Last"]),
     }
     print("\nRESULT " + " ".join(f"{name}={value:.3f}" for name, value in figures.items()))
+
+
+def overall(scores: Scores) -> float:
+    return fmean([scores.concept, scores.prompt, scores.class_])
+
+
+def spread_over_seeds(results: dict[tuple[int, int], tuple[Scores, list[Image.Image]]]) -> Scores | None:
+    """Return the standard deviation of the seeds' means; None for a row with one seed."""
+    by_seed: dict[int, list[Scores]] = defaultdict(list)
+    for (_, seed), (scores, _) in results.items():
+        by_seed[seed].append(scores)
+    if len(by_seed) < 2:
+        return None
+    seeds = [asdict(Scores.mean(scores)) for scores in by_seed.values()]
+    return Scores(**{name: stdev(row[name] for row in seeds) for name in seeds[0]})
 
 
 def format_line(name: str, scores: Scores) -> str:
@@ -226,15 +346,15 @@ def format_line(name: str, scores: Scores) -> str:
 def save_grid(rows: Rows, path: Path) -> None:
     """Save a row of images for each concept: three training images, then two images for every row of the table."""
     lines = []
-    for index in sorted(rows[BASE]):
+    for index in sorted(index for index, _ in rows[BASE]):
         shown = concepts.images(CONCEPTS[index])[:3]
         cells = {f"training image {number + 1}": image for number, image in enumerate(shown)}
         for row, results in rows.items():
-            if not row.startswith(("captions", "option")):
-                # The first images of the prompts with the indices 5 and 9.
-                each = len(results[index][1]) // len(concepts.PROMPTS)
-                of_prompts = results[index][1][::each][5::4]
-                cells |= {f"{row} {number + 1}": image for number, image in enumerate(of_prompts)}
+            # The first images of the prompts with the indices 5 and 9.
+            shown_images = results[index, 0][1]
+            each = len(shown_images) // len(concepts.PROMPTS)
+            of_prompts = shown_images[::each][5::4]
+            cells |= {f"{row} {number + 1}": image for number, image in enumerate(of_prompts)}
         lines.append((CONCEPTS[index].name, cells))
     contact_sheet(lines, cell=160).save(path)
 

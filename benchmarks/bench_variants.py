@@ -84,7 +84,7 @@ def main() -> None:
         workbench = Workbench.open(Path(folder) / "work", store, pipeline.FOLDER)
 
         def measure(label: str, **settings: Any) -> Cost:
-            cost = run(workbench.prepare(concept, images, captions, **{**common, **settings}))
+            cost = run(workbench.prepare(concept.class_name, images, captions, **{**common, **settings}))
             print(f"{label:24}{cost.seconds:8.1f} s{cost.peak_mb:8.0f} MiB", flush=True)
             return cost
 

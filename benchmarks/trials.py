@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
 
-from lora_api.job import parse_spec
+from lora_api.job import ConceptType, parse_spec
 from lora_api.keys import JobKeys
 from lora_api.manifest import canonical_json, sha256_hex
 from lora_api.profile import StoreModel
@@ -24,13 +24,24 @@ from lora_trainer.progress import Reporter
 from lora_trainer.store import Store
 from lora_trainer.train.stage import work
 from tests.support.quickstart import QUICKSTART
-from tools.shapes.concepts import TOKEN, Concept
+from tools.shapes.concepts import TOKEN
 
 MODEL_KEY = "models/shapes-sdxl/"
 SETTINGS = yaml.safe_load((QUICKSTART / "job.yaml").read_text())["spec"]["training"] | {
     "checkpoint": {"everySteps": 1000000},
     "preview": {"numInferenceSteps": 1},
 }
+
+"""The quickstart's settings, which were chosen for the small base model."""
+WORLD = {
+    "resolution": 64,
+    "learningRate": "5e-4",
+    "optimizer": "AdamW",
+    "mixedPrecision": "fp32",
+    "checkpoint": {"everySteps": 1000000},
+    "preview": {"numInferenceSteps": 1},
+}
+"""What the small base model and a CPU need. All else has the defaults of a job, or the values of its recipe."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +81,17 @@ class Workbench:
         return cls(folder, access)
 
     def train(
-        self, concept: Concept, images: Sequence[Image.Image], captions: Sequence[str], **settings: Any
+        self,
+        class_name: str,
+        images: Sequence[Image.Image],
+        captions: Sequence[str],
+        *,
+        base: Mapping[str, Any] = SETTINGS,
+        kind: ConceptType = ConceptType.SUBJECT,
+        **settings: Any,
     ) -> Trained:
         """Run the training stage for a concept in this process; the arguments are those of `prepare`."""
-        config = self.prepare(concept, images, captions, **settings)
+        config = self.prepare(class_name, images, captions, base=base, kind=kind, **settings)
         reporter = Reporter("127.0.0.1", 0)
         try:
             work(config, reporter)
@@ -86,12 +104,21 @@ class Workbench:
         return Trained(Path(config.work_dir) / "attempt-1" / "adapter.safetensors", weights)
 
     def prepare(
-        self, concept: Concept, images: Sequence[Image.Image], captions: Sequence[str], **settings: Any
+        self,
+        class_name: str,
+        images: Sequence[Image.Image],
+        captions: Sequence[str],
+        *,
+        base: Mapping[str, Any] = SETTINGS,
+        kind: ConceptType = ConceptType.SUBJECT,
+        **settings: Any,
     ) -> TrainConfig:
         """Upload the images and captions of a job, and return the configuration of its training stage.
 
         Args:
-            settings: fields of `training` by their wire names; they override `SETTINGS`.
+            base: fields of `training` by their wire names.
+            kind: the kind of concept.
+            settings: fields of `training` by their wire names; they override `base`. A recipe is applied.
         """
         uid = str(uuid4())
         keys = JobKeys("bench", "concept", uid)
@@ -106,8 +133,8 @@ class Workbench:
         bucket.put(keys.captions, b"".join(lines))
         spec = {
             "dataset": {"prefix": "drawn/"},
-            "concept": {"token": TOKEN, "className": concept.class_name},
-            "training": {**SETTINGS, **settings},
+            "concept": {"token": TOKEN, "className": class_name, "type": str(kind)},
+            "training": {**base, **settings},
             "resources": {"train": {"gpus": 0}},
         }
         folder = self.folder / uid
@@ -116,7 +143,7 @@ class Workbench:
             namespace="bench",
             name="concept",
             uid=uid,
-            spec=parse_spec(spec),
+            spec=parse_spec(spec).with_recipe(len(images)),
             base_model=StoreModel(source="store", key=MODEL_KEY),
             store=self.access,
             work_dir=str(folder),

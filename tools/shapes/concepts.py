@@ -6,7 +6,7 @@ colours, the class without the token, and several images of one prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -52,6 +52,14 @@ TRAINING_SCENES = [  # colour, ground, size, place of the images that teach a co
     ("orange", "blue", "medium", "top"),
     ("blue", "white", "medium", "bottom"),
 ]
+
+MORE_SCENES = [
+    ("orange", "green", "large", "middle"),
+    ("red", "blue", "medium", "left"),
+    ("green", "yellow", "large", "middle"),
+    ("purple", "black", "medium", "bottom"),
+]
+"""Scenes of further images, for trainings on up to ten."""
 
 
 @dataclass(frozen=True)
@@ -108,22 +116,37 @@ class Captions(StrEnum):
     SHUFFLED = "shuffled"
 
 
-def images(concept: Concept, scale: int = 1) -> list[Image.Image]:
-    """Draw the training images of a concept with sides of scale * SIDE pixels."""
-    table = {"colour": COLOURS, "ground": GROUNDS, "size": SIZES, "place": PLACES}
-    columns = zip(*TRAINING_SCENES, strict=True)
-    indices = {
-        name: torch.tensor([words.index(word) for word in column])
-        for (name, words), column in zip(table.items(), columns, strict=True)
-    }
-    whole = torch.zeros(len(TRAINING_SCENES), dtype=torch.int64)
-    shape, fill = whole + SHAPES.index(concept.shape), whole + FILLS.index(concept.fill)
-    scenes = Scenes(shape=shape, fill=fill, **indices)
+def images(concept: Concept, scale: int = 1, count: int = len(TRAINING_SCENES)) -> list[Image.Image]:
+    """Draw the first training images of a concept with sides of scale * SIDE pixels."""
+    scenes = scenes_of(
+        [*TRAINING_SCENES, *MORE_SCENES][:count], [concept.shape] * count, [concept.fill] * count
+    )
     return list(to_images(draw(scenes, generator_for(0, "concept", concept.name), scale)))
 
 
-def captions(concept: Concept, kind: Captions) -> list[str]:
-    """Write a caption for each image."""
+def scenes_of(
+    rows: Sequence[tuple[str, str, str, str]], shapes: Sequence[str], fills: Sequence[str]
+) -> Scenes:
+    """Build scenes from rows of colour, ground, size and place, with a shape and a fill for each."""
+    table = {
+        "colour": COLOURS,
+        "ground": GROUNDS,
+        "size": SIZES,
+        "place": PLACES,
+        "shape": SHAPES,
+        "fill": FILLS,
+    }
+    columns = [*zip(*rows, strict=True), shapes, fills]
+    return Scenes(
+        **{
+            name: torch.tensor([words.index(word) for word in column])
+            for (name, words), column in zip(table.items(), columns, strict=True)
+        }
+    )
+
+
+def captions(concept: Concept, kind: Captions, count: int = len(TRAINING_SCENES)) -> list[str]:
+    """Write a caption for each of the first training images."""
     token, class_name = TOKEN, concept.class_name
     if kind == Captions.WRONG_CLASS:
         known = [shape for shape in SHAPES if shape not in NEW_SHAPES]
@@ -132,10 +155,10 @@ def captions(concept: Concept, kind: Captions) -> list[str]:
         token = ""
     thing = f"{token} {class_name}".strip()
     if kind == Captions.TEMPLATE:
-        return [f"a photo of {thing}"] * len(TRAINING_SCENES)
+        return [f"a photo of {thing}"] * count
     texts = [
         Prompt(colour, ground, "" if place == "middle" else place).text(thing)
-        for colour, ground, _, place in TRAINING_SCENES
+        for colour, ground, _, place in [*TRAINING_SCENES, *MORE_SCENES][:count]
     ]
     if kind == Captions.TRUNCATED:
         return [" ".join(text.split()[:5]) for text in texts]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from enum import StrEnum
 from typing import Self
 
 import torch
@@ -55,6 +56,20 @@ OFFSETS = torch.tensor([(0.0, 0.0), (-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 
 """Directions (x, y) from the image's centre, y down, in the order of PLACES."""
 PLACE_DISTANCE = 14.0
 """Distance between the image's centre and a shape that is not in the middle, in pixels."""
+
+
+class Style(StrEnum):
+    """A way to draw shapes. The base model is trained on Solid alone."""
+
+    SOLID = "solid"
+    OUTLINE = "outline"
+    """Edge of the shape alone."""
+    HATCHED = "hatched"
+    """Diagonal lines in place of an area."""
+
+
+STROKE = 3.0
+"""Width of an outline, in pixels; half of the period of hatching."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ def sample_scenes(
     return Scenes(shape, fill, colour, ground, size, place)
 
 
-def draw(scenes: Scenes, generator: Generator, scale: int = 1) -> Tensor:
+def draw(scenes: Scenes, generator: Generator, scale: int = 1, style: Style = Style.SOLID) -> Tensor:
     """Draw each scene with small random changes of place, size, angle, colour and brightness.
 
     Args:
@@ -140,8 +155,9 @@ def draw(scenes: Scenes, generator: Generator, scale: int = 1) -> Tensor:
         return (0.5 - scale * distance).clamp(0, 1)[:, None]
 
     width = radius[:, None, None]
-    inside = coverage(_select_distances(_OUTLINES, scenes.shape, u, v) * width)
     across, down = axis[None, None, :].expand_as(u), axis[None, :, None].expand_as(u)
+    edge = _select_distances(_OUTLINES, scenes.shape, u, v) * width
+    inside = coverage(_in_style(style, edge, across, down))
     second = coverage(_select_distances(_PATTERNS, scenes.fill, across, down, u * width))
     light = torch.isin(scenes.colour, torch.tensor(LIGHT))
     other = torch.where(light, 0.06, 0.97)[:, None, None, None]
@@ -151,6 +167,19 @@ def draw(scenes: Scenes, generator: Generator, scale: int = 1) -> Tensor:
     ground = ground + (slope[:, :1] * axis[None, None, None, :] + slope[:, 1:] * axis[None, None, :, None])
     thing = second * other + (1 - second) * colour
     return (inside * thing + (1 - inside) * ground).clamp(0, 1) * 2 - 1
+
+
+def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """Change the signed distance to the edge of a shape, in pixels, to that of its drawing in a style."""
+    match style:
+        case Style.SOLID:
+            return edge
+        case Style.OUTLINE:
+            return (edge + STROKE / 2).abs() - STROKE / 2
+        case Style.HATCHED:
+            diagonal = (across + down) / math.sqrt(2)
+            lines = (diagonal % (2 * STROKE) - STROKE).abs() - STROKE / 2
+            return torch.maximum(edge, lines)
 
 
 SignedDistance = Callable[..., Tensor]

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from benchmarks import bench_quality
-from benchmarks.trials import SETTINGS
+from benchmarks.classifier_scorer import PROMPTS, ClassifierScorer
+from benchmarks.trials import SETTINGS, WORLD
 from lora_api.job import parse_spec
 from lora_trainer.train.data.rng import generator_for
-from tools.shapes import classifier, concepts
+from tools.shapes import classifier, concepts, styles
 from tools.shapes.captions import ATTRIBUTES, OMITTED, POSITIONS, describe
 from tools.shapes.drawing import (
     FILLS,
@@ -24,6 +25,8 @@ from tools.shapes.drawing import (
     RGB,
     SHAPES,
     SIDE,
+    Scenes,
+    Style,
     draw,
     sample_scenes,
 )
@@ -143,3 +146,77 @@ def test_every_option_of_the_benchmark_is_a_valid_setting_that_changes_something
         "training": settings,
     }
     assert parse_spec(spec).training != parse_spec({**spec, "training": SETTINGS}).training
+
+
+@pytest.mark.parametrize("style", list(Style))
+@pytest.mark.parametrize("shape", styles.TEST_SHAPES)
+def test_the_rules_tell_a_drawing_in_each_style(style: Style, shape: str) -> None:
+    generator = generator_for(0, "told", shape, str(style))
+    scenes = sample_scenes(200, generator).with_all(shape=SHAPES.index(shape), fill=0)
+    scenes = scenes.part((scenes.size > 0).nonzero()[:, 0])
+    drawn = draw(scenes, generator, style=style)
+    noisy = (drawn + 0.05 * torch.randn(drawn.shape, generator=generator)).clamp(-1, 1)
+    judged = styles.tell_styles(noisy)
+    assert sum(each == style for each in judged) / len(judged) > 0.95
+    grounds = (styles.nearest_grounds(noisy) == scenes.ground).float()
+    assert float(grounds.mean()) > 0.98
+
+
+def test_an_empty_image_has_no_style() -> None:
+    assert styles.tell_styles(torch.zeros(2, 3, SIDE, SIDE)) == [None, None]
+
+
+def test_a_style_is_captioned_by_what_its_images_show() -> None:
+    texts = styles.captions()
+    assert texts[0] == "an image in CUS drawing style of a purple circle on a white background"
+    assert len(texts) == len(styles.images(Style.HATCHED)) == len(concepts.TRAINING_SCENES)
+    judged = styles.tell_styles(classifier.to_batch(styles.images(Style.OUTLINE)))
+    assert judged == [Style.OUTLINE] * len(texts)
+
+
+def test_the_first_images_of_a_concept_are_the_same_whatever_their_number() -> None:
+    scenes = [*concepts.TRAINING_SCENES, *concepts.MORE_SCENES]
+    assert isinstance(concepts.scenes_of(scenes, ["ring"] * 10, ["plain"] * 10), Scenes)
+    for count in (5, 6, 10):
+        concept = concepts.CONCEPTS[0]
+        assert len(concepts.images(concept, count=count)) == count
+        texts = concepts.captions(concept, concepts.Captions.GOOD, count)
+        assert texts[:5] == concepts.captions(concept, concepts.Captions.GOOD)[:5]
+        assert len(texts) == count
+    shown = {(colour, ground) for colour, ground, _, _ in scenes}
+    assert not shown & {(prompt.colour, prompt.ground) for prompt in concepts.PROMPTS}
+
+
+def test_the_classifier_scores_by_likeness_and_by_the_prompt() -> None:
+    concept = concepts.CONCEPTS[0]
+    scorer = ClassifierScorer(concept, concepts.images(concept))
+    prompt = next(prompt for prompt in PROMPTS if prompt.ground == "green")
+    text = prompt.text(concept.class_name)
+
+    def drawn(shape: str, fill: str, ground: str) -> list[Image.Image]:
+        scenes = concepts.scenes_of([(prompt.colour, ground, "large", "middle")], [shape], [fill])
+        return list(concepts.to_images(draw(scenes, generator_for(0, "scored"))))
+
+    right = scorer.score(drawn("ring", "striped", "green"), [text])
+    other = scorer.score(drawn("heart", "plain", "green"), [text])
+    assert right.likeness > other.likeness
+    assert right.fidelity == 1
+    assert scorer.score(drawn("ring", "striped", "blue"), [text]).fidelity == 0
+
+
+def test_the_rows_of_recipes_differ_in_one_thing_each() -> None:
+    trials = bench_quality.recipe_trials(6, (0, 1))
+    by_row = {trial.row: trial for trial in trials}
+    assert by_row[bench_quality.DEFAULTS].base == by_row[bench_quality.AUTO].base == WORLD
+    for row in bench_quality.DEFAULTS, bench_quality.AUTO:
+        assert {(each.concept, each.seed) for each in trials if each.row == row} == {
+            (index, seed) for index in range(6) for seed in (0, 1)
+        }
+    assert [by_row[row].images for row in bench_quality.IMAGES.values()] == [5, 10]
+    last, best = (by_row[f"published: {name}"].settings for name in ("Last", "BestScore"))
+    assert last["maxSteps"] == best["maxSteps"] == 2 * SETTINGS["maxSteps"]
+    for trial in trials:
+        concept = {"token": "CUS", "className": "ring"}
+        spec = {"dataset": {"prefix": "drawn/"}, "concept": concept}
+        settings = {**trial.base, **trial.settings}
+        assert parse_spec({**spec, "training": settings}).with_recipe(trial.images).training.max_steps >= 500

@@ -1,0 +1,166 @@
+"""Styles that the base model was not trained on, their images and captions, and rules that tell them apart.
+
+The classifier knows solid shapes only. The rules look at the parts of an image that differ from its ground.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from torch import Tensor
+
+from lora_api.job import Concept as TokenConcept
+from lora_trainer.train.data.rng import generator_for
+
+from .concepts import PROMPTS, TOKEN, TRAINING_SCENES, Prompt, scenes_of, to_images
+from .drawing import FILLS, GROUND_RGB, GROUNDS, Style, draw
+from .pipeline import generate
+
+STYLES = [Style.OUTLINE, Style.HATCHED]
+CONCEPT = TokenConcept(token=TOKEN, class_name="drawing", type="Style")  # type: ignore[arg-type]
+TRAINING_SHAPES = ["circle", "square", "star", "heart", "cross", "diamond"]
+"""The shapes of the training images, in the order of TRAINING_SCENES."""
+TEST_SHAPES = ["circle", "triangle", "square", "heart"]
+"""The shapes of the prompts in turn. No training image shows a triangle. A ring has a hole in any style."""
+DIFFERENCE = 0.25
+"""Distance of a pixel's colour from the ground's, from 0 to sqrt(3), from which it belongs to the shape."""
+MIN_PIXELS = 60
+"""Smallest number of pixels of a shape. With fewer, an image shows nothing."""
+HOLE = 0.2
+"""Share of the enclosed area that is ground, from which a shape is an outline. Solid shapes have none, but for rings;
+outlines have 0.25 (stars) to 0.65 (circles)."""
+SLANT = 0.5
+"""Mean slant of the edges, from -1 to 1, from which a shape is hatched. It is near 0 for solid shapes, which are about
+symmetric, and for outlines."""
+
+
+@dataclass(frozen=True)
+class StyleScores:
+    """Shares of images, from 0 to 1."""
+
+    style: float
+    """Images with the token that are drawn in the style."""
+    prompt: float
+    """Images with the token that have the prompt's ground."""
+    class_: float
+    """Images without the token that are drawn in no other style than the base model's."""
+
+
+def images(style: Style) -> list[Image.Image]:
+    """Draw the training images of a style."""
+    scenes = scenes_of(TRAINING_SCENES, TRAINING_SHAPES, [FILLS[0]] * len(TRAINING_SCENES))
+    return list(to_images(draw(scenes, generator_for(0, "style", str(style)), style=style)))
+
+
+def captions() -> list[str]:
+    """Write a caption for each image: its content, and the token for its style."""
+    return [
+        _text(CONCEPT.opening, Prompt(colour, ground, "" if place == "middle" else place), shape)
+        for (colour, ground, _, place), shape in zip(TRAINING_SCENES, TRAINING_SHAPES, strict=True)
+    ]
+
+
+def _text(opening: str, prompt: Prompt, shape: str) -> str:
+    return f"{opening} of {prompt.text(shape).removeprefix('a photo of ')}"
+
+
+def score(
+    pipeline: StableDiffusionXLPipeline, style: Style, samples: int = 2, steps: int = 15
+) -> tuple[StyleScores, Tensor]:
+    """Generate images and tell their styles.
+
+    Args:
+        samples: number of images for each prompt with the token.
+        steps: number of denoising steps.
+
+    Returns:
+        the scores, and the images with the token, prompt by prompt: (prompts * samples, 3, side, side).
+    """
+    pairs = [(prompt, TEST_SHAPES[index % len(TEST_SHAPES)]) for index, prompt in enumerate(PROMPTS)]
+    asked = [pair for pair in pairs for _ in range(samples)]
+    texts = [_text(CONCEPT.opening, *pair) for pair in asked]
+    texts += [prompt.text(shape) for prompt, shape in pairs]
+    generated = generate(pipeline, texts, steps=steps)
+    with_token, without = generated.split([len(asked), len(pairs)])
+    grounds = nearest_grounds(with_token)
+    follows = [
+        int(grounds[row]) == GROUNDS.index(prompt.ground)
+        for row, (prompt, _) in enumerate(asked)
+        if prompt.ground
+    ]
+    scores = StyleScores(
+        style=fmean(each == style for each in tell_styles(with_token)),
+        prompt=fmean(follows),
+        class_=fmean(each == Style.SOLID for each in tell_styles(without)),
+    )
+    return scores, with_token
+
+
+def tell_styles(batch: Tensor) -> list[Style | None]:
+    """Tell the style of each image, (n, 3, side, side) from -1 to 1; None for an image that shows nothing."""
+    shown = shapes_of(batch)
+    holes, slants, sizes = hole_shares(shown), slant_of_edges(shown), shown.flatten(1).sum(dim=1)
+    return [
+        None
+        if size < MIN_PIXELS
+        else Style.HATCHED
+        if slant > SLANT
+        else Style.OUTLINE
+        if hole > HOLE
+        else Style.SOLID
+        for hole, slant, size in zip(holes.tolist(), slants.tolist(), sizes.tolist(), strict=True)
+    ]
+
+
+def grounds_of(batch: Tensor) -> Tensor:
+    """Return the colour of each image's ground, the median of its margin: (n, 3), from 0 to 1."""
+    colours = (batch + 1) / 2
+    margin = torch.cat([colours[:, :, :2].flatten(2), colours[:, :, -2:].flatten(2)], dim=2)
+    return margin.median(dim=2).values
+
+
+def nearest_grounds(batch: Tensor) -> Tensor:
+    """Return the index of the ground whose colour each image's is nearest to: int64, (n,)."""
+    return torch.cdist(grounds_of(batch), GROUND_RGB).argmin(dim=1)
+
+
+def shapes_of(batch: Tensor) -> Tensor:
+    """Return the pixels that differ from the ground: bool, (n, side, side)."""
+    difference = (batch + 1) / 2 - grounds_of(batch)[:, :, None, None]
+    return difference.square().sum(dim=1).sqrt() > DIFFERENCE
+
+
+def hole_shares(shown: Tensor) -> Tensor:
+    """Return the share of the ground in what the pixels of each shape enclose: float32, (n,)."""
+    free = ~shown
+    outside = torch.zeros_like(free)
+    outside[:, [0, -1]], outside[:, :, [0, -1]] = free[:, [0, -1]], free[:, :, [0, -1]]
+    while True:
+        grown = outside.clone()
+        grown[:, 1:] |= outside[:, :-1]
+        grown[:, :-1] |= outside[:, 1:]
+        grown[:, :, 1:] |= outside[:, :, :-1]
+        grown[:, :, :-1] |= outside[:, :, 1:]
+        grown &= free
+        if torch.equal(grown, outside):
+            break
+        outside = grown
+    holes = (free & ~outside).flatten(1).sum(dim=1)
+    return holes / (holes + shown.flatten(1).sum(dim=1)).clamp(min=1)
+
+
+def slant_of_edges(shown: Tensor) -> Tensor:
+    """Return how far the edges of each shape run from the lower left to the upper right: float32, (n,), from -1 to 1.
+
+    It is the off-diagonal entry of the structure tensor (Bigun and Granlund 1987), divided by half of its trace.
+    """
+    # A little blur, so that edges of single pixels have a direction.
+    smooth = torch.nn.functional.avg_pool2d(shown.float()[:, None], 3, stride=1)[:, 0]
+    across = (smooth[:, 1:-1, 2:] - smooth[:, 1:-1, :-2]).flatten(1)
+    down = (smooth[:, 2:, 1:-1] - smooth[:, :-2, 1:-1]).flatten(1)
+    power = (across.square() + down.square()).sum(dim=1)
+    return 2 * (across * down).sum(dim=1) / power.clamp(min=1e-6)
