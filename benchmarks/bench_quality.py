@@ -13,9 +13,9 @@ concept_base     the same score of the base model
 prompt_ratio     prompt score with the token, divided by the base model's
 class_ratio      class score without the token, divided by the base model's
 extract_gap      concept score of DreamBoothExtract's fine-tuned model, minus that of the adapter extracted from it
-recipe_concept   concept score with recipe Auto, minus that of the defaults
-recipe_prompt    prompt score with recipe Auto, minus that of the defaults
-style            share of images in the style with recipe Auto, minus that of the defaults
+recipe_concept   concept score with recipe Auto
+recipe_prompt    prompt score with recipe Auto, divided by the base model's
+style            share of images in the style with recipe Auto
 five_images      concept score of recipe Auto from five images, minus that from ten
 best_score_gain  mean of concept, prompt and class score of the step with the best score, minus that of the last step, in
                  trainings of twice the quickstart's steps
@@ -310,12 +310,9 @@ def main() -> None:
         "prompt_ratio": prior.prompt / base.prompt,
         "class_ratio": prior.class_ / base.class_,
         "extract_gap": means[FULL].concept - means["DreamBoothExtract"].concept,
-        "recipe_concept": means[AUTO].concept - means[DEFAULTS].concept,
-        "recipe_prompt": means[AUTO].prompt - means[DEFAULTS].prompt,
-        "style": fmean(
-            means[f"{AUTO}, {style}"].concept - means[f"{DEFAULTS}, {style}"].concept
-            for style in styles.STYLES
-        ),
+        "recipe_concept": means[AUTO].concept,
+        "recipe_prompt": means[AUTO].prompt / base.prompt,
+        "style": fmean(means[f"{AUTO}, {style}"].concept for style in styles.STYLES),
         "five_images": means[IMAGES[5]].concept - means[IMAGES[10]].concept,
         "best_score_gain": overall(means["published: BestScore"]) - overall(means["published: Last"]),
     }
