@@ -32,6 +32,7 @@ from lora_api.manifest import FileEntry, sha256_hex
 from lora_api.stages import AnnotateConfig, StoreAccess, decode_result
 from lora_cli.local.seaweed import Seaweed
 from lora_trainer.annotate.concept_fields import FIELDS
+from lora_trainer.annotate.crop import frame_image
 from lora_trainer.annotate.decode import CLEAN_SIDE
 from lora_trainer.annotate.intake import fetch_image, store_image
 from lora_trainer.store import Store, StoredObject
@@ -218,7 +219,8 @@ def measure_intake() -> float:
     for key, data in files.items():
         item = StoredObject(key, len(data), "")
         started = time.process_time()
-        store_image(memory, f"{key}.png", item, fetch_image(memory, item, training), training)  # type: ignore[arg-type]
+        framed, shown = frame_image(fetch_image(memory, item, training), training)  # type: ignore[arg-type]
+        store_image(memory, f"{key}.png", item, framed, shown=shown, training=training)  # type: ignore[arg-type]
         middle = time.process_time()
         run_pillow(data)
         pillow_seconds += time.process_time() - middle

@@ -24,6 +24,7 @@ from .dataset import (
     ConceptType,
     Dataset,
     ExistingCaptions,
+    Masks,
     OnBadImage,
     OnCaptionFailure,
 )
@@ -301,6 +302,7 @@ __all__ = [
     "LossType",
     "LossWeighting",
     "LrScheduler",
+    "Masks",
     "Method",
     "MixedPrecision",
     "OnBadImage",

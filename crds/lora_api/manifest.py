@@ -218,7 +218,7 @@ def input_hash(
     """Hash everything that determines an adapter. Two jobs with equal hashes get the same adapter.
 
     Args:
-        dataset: `dataset_sha256` of the images.
+        dataset: `dataset_sha256` of the images and the masks that came with them.
         captions: sha256 of metadata.jsonl.
         concept: the concept of the spec.
         training: the training settings of the spec, with the values of its recipe (`JobSpec.with_recipe`).

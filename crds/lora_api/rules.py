@@ -767,6 +767,17 @@ RULES: tuple[Rule, ...] = (
         "annotation.onCaptionFailure is not supported with mode Template, where every image gets a caption",
         (_is("annotation.mode", "Template"), Changed("annotation.onCaptionFailure")),
     ),
+    Rule(
+        "annotation.masks must be Own with concept.type Style: a style is in the whole image",
+        (_is("annotation.masks", "GrabCut"), _is("concept.type", "Style")),
+    ),
+    Rule(
+        "annotation.masks must be Own with training.masking.outsideWeight 1, which uses no masks",
+        (
+            _is("annotation.masks", "GrabCut"),
+            Compare("training.masking.outsideWeight", "==", Decimal(1)),
+        ),
+    ),
 )
 
 ADVICE: tuple[Rule, ...] = (

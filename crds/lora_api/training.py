@@ -265,7 +265,7 @@ class Augmentation(Model):
 
 
 class Masking(Model):
-    """Masks of the subject: NAME-mask.png beside the image NAME, of the same size; white is the subject."""
+    """Masks of the subject: NAME-mask.png beside the image NAME, of the same size; white is the subject. annotation.masks makes masks of images without."""
 
     outside_weight: Annotated[Decimal, Real(ge="0", le="1")] = Decimal("0.1")
     """Weight of the loss outside of an image's mask. 0 makes artefacts likely in the background. 1: masks are not used."""

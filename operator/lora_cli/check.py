@@ -114,7 +114,7 @@ def check_images(spec: JobSpec, folder: Path | None) -> Iterator[Finding]:
         yield Finding("images", Verdict.WARNING, "not checked: name their folder with --images")
         return
     try:
-        inspection = inspect_folder(folder, spec.training)
+        inspection = inspect_folder(folder, spec.training, spec.annotation.masks)
     except StageError as error:
         yield Finding("images", Verdict.FAILED, str(error))
         return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lora_api.dataset import Masks
 from lora_api.training import Crop
 
 from .console import say, warn, write
@@ -34,13 +35,14 @@ def check(
     ],
     *,
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet of the crops to this PNG.")
+        Path | None, typer.Option(help="Write a contact sheet of the crops and masks to this PNG.")
     ] = None,
     resolution: Annotated[int, typer.Option(help="training.resolution of the job.")] = 1024,
     crop: Annotated[Crop, typer.Option(help="training.crop of the job.")] = Crop.SMART,
+    masks: Annotated[Masks, typer.Option(help="annotation.masks of the job.")] = Masks.OWN,
     output: Output = None,
 ) -> None:
-    """Show crops, blur, duplicates and coverage; exits with 1 when there are problems."""
+    """Show crops, masks, blur, duplicates and coverage; exits with 1 when there are problems."""
     with report_errors():
         from lora_api.training import Training
         from lora_trainer.annotate.inspection import contact_sheet, inspect_folder
@@ -51,7 +53,7 @@ def check(
             if problem.path[:2] == ("spec", "training"):
                 raise UsageError(f"--resolution: {problem.message}")
         training = Training(resolution=resolution, crop=crop)
-        inspection = inspect_folder(folder, training)
+        inspection = inspect_folder(folder, training, masks)
         if sheet is not None:
             contact_sheet(inspection).save(sheet, "PNG")
         if output:

@@ -64,6 +64,20 @@ def test_an_unchanged_job_is_reused_in_seconds(uninterrupted: tuple[Path, str], 
     assert "training" not in status_of(home)
 
 
+def test_masks_by_grabcut_change_the_loss(
+    uninterrupted: tuple[Path, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    ran = lora_run(tmp_path, tiny_model, "annotation.masks=GrabCut", "training.masking.outsideWeight=0.2")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    plain, masked = (
+        json.loads((result_of(home) / "manifest.json").read_text()) for home in (uninterrupted[0], tmp_path)
+    )
+    assert masked["firstLoss"] != plain["firstLoss"]
+    assert masked["finalLoss"] != plain["finalLoss"]
+    assert masked["inputHash"] != plain["inputHash"]
+    assert masked["adapter"]["sha256"] != plain["adapter"]["sha256"]
+
+
 def test_ctrl_c_suspends_and_the_next_run_ends_with_the_same_adapter(
     uninterrupted: tuple[Path, str], tiny_model: Path, tmp_path: Path
 ) -> None:

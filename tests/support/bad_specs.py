@@ -164,6 +164,17 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         "annotation.existingCaptions must",
     ),
     ({"annotation": {"mode": "Template", "onCaptionFailure": "Skip"}}, "annotation.onCaptionFailure is not"),
+    (
+        {
+            "annotation": {"masks": "GrabCut"},
+            "concept": {"token": "CUS", "className": "watercolor", "type": "Style"},
+        },
+        "annotation.masks must be Own with concept.type Style",
+    ),
+    (
+        {"annotation": {"masks": "GrabCut"}, "training": {"masking": {"outsideWeight": "1"}}},
+        "annotation.masks must be Own with training.masking.outsideWeight 1",
+    ),
 ]
 """Settings that do not go together, each with the beginning of the rule's message."""
 

@@ -95,6 +95,7 @@ def test_settings_annotate_together(
     assert len(texts) == sum(expected.values())
     assert len(messages_api.requests) == (asked + 1 if asked else 0)
     assert any("broken.jpg" in item.key for item in result.dataset.skipped)
+    assert any(line.get("mask") for line in job.captions()) == (row["annotation.masks"] == "GrabCut")
 
 
 OTHERS: dict[str, tuple[Any, Any]] = {

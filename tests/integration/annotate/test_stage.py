@@ -350,6 +350,28 @@ def test_an_adapter_of_the_same_inputs_is_reused(make_job):
     assert job.recreate().run()[1].outcome is Outcome.CAPTIONED
 
 
+def test_an_adapter_of_other_masks_is_not_reused(make_job):
+    job = make_job(annotation={"mode": "Template"})
+    _, unmasked = job.run()
+    made = job.recreate()
+    made.spec = {**job.spec, "annotation": {"mode": "Template", "masks": "GrabCut"}}
+    _, first = made.run()
+    assert first.input_hash != unmasked.input_hash
+    assert any(row.get("mask") for row in made.captions())
+    report = json.loads(job.running.store.output.get(made.keys.dataset_report))
+    origins = {image["fileName"]: image["mask"] for image in report["images"]}
+    assert origins == {row["file_name"]: "GrabCut" if row.get("mask") else "None" for row in made.captions()}
+    publish_adapter(made, first)
+    assert made.recreate().run()[1].outcome is Outcome.REUSED
+
+    with Image.open(BytesIO(job.running.store.input.get(f"{job.prefix}IMG_0.jpg"))) as image:
+        size = image.size
+    out = BytesIO()
+    Image.new("L", size, 255).save(out, "PNG")
+    job.upload("IMG_0-mask.png", out.getvalue())
+    assert made.recreate().run()[1].outcome is Outcome.CAPTIONED
+
+
 def test_a_job_that_needs_approval_reuses_only_what_was_approved(make_job):
     job = make_job(annotation={"mode": "Template"})
     _, first = job.run()

@@ -121,7 +121,7 @@ def centre_square(width: int, height: int) -> Box:
 def subject_centre(rgb: Pixels, grey: Pixels) -> tuple[float, float]:
     """Estimate the centre of an image's subject, as fractions of width and height."""
     maps = [
-        (CONTRAST, _suppress_background(_contrast(rgb))),
+        (CONTRAST, _suppress_background(colour_contrast(rgb))),
         (RESIDUAL, _suppress_background(_residual(grey))),
         (CORNERS, _corners(grey)),
     ]
@@ -158,7 +158,7 @@ def _suppress_background(weights: Weights) -> Weights:
     return np.asarray(np.maximum(weights - weights.mean() / 2, 0))
 
 
-def _contrast(rgb: Pixels) -> Weights:
+def colour_contrast(rgb: Pixels) -> Weights:
     """Return each pixel's distance from the image's mean colour.
 
     The method is that of Achanta et al. 2009, 'Frequency-tuned salient region detection'.

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from lora_api.caption_rows import Box
-from lora_api.job import Training
+from lora_api.job import Masks, Training
 from lora_api.status import SkippedImage
 
 from ..errors import NoInputError
@@ -25,7 +25,7 @@ from .existing import CaptionFiles, read_existing
 from .intake import fetch_image, image_warnings
 from .listing import MAX_OBJECTS, Listing, TooManyFilesError, list_dataset
 from .loading import BadImageError
-from .masks import fit_mask, mask_notes, split_masks
+from .masks import fit_mask, make_mask, mask_notes, split_masks
 from .sources import LocalFolder
 
 TILE = 320
@@ -61,7 +61,7 @@ class InspectedImage:
     """The part of a person that is shown, such as `half-length`, or `no face`."""
     warnings: list[str]
     tile: Image.Image
-    """A small copy of the image with its crop marked."""
+    """A small copy of the image with its crop marked. What is outside of its mask is blue."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,11 @@ class Inspection:
         }
 
 
-def inspect_folder(folder: Path, training: Training) -> Inspection:
+def inspect_folder(folder: Path, training: Training, masks: Masks = Masks.OWN) -> Inspection:
     """Read a folder as the annotation stage reads a prefix.
+
+    Args:
+        masks: annotation.masks of the job.
 
     Raises:
         NoInputError: when there is no image.
@@ -105,18 +108,20 @@ def inspect_folder(folder: Path, training: Training) -> Inspection:
     images: list[InspectedImage] = []
     prints: list[Fingerprint] = []
     bad: list[SkippedImage] = []
-    items, masks, orphans = split_masks(listing.images)
+    items, files, orphans = split_masks(listing.images)
     for item in items:
+        mask, file = None, files.get(item.key)
         try:
             clean = fetch_image(source, item, training)
-            if item.key in masks:
-                fit_mask(fetch_image(source, masks[item.key], training), clean)
+            if file:
+                mask = fit_mask(fetch_image(source, file, training), clean)
         except BadImageError as error:
             bad.append(SkippedImage(key=item.key, reason=str(error)))
             continue
         prints.append(Fingerprint.of(clean.image))
-        images.append(_inspect(item.key, clean, training))
-        images[-1].warnings.extend(mask_notes(masks.get(item.key)))
+        makes_mask = file is None and masks is Masks.GRAB_CUT
+        images.append(_inspect(item.key, clean, training, mask, makes_mask))
+        images[-1].warnings.extend(mask_notes(file))
     for index, warning in duplicate_warnings(prints, [image.key for image in images]).items():
         images[index].warnings.append(warning)
     captions = read_existing(source, "", listing.captions, [item.key for item in items])
@@ -172,9 +177,13 @@ def contact_sheet(inspection: Inspection) -> Image.Image:
     return sheet
 
 
-def _inspect(key: str, clean: CleanImage, training: Training) -> InspectedImage:
+def _inspect(
+    key: str, clean: CleanImage, training: Training, mask: Image.Image | None, makes_mask: bool
+) -> InspectedImage:
     warnings = [*clean.warnings, *image_warnings(key, clean, training)]
     framed, region = frame_image(clean, training)
+    if makes_mask:
+        mask = make_mask(framed.image, region, warnings)
     grey = np.asarray(_trained_part(framed.image, region).convert("L"))
     sharpness = float(cv2.Laplacian(grey, cv2.CV_64F).var())
     if sharpness < BLURRED:
@@ -189,7 +198,7 @@ def _inspect(key: str, clean: CleanImage, training: Training) -> InspectedImage:
         brightness=round(float(grey.mean()), 1),
         framing=_framing(grey),
         warnings=warnings,
-        tile=_tile(framed.image, region),
+        tile=_tile(framed.image, region, mask),
     )
 
 
@@ -203,9 +212,12 @@ def _trained_part(image: Image.Image, region: Box) -> Image.Image:
     )
 
 
-def _tile(image: Image.Image, region: Box) -> Image.Image:
+def _tile(image: Image.Image, region: Box, mask: Image.Image | None) -> Image.Image:
     small = image.copy()
     small.thumbnail((TILE, TILE))
+    if mask is not None and mask.size == image.size:
+        outside = Image.blend(small, Image.new("RGB", small.size, "blue"), 0.6)
+        small = Image.composite(small, outside, mask.resize(small.size))
     # The part that is not trained on is dimmed.
     dimmed = Image.blend(small, Image.new("RGB", small.size, "white"), 0.65)
     box = tuple(round(value * side) for value, side in zip(region, (*small.size, *small.size), strict=True))

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from PIL import Image
 
 from lora_api.caption_rows import Box
-from lora_api.job import Crop, JobSpec, OnBadImage, Training
+from lora_api.job import Crop, JobSpec, Masks, OnBadImage, Training
 from lora_api.keys import JobKeys
 from lora_api.manifest import FileEntry
 from lora_api.status import SkippedImage
@@ -27,7 +27,7 @@ from .decode import MAX_FILE_BYTES, CleanImage, decode, encode_png
 from .duplicates import Fingerprint, copies, duplicate_warnings
 from .listing import Listing
 from .loading import SUFFIXES, BadImageError
-from .masks import ENDING, fit_mask, mask_notes, split_masks
+from .masks import ENDING, MaskOrigin, fit_mask, make_mask, mask_notes, split_masks
 from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,20 @@ class DatasetImage:
     warnings: list[str]
     mask: FileEntry | None = None
     """The mask of the subject in the output bucket. It has the size of the clean image."""
+    mask_source: StoredObject | None = None
+    """The customer's file of the mask; None: there is no mask, or this stage made it."""
+
+    @property
+    def mask_origin(self) -> MaskOrigin:
+        """Origin of the mask."""
+        if self.mask is None:
+            return MaskOrigin.NONE
+        return MaskOrigin.OWN if self.mask_source else MaskOrigin.GRAB_CUT
+
+    @property
+    def sources(self) -> list[StoredObject]:
+        """The customer's files that the image and its mask are made of."""
+        return [self.source, *([self.mask_source] if self.mask_source else [])]
 
 
 @dataclass(frozen=True)
@@ -103,11 +117,11 @@ def clean_dataset(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) 
     bad: list[SkippedImage] = []
     items, masks, orphans = split_masks(listing.images)
     for item in items:
-        mask = None
+        mask, file = None, masks.get(item.key)
         try:
             clean = fetch_image(store.input, item, spec.training)
-            if item.key in masks:
-                mask = fit_mask(fetch_image(store.input, masks[item.key], spec.training), clean)
+            if file:
+                mask = fit_mask(fetch_image(store.input, file, spec.training), clean)
         except BadImageError as error:
             log.warning("%s: %s", item.key, error)
             bad.append(SkippedImage(key=item.key, reason=str(error)))
@@ -117,9 +131,14 @@ def clean_dataset(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) 
                 f"more than maxImages={limit} good images lie under {spec.dataset.prefix} "
                 f"({len(listing.images)} files); narrow the prefix or raise dataset.maxImages"
             )
-        image = store_image(store.output, keys.image(len(images)), item, clean, spec.training)
-        image.warnings.extend(mask_notes(masks.get(item.key)))
-        images.append(_with_mask(store.output, keys, image, mask))
+        framed, shown = frame_image(clean, spec.training)
+        image = store_image(
+            store.output, keys.image(len(images)), item, framed, shown=shown, training=spec.training
+        )
+        image.warnings.extend(mask_notes(file))
+        if file is None and spec.annotation.masks is Masks.GRAB_CUT:
+            mask = make_mask(framed.image, shown, image.warnings)
+        images.append(_with_mask(store.output, keys, image, mask, file))
     return Intake(_mark_duplicates(images), bad, [*listing.ignored, *orphans])
 
 
@@ -128,11 +147,15 @@ def _with_mask(
     keys: JobKeys,
     image: DatasetImage,
     mask: Image.Image | None,
+    file: StoredObject | None,
 ) -> DatasetImage:
     """Store an image's mask beside the clean image, and return the image with it.
 
     A mask of another size than the image is dropped with a warning: `frame_image` cut the image after the mask
     was fitted.
+
+    Args:
+        file: the customer's file of the mask; None if the mask was made.
     """
     warnings = list(image.warnings)
     if mask is not None and mask.size != (image.width, image.height):
@@ -141,7 +164,8 @@ def _with_mask(
     if mask is None:
         return replace(image, warnings=warnings)
     key = keys.image_named(f"{PurePosixPath(image.file_name).stem}{ENDING}.png")
-    return replace(image, warnings=warnings, mask=bucket.put(key, encode_png(mask), "image/png"))
+    entry = bucket.put(key, encode_png(mask), "image/png")
+    return replace(image, warnings=warnings, mask=entry, mask_source=file)
 
 
 def check_intake(spec: JobSpec, intake: Intake) -> None:
@@ -180,15 +204,15 @@ def fetch_image(source: Source, item: StoredObject, training: Training) -> Clean
 
 
 def store_image(
-    bucket: Bucket, key: str, item: StoredObject, clean: CleanImage, training: Training
+    bucket: Bucket, key: str, item: StoredObject, clean: CleanImage, *, shown: Box, training: Training
 ) -> DatasetImage:
-    """Frame a clean image, store it, and return it with the properties that the rest of the stage needs.
+    """Store a clean image, and return it with the properties that the rest of the stage needs.
 
     Args:
         key: the key of the clean image in the bucket.
         item: the customer's file.
+        clean, shown: the image and the part of it to train on, from `frame_image`.
     """
-    clean, shown = frame_image(clean, training)
     entry = bucket.put(key, clean.png(), "image/png")
     width, height = clean.image.size
     thumbnail, thumb_width, thumb_height = clean.thumbnail_jpeg(shown)

@@ -1,19 +1,27 @@
-"""Masks of subjects that come with a dataset: NAME-mask.png beside the image NAME, or as other programs name them."""
+"""Masks of subjects.
+
+They come with a dataset, as NAME-mask.png beside the image NAME or as other programs name them, or are made for the
+images without.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from lora_api.caption_rows import Box
+from lora_api.job import JobSpec, Masks
 from lora_api.status import SkippedImage
 from lora_api.training import Masking
 
 from ..store import StoredObject
 from .decode import CleanImage
 from .file_names import without_suffix
+from .grabcut import NoSubjectError, subject_mask
 from .loading import BadImageError
 
 if TYPE_CHECKING:  # a circular import: intake imports this module
@@ -28,6 +36,14 @@ OTHER_ENDINGS = ("_mask", ".mask")
 FOLDERS = ("mask", "masks")
 """Names of folders with masks. Their files count as masks if the folder beside or above has an image of the same name."""
 IMAGE_FOLDERS = ("", "images/", "image/", "img/", "imgs/")
+
+
+class MaskOrigin(StrEnum):
+    """Origin of an image's mask, as the dataset report names it."""
+
+    NONE = "None"
+    OWN = "Own"
+    GRAB_CUT = "GrabCut"
 
 
 def split_masks(
@@ -69,9 +85,26 @@ def fit_mask(mask: CleanImage, image: CleanImage) -> Image.Image:
     return mask.image.convert("L").resize(image.image.size, Image.Resampling.BILINEAR)
 
 
-def mask_warnings(masking: Masking, images: Sequence[DatasetImage]) -> list[str]:
-    """Return the warning that training.masking has no effect on these images, or that their masks have none."""
+def make_mask(image: Image.Image, region: Box, warnings: list[str]) -> Image.Image | None:
+    """Make the mask of a clean image, if possible.
+
+    Args:
+        region: the part of the image that is trained on.
+        warnings: receives the reason if there is no mask.
+    """
+    try:
+        return subject_mask(image, region)
+    except NoSubjectError as error:
+        warnings.append(f"no mask was made: {error}; put NAME{ENDING}.png beside it")
+        return None
+
+
+def mask_warnings(spec: JobSpec, images: Sequence[DatasetImage]) -> list[str]:
+    """Return the warning that settings for masks have no effect on these images, or that their masks have none."""
+    masking = spec.training.masking
     masked = sum(image.mask is not None for image in images)
+    if spec.annotation.masks is Masks.GRAB_CUT and all(image.mask_source for image in images):
+        return ["annotation.masks: GrabCut has no effect: every image has a mask of its own"]
     if masked and masking.outside_weight == 1:
         return [f"{masked} masks are not used: training.masking.outsideWeight is 1"]
     if not masked and masking != Masking():

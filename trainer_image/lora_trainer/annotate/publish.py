@@ -34,6 +34,8 @@ class ImageReport(Lenient):
     source_height: int
     format: str
     caption_from: str
+    mask: str = ""
+    """Origin of the mask: Own, GrabCut or None. Empty in reports of earlier versions."""
     warnings: list[str] = []
 
 
@@ -65,7 +67,7 @@ class Published(Lenient):
     captions_sha256: str
     """sha256 of metadata.jsonl as it is in the store now."""
     dataset_sha256: str
-    """Hash of the keys and ETags of the customer's images."""
+    """Hash of the keys and ETags of the customer's images and masks."""
     report: DatasetReport
     usage: Usage | None = None
 
@@ -95,6 +97,7 @@ def report_image(image: DatasetImage, caption: Caption) -> ImageReport:
         source_height=image.source_height,
         format=image.source_format,
         caption_from=caption.origin,
+        mask=image.mask_origin,
         warnings=[*image.warnings, *caption.warnings],
     )
 
@@ -114,7 +117,7 @@ def publish(
 
     Args:
         images: the images that have a caption.
-        dataset: `dataset_sha256` of the customer's images.
+        dataset: `dataset_sha256` of the customer's images and masks.
         model: the language model; empty if none was asked.
     """
     captions = bucket.put(keys.captions, metadata_lines(images, captioned), "application/x-ndjson")

@@ -85,10 +85,10 @@ def annotate(config: AnnotateConfig, store: Store, reporter: Reporter) -> Publis
                 *listing.warnings,
                 *existing.warnings,
                 *captioned.warnings,
-                *mask_warnings(spec.training.masking, used),
+                *mask_warnings(spec, used),
             ],
         ),
-        dataset=dataset_sha256([(image.source.key, image.source.etag) for image in used]),
+        dataset=dataset_sha256([(file.key, file.etag) for image in used for file in image.sources]),
         prompt_version=PROMPT_VERSION,
         model=config.llm.model if config.llm and spec.annotation.mode is AnnotationMode.LLM else "",
     )
