@@ -15,6 +15,7 @@ GRAPHS = "tests/integration/train/test_on_cuda.py::test_graphed_steps_give_the_b
 KINDS = (
     "tests/integration/train/test_on_cuda.py::test_every_kind_trains_to_publication_with_the_loss_of_a_cpu"
 )
+RECIPES = "tests/integration/train/test_recipes.py::test_every_recipe_trains"
 ELSEWHERE: dict[tuple[str, str], str] = {
     ("output.reuse", "IfUnchanged"): REUSE,
     ("output.reuse", "Never"): REUSE,
@@ -22,6 +23,7 @@ ELSEWHERE: dict[tuple[str, str], str] = {
     ("training.compile", "Never"): GRAPHS,
     ("training.compile", "Auto"): KINDS,
     ("training.mixedPrecision", "fp16"): KINDS,
+    **{("training.recipe", name): RECIPES for name in ("None", "Auto", "Subject", "Person", "Style")},
 }
 """Values that no matrix has, and the tests that run with them."""
 
