@@ -37,9 +37,10 @@ ELSEWHERE = {
     r"(keys=.*|LORA_TEST_KUBECONFIG=.*)": LIFE,
     r"LORA_TEST_CHAOS_ROUNDS=.*": "tests/cluster/test_chaos.py",
     r"helm install lora charts/lora-training-operator .*": CHART,
-    r"helm test lora .*": LIFE,
+    r"helm (test|upgrade|uninstall) lora\b.*": LIFE,
+    r"kubectl delete (-f examples/quickstart/job\.yaml|crd .*|namespace lora-system)": LIFE,
     r"make images|kind load docker-image .*": LIFE,
-    r"kubectl create secret generic (lora-store|lora-llm) (?!.*kubeseal).*": END_TO_END,
+    r"kubectl create secret generic (lora-store|lora-llm|studio-store) (?!.*kubeseal).*": END_TO_END,
     r"kubectl create namespace studio": END_TO_END,
     r"kubectl apply -f (examples/quickstart/)?job\.yaml": END_TO_END,
     r"(uid=\$\()?kubectl (get|wait|describe) loratrainingjobs?\b.*|kubectl (get|wait) .*loratrainingjob/.*": END_TO_END,
@@ -74,7 +75,9 @@ ELSEWHERE = {
     r"lora watch": CLI + "test_fifty_jobs_are_watched_without_flicker_or_lag",
     r"lora watch marble-statue": CLI + "test_watching_a_job_ends_with_its_exit_code",
     r"lora logs marble-statue -f": CLI + "test_the_log_of_the_newest_pod_is_printed",
-    r"lora get marble-statue": CLI + "test_an_adapter_is_fetched_and_verified",
+    r"lora get (marble-statue|quickstart -n default)|export LORA_STORE_.*": (
+        CLI + "test_an_adapter_is_fetched_and_verified"
+    ),
     r"lora demo --home \.demo": "tests/integration/demo/test_pages.py::test_lora_demo_serves_local_runs",
     r"(ANTHROPIC_API_KEY=\S+ )?\.venv/bin/lora run job\.yaml --images \./photos|export ANTHROPIC_API_KEY=\S+": (
         "tests/integration/test_local_run.py::test_with_a_key_the_captions_are_the_llms"
@@ -89,7 +92,7 @@ ELSEWHERE = {
 """Commands that need a cluster, a key or much time: a pattern, and the test that does what they do."""
 EXTERNAL = {
     r"cosign .*|docker buildx .*|for image in .*cosign copy.*|helm pull oci://.*": "need a published release",
-    r"python -c .*stabilityai/stable-diffusion-xl-base-1\.0.*|aws s3 cp .*": "need SDXL's weights and a store",
+    r"python -c .*stabilityai/stable-diffusion-xl-base-1\.0.*|(export )?AWS_ACCESS_KEY_ID=.*|aws s3 cp .*": "need SDXL's weights and a store",
     r"kubectl create secret .* kubeseal .*": "needs the sealed-secrets controller",
     r"\.venv/bin/pip install pre-commit|\.venv/bin/pre-commit install": "change the contributor's clone",
     r"kubectl patch customresourcedefinition .*storedVersions.*": "needs a release with the next version of the API",
