@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -65,9 +66,16 @@ def test_the_average_is_validated_previewed_and_published(
     published = load(job.attempt_file("adapter.safetensors"))
     learning = {name: last for name, last in reference.unet.named_parameters() if last.requires_grad}
     assert len(published) == len(learning)
-    for (name, last), mean in zip(learning.items(), average.shadow_params, strict=True):
-        found = published[f"unet.{name.replace('.default', '')}"]
-        assert (found - mean).norm() < 0.4 * (last - mean).norm()
+    # All weights together: in a single matrix, rounding can change the sign of gradients that are almost 0, and the
+    # first steps of Adam move a weight by the learning rate whatever the size of its gradient.
+    means = dict(zip(learning, average.shadow_params, strict=True))
+    found = {name: published[f"unet.{name.replace('.default', '')}"] for name in learning}
+    error = norm_of(found[name] - mean for name, mean in means.items())
+    assert error < 0.1 * norm_of(learning[name].detach() - mean for name, mean in means.items())
+
+
+def norm_of(tensors: Iterable[torch.Tensor]) -> float:
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
 
 
 def preview(job: Job, step: int) -> np.ndarray:

@@ -18,7 +18,7 @@ def test_an_adapter_generates_its_concept_for_prompts_with_the_token(
     base_model = pipeline.load()
     base, _ = score(base_model, concept, model, samples=1)
     trained = Workbench.open(tmp_path / "work", seaweed, pipeline.FOLDER).train(
-        concept, concepts.images(concept), concepts.captions(concept, concepts.Captions.GOOD)
+        concept.class_name, concepts.images(concept), concepts.captions(concept, concepts.Captions.GOOD)
     )
     base_model.load_lora_weights(trained.adapter)
     adapted, _ = score(base_model, concept, model)
