@@ -265,8 +265,8 @@ def observe_job(body: Mapping[str, Any]) -> Child:
 
 def _foreign_finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the finalizers that are not Kubernetes' own, whose names have no domain."""
-    names = [str(name)[:MAX_NAME] for name in metadata.get("finalizers") or () if "/" in str(name)]
-    return tuple(names[:MAX_FINALIZERS])
+    foreign = [str(name)[:MAX_NAME] for name in metadata.get("finalizers") or () if "/" in str(name)]
+    return tuple(foreign[:MAX_FINALIZERS])
 
 
 def observe_stage_pod(body: Mapping[str, Any]) -> StagePod:
