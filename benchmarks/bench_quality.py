@@ -152,7 +152,7 @@ class TrialRunner:
         if trial.captions is None:
             return [self._score(trial.row, concept)]
         with scored_by_the_classifier(concept):
-            trained = self._workbench.train(
+            config = self._workbench.prepare(
                 concept.class_name,
                 concepts.images(concept, count=trial.images),
                 concepts.captions(concept, trial.captions, trial.images),
@@ -160,6 +160,7 @@ class TrialRunner:
                 seed=trial.seed,
                 **_with_previews(trial.settings, concept),
             )
+            trained = self._workbench.train(config)
         self._pipeline.load_lora_weights(trained.adapter)
         outcome = [self._score(trial.row, concept)]
         self._pipeline.unload_lora_weights()
@@ -174,7 +175,7 @@ class TrialRunner:
 
     def _run_style(self, trial: Trial, style: Style) -> tuple[str, Scores, list[Image.Image]]:
         """Train and score a style. Its share of images in the style is the score `concept`; diversity is not measured."""
-        trained = self._workbench.train(
+        config = self._workbench.prepare(
             styles.CONCEPT.class_name,
             styles.images(style),
             styles.captions(),
@@ -183,6 +184,7 @@ class TrialRunner:
             seed=trial.seed,
             **trial.settings,
         )
+        trained = self._workbench.train(config)
         self._pipeline.load_lora_weights(trained.adapter)
         judged, images = styles.score(self._pipeline, style)
         self._pipeline.unload_lora_weights()

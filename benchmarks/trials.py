@@ -80,18 +80,8 @@ class Workbench:
                 bucket.put_file(f"{MODEL_KEY}{path.relative_to(model)}", path)
         return cls(folder, access)
 
-    def train(
-        self,
-        class_name: str,
-        images: Sequence[Image.Image],
-        captions: Sequence[str],
-        *,
-        base: Mapping[str, Any] = SETTINGS,
-        kind: ConceptType = ConceptType.SUBJECT,
-        **settings: Any,
-    ) -> Trained:
-        """Run the training stage for a concept in this process; the arguments are those of `prepare`."""
-        config = self.prepare(class_name, images, captions, base=base, kind=kind, **settings)
+    def train(self, config: TrainConfig) -> Trained:
+        """Run the training stage of a configuration from `prepare` in this process."""
         reporter = Reporter("127.0.0.1", 0)
         try:
             work(config, reporter)

@@ -17,9 +17,9 @@ def test_an_adapter_generates_its_concept_for_prompts_with_the_token(
     model = classifier.load()
     base_model = pipeline.load()
     base, _ = score(base_model, concept, model, samples=1)
-    trained = Workbench.open(tmp_path / "work", seaweed, pipeline.FOLDER).train(
-        concept.class_name, concepts.images(concept), concepts.captions(concept, concepts.Captions.GOOD)
-    )
+    workbench = Workbench.open(tmp_path / "work", seaweed, pipeline.FOLDER)
+    captions = concepts.captions(concept, concepts.Captions.GOOD)
+    trained = workbench.train(workbench.prepare(concept.class_name, concepts.images(concept), captions))
     base_model.load_lora_weights(trained.adapter)
     adapted, _ = score(base_model, concept, model)
     assert base.concept <= 0.1
