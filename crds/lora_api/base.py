@@ -30,6 +30,10 @@ class Model(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    def __hash__(self) -> int:
+        # pydantic copies a default that has no hash, such as a model with a list, for every model that it makes
+        return hash(type(self))
+
     def to_wire(self) -> dict[str, Any]:
         """Return the model as JSON-ready data with camelCase names and with every default filled in.
 

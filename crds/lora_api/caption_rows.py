@@ -23,6 +23,10 @@ MAX_ROWS = 10_000
 MAX_LINE_BYTES = 64 << 10
 MAX_CAPTION_CHARACTERS = 16_384
 """Captions beside images may be this long; CLIP reads about the first 300 characters."""
+MAX_MORE_CAPTIONS = 16
+"""Largest number of further captions of an image."""
+MAX_REPEATS = 100
+"""Largest number of times that an image is trained on in an epoch."""
 
 
 class CaptionRowsError(ValueError):
@@ -53,10 +57,14 @@ class CaptionRow(BaseModel):
     crop: Box | None = None
     """The part of the image to train on. Unset: all of it."""
     captions: (
-        Annotated[list[Annotated[str, Field(max_length=MAX_CAPTION_CHARACTERS)]], Field(max_length=16)] | None
+        Annotated[
+            list[Annotated[str, Field(max_length=MAX_CAPTION_CHARACTERS)]],
+            Field(max_length=MAX_MORE_CAPTIONS),
+        ]
+        | None
     ) = None
     """Further captions of the image. Each sample takes one of them or `text`, at random."""
-    repeats: Annotated[int, Field(ge=1, le=100)] | None = None
+    repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] | None = None
     """Number of times that the image is trained on in an epoch. Unset: once."""
     mask: ObjectKey | None = None
     """Name of a greyscale image of the same size; white is the subject."""

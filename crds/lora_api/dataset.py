@@ -52,6 +52,7 @@ class OnCaptionFailure(StrEnum):
 class Masks(StrEnum):
     OWN = "Own"
     GRAB_CUT = "GrabCut"
+    MODEL = "Model"
 
 
 class Approval(StrEnum):
@@ -150,7 +151,7 @@ class Annotation(Model):
     on_caption_failure: OnCaptionFailure = OnCaptionFailure.FAIL
     """Policy for an image for which no caption could be obtained. Fail: fail the job. Skip: train without the image. Template: use the caption of mode Template."""
     masks: Masks = Masks.OWN
-    """Masks of the subject, outside of which training.masking lowers the loss. Own: those stored beside the images. GrabCut: also one made for each image without, from its colours (Rother et al. 2004, doi:10.1145/1015706.1015720)."""
+    """Masks of the subject, outside of which training.masking lowers the loss. Own: those stored beside the images. GrabCut: also one made for each image without, from its colours (Rother et al. 2004, doi:10.1145/1015706.1015720). Model: the same by the profile's segmentation model, which looks for the concept's className."""
     approval: Approval = Approval.NONE
     """Required: stop after the annotation stage until approvedCaptions names the captions."""
     approved_captions: Annotated[str, Field(max_length=71, pattern=r"^((sha256:)?[0-9a-f]{64})?$")] = ""

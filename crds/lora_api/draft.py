@@ -7,13 +7,14 @@ from typing import Any
 from unicodedata import combining, normalize
 
 from . import API_VERSION, KIND
-from .dataset import AnnotationMode
+from .dataset import AnnotationMode, ConceptType
+from .recipes import BY_CONCEPT, RECIPES
 from .training import Recipe, Training
 
 PREVIEWS = 5
 """Number of times that previews are generated, by default, while a drafted job trains."""
-RECIPE_STEPS = 1000
-"""Steps of a drafted job with a recipe: those for ten images. They only space out the previews."""
+TYPICAL_IMAGES = 10
+"""Number of images that the steps of a drafted job with a recipe are estimated for. They only space out the previews."""
 MAX_NAME = 50
 """Characters of a derived name."""
 
@@ -41,8 +42,7 @@ def draft_manifest(
     training: dict[str, Any] = {} if recipe is Recipe.NONE else {"recipe": str(recipe)}
     if steps:
         training["maxSteps"] = steps
-    expected = Training().max_steps if recipe is Recipe.NONE else RECIPE_STEPS
-    every = max(1, (steps or expected) // PREVIEWS)
+    every = max(1, (steps or _expected_steps(recipe)) // PREVIEWS)
     prompts = [f"a photo of {trigger}", f"a photo of {trigger} on a beach at sunset"]
     training["preview"] = {"prompts": prompts, "everySteps": every}
     return {
@@ -56,6 +56,14 @@ def draft_manifest(
             "training": training,
         },
     }
+
+
+def _expected_steps(recipe: Recipe) -> int:
+    if recipe is Recipe.NONE:
+        return Training().max_steps
+    # The drafted concept has the default type.
+    kind = BY_CONCEPT[ConceptType.SUBJECT] if recipe is Recipe.AUTO else recipe
+    return RECIPES[kind].steps.of(TYPICAL_IMAGES)
 
 
 def slug(text: str) -> str:

@@ -111,6 +111,15 @@ class Memory(Lenient):
     """The most that PyTorch had allocated on the GPU at once; absent on a CPU."""
 
 
+class EmbeddingsEntry(Lenient):
+    """The embeddings of the new tokens that an adapter was trained with."""
+
+    key: ObjectKey
+    """Object key of the file, which has a matrix for each text encoder: clip_l and clip_g."""
+    tokens: Annotated[list[str], Field(max_length=8)]
+    """The new tokens, one for each row of the matrices. Prompts have them in place of the concept's token."""
+
+
 class Manifest(Lenient):
     """A published adapter."""
 
@@ -137,6 +146,8 @@ class Manifest(Lenient):
     """The results of all variants; empty where the job has none."""
     versions: dict[str, str]
     memory: Memory | None = None
+    embeddings: EmbeddingsEntry | None = None
+    """The embeddings of the new tokens; None without training.tokenEmbeddings."""
 
     def check(self, key: str) -> None:
         """Check that this is the manifest of one publication, stored under a key.
@@ -161,9 +172,13 @@ class Manifest(Lenient):
         if not self.files:
             raise ManifestError(f"{key} names no files")
         folder, adapter = folder_of(key), self.adapter.location[1]
-        for named in (*(entry.key for entry in self.files), adapter, self.adapter.report_key):
+        embeddings = self.embeddings.key if self.embeddings else ""
+        keys_named = (*(entry.key for entry in self.files), adapter, self.adapter.report_key, embeddings)
+        for named in keys_named:
             if named and not is_below(named, folder):
                 raise ManifestError(f"{key} names {named}, which is not beside it")
+        if embeddings and not any(entry.key == embeddings for entry in self.files):
+            raise ManifestError(f"{key} does not name the embeddings among its files")
         if not any((entry.key, entry.sha256) == (adapter, self.adapter.sha256) for entry in self.files):
             raise ManifestError(f"{key} does not name the adapter among its files")
 
@@ -191,7 +206,8 @@ def dataset_sha256(objects: list[tuple[str, str]]) -> str:
     """Hash a dataset.
 
     Args:
-        objects: the object key and the ETag of each file, in any order.
+        objects: the object key and the ETag of each file, in any order; of a mask that a model made, its file name and
+            sha256.
     """
     return sha256_hex(canonical_json(sorted(objects)))
 
@@ -218,7 +234,7 @@ def input_hash(
     """Hash everything that determines an adapter. Two jobs with equal hashes get the same adapter.
 
     Args:
-        dataset: `dataset_sha256` of the images and the masks that came with them.
+        dataset: `dataset_sha256` of the images, the masks that came with them, and those that a model made.
         captions: sha256 of metadata.jsonl.
         concept: the concept of the spec.
         training: the training settings of the spec, with the values of its recipe (`JobSpec.with_recipe`).
@@ -252,4 +268,6 @@ def _hashed_settings(training: Training) -> dict[str, Any]:
     del wire["recipe"]
     if not wire["variants"]:
         del wire["variants"]
+    if not wire["tokenEmbeddings"]["train"]:
+        del wire["tokenEmbeddings"]
     return wire

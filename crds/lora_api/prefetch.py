@@ -16,7 +16,7 @@ class PrefetchConfig(Model):
     """Name of the model in the profile."""
     model: BaseModelSource
     kind: Literal["pipeline", "encoder"] = "pipeline"
-    """pipeline: a base model. encoder: a scoring model."""
+    """pipeline: a base model. encoder: a scoring or segmentation model."""
     store: StoreProfile | None = None
     """The profile's store, for a model whose source is store."""
     cache: str

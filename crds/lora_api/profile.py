@@ -268,6 +268,8 @@ class Profile(Model):
     """Base models by the name that a job's baseModel gives."""
     scoring: ScoringModels | None = None
     """Models for likeness and prompt fidelity. Unset: jobs cannot measure scores or publish by them."""
+    segmentation: BaseModelSource | None = None
+    """CLIPSeg model for annotation.masks Model, for example CIDAS/clipseg-rd64-refined, in the layout that transformers loads. Unset: jobs cannot use masks by a model."""
     model_cache: ModelCache = ModelCache()
     webhook: Webhook | None = None
     """Where to announce the end of each job of this profile. Absent: nowhere."""
@@ -275,6 +277,17 @@ class Profile(Model):
     """Labels, scheduling and limits of the stages' pods."""
     max_running_jobs: Annotated[int, Field(ge=1)] | None = None
     """Number of jobs of this profile that may have pods at the same time. Others wait: the namespace with the fewest running jobs is next, within it the oldest job. Unset: no limit."""
+
+    @model_validator(mode="after")
+    def _check_segmentation(self) -> Self:
+        source = self.segmentation
+        if isinstance(source, StoreModel) and source.is_file:
+            raise ValueError("segmentation.key must be a folder that transformers loads, not a file")
+        if isinstance(source, HubModel) and (source.file or source.variant or source.vae):
+            raise ValueError(
+                "segmentation: file, variant and vae are for base models: name a repository that transformers loads"
+            )
+        return self
 
     def allows(self, namespace: str) -> bool:
         """Whether the jobs of a namespace may use this profile."""

@@ -105,6 +105,7 @@ def _groups(values: Values, settings: Settings, images: int | None) -> Iterator[
     if "alpha" not in settings:
         yield {"rank": values.rank, "alpha": settings.get("rank", values.rank)}
     yield {"adapter.targets": str(Targets.ATTENTION_AND_FEED_FORWARD)}
+    yield {"lrScheduler": "cosine"}
     rate = Decimal(settings.get("learningRate", Training().learning_rate))
     # Six digits, because a spec takes at most 16.
     half = max(Decimal(f"{rate / 2:.6g}"), SMALLEST_RATE)

@@ -50,6 +50,11 @@ _PATTERNS = [
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)[^/\s@]{1,400}@"), rf"\1{MASK}@"),
 ]
 
+# Each pattern needs one of these. Most texts have none, and are searched once and not a dozen times.
+_TRIGGERS = re.compile(
+    r"(?i)bearer|basic|key|authorization|passw|secret|token|sk-|hf_|gh[opsur]_|github_pat_|glpat-|xox|aiza|whsec_|eyJ|akia|asia|x-amz-|sig|://"
+)
+
 _ESCAPE = re.compile("%[0-9A-F]{2}")
 _secrets: set[str] = set()
 
@@ -88,6 +93,7 @@ def redact(text: str) -> str:
     # the longest first: a registered secret may contain another one
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, MASK)
-    for pattern, mask in _PATTERNS:
-        text = pattern.sub(mask, text)
+    if _TRIGGERS.search(text):
+        for pattern, mask in _PATTERNS:
+            text = pattern.sub(mask, text)
     return text

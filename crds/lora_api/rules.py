@@ -20,7 +20,11 @@ from pydantic import BaseModel
 
 Constant = bool | int | str | Decimal | tuple[str, ...]
 
-PRODIGY_RATE_PATHS = ("training.learningRate", "training.textEncoder.learningRate")
+PRODIGY_RATE_PATHS = (
+    "training.learningRate",
+    "training.textEncoder.learningRate",
+    "training.tokenEmbeddings.learningRate",
+)
 """Fields whose default depends on the optimizer. CEL does not know the default, so it checks them only where they are
 set."""
 
@@ -218,17 +222,30 @@ class AnyVariantSets:
 
 
 @dataclass(frozen=True)
+class EqualVariants:
+    """Holds when two of training.variants train with the same settings.
+
+    Such variants are only advised against, so there is no CEL.
+    """
+
+    def holds(self, spec: BaseModel) -> bool:
+        trainings = [training.model_dump_json() for training in _value(spec, "training").trainings().values()]
+        return len(set(trainings)) < len(trainings)
+
+    def cel(self, model: type[BaseModel]) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Positive:
-    """Holds when a sum of products of integer fields is above 0."""
+    """Holds when a sum of products of fields is above 0. Fields must be integers where the rule is also one of the CRD."""
 
     terms: tuple[tuple[int, tuple[str, ...]], ...]
     """A factor and the fields to multiply, for each summand."""
 
     def holds(self, spec: BaseModel) -> bool:
-        total: int = sum(
-            factor * math.prod(_value(spec, path) for path in paths) for factor, paths in self.terms
-        )
-        return total > 0
+        total = sum(factor * math.prod(_value(spec, path) for path in paths) for factor, paths in self.terms)
+        return bool(total > 0)
 
     def cel(self, model: type[BaseModel]) -> str:
         summands = [
@@ -428,14 +445,20 @@ _NOT_LORA = Compare("training.adapter.type", "!=", "LoRA")
 _EXTRACT = _is("training.method", "DreamBoothExtract")
 _NO_MEASUREMENT = Compare("training.validation.everySteps", "==", 0)
 _PRODIGY = _is("training.optimizer", "Prodigy", "ProdigyScheduleFree")
+_SCHEDULE_FREE = _is("training.optimizer", "ProdigyScheduleFree")
 _NOT_PRODIGY = AllOf(
     (
         Compare("training.optimizer", "!=", "Prodigy"),
         Compare("training.optimizer", "!=", "ProdigyScheduleFree"),
     )
 )
+_NEW_TOKENS = _is_true("training.tokenEmbeddings.train")
 _CHANGES_ON_CPU = AnyOf(
-    (_is_true("training.textEncoder.train"), Compare("training.adapter.rankDropout", ">", Decimal(0)))
+    (
+        _is_true("training.textEncoder.train"),
+        _NEW_TOKENS,
+        Compare("training.adapter.rankDropout", ">", Decimal(0)),
+    )
 )
 
 RULES: tuple[Rule, ...] = (
@@ -480,8 +503,46 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "training.priorPreservation.weight must be above 0 with enabled: true: the class images would have no effect",
+        (
+            _is_true("training.priorPreservation.enabled"),
+            Compare("training.priorPreservation.weight", "==", Decimal(0)),
+        ),
+    ),
+    Rule(
         "training.from is for plain LoRA and DoRA, and is not supported with method DreamBoothExtract",
         (Present("training.from"), AnyOf((_EXTRACT, _NOT_LORA))),
+    ),
+    # Token embeddings
+    Rule(
+        "training.tokenEmbeddings.train is not supported with method DreamBoothExtract",
+        (_EXTRACT, _NEW_TOKENS),
+    ),
+    Rule(
+        "training.tokenEmbeddings.train is not supported with textEncoder.train: train either the embeddings or the text "
+        "encoders",
+        (_NEW_TOKENS, _is_true("training.textEncoder.train")),
+    ),
+    Rule(
+        "training.tokenEmbeddings.train is not supported with training.from, whose file has no embeddings",
+        (_NEW_TOKENS, Present("training.from")),
+    ),
+    Rule(
+        "training.tokenEmbeddings.train is not supported with ProdigyScheduleFree: each step scales the embeddings, which "
+        "its averages do not follow",
+        (_NEW_TOKENS, _SCHEDULE_FREE),
+    ),
+    Rule(
+        "training.tokenEmbeddings: tokens, initializer and stopAfter need train: true",
+        (
+            Compare("training.tokenEmbeddings.train", "==", False),
+            AnyOf(
+                tuple(
+                    Changed(f"training.tokenEmbeddings.{name}")
+                    for name in ("tokens", "initializer", "stopAfter")
+                )
+            ),
+        ),
     ),
     # Adapters
     Rule(
@@ -559,24 +620,57 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
+        "training.textEncoder.learningRate must be at least 0.1 with ProdigyScheduleFree, whose own estimate it "
+        "multiplies; leave it unset",
+        (
+            _SCHEDULE_FREE,
+            _is_true("training.textEncoder.train"),
+            Compare("training.textEncoder.learningRate", "<", Decimal("0.1")),
+        ),
+    ),
+    Rule(
         "training.textEncoder.learningRate needs textEncoder.train: true",
         (
             Compare("training.textEncoder.train", "==", False),
-            _NOT_PRODIGY,
-            Changed("training.textEncoder.learningRate"),
+            AnyOf(
+                (
+                    AllOf((_NOT_PRODIGY, Changed("training.textEncoder.learningRate"))),
+                    AllOf(
+                        (
+                            _SCHEDULE_FREE,
+                            Compare("training.textEncoder.learningRate", "!=", other="training.learningRate"),
+                        )
+                    ),
+                )
+            ),
+        ),
+    ),
+    Rule(
+        "training.tokenEmbeddings.learningRate must equal training.learningRate with Prodigy; leave it unset",
+        (
+            _is("training.optimizer", "Prodigy"),
+            Compare("training.tokenEmbeddings.learningRate", "!=", other="training.learningRate"),
+        ),
+    ),
+    Rule(
+        "training.tokenEmbeddings.learningRate needs tokenEmbeddings.train: true",
+        (
+            Compare("training.tokenEmbeddings.train", "==", False),
+            Compare("training.optimizer", "!=", "Prodigy"),
+            Changed("training.tokenEmbeddings.learningRate"),
         ),
     ),
     Rule(
         "training.lrScheduler and training.lrWarmupSteps are not supported with ProdigyScheduleFree, "
         "which takes no schedule",
         (
-            _is("training.optimizer", "ProdigyScheduleFree"),
+            _SCHEDULE_FREE,
             AnyOf((Changed("training.lrScheduler"), Changed("training.lrWarmupSteps"))),
         ),
     ),
     Rule(
         "training.emaDecay is not supported with ProdigyScheduleFree, which averages the weights itself",
-        (_is("training.optimizer", "ProdigyScheduleFree"), Changed("training.emaDecay")),
+        (_SCHEDULE_FREE, Changed("training.emaDecay")),
     ),
     Rule(
         "training.lrWarmupSteps must be below training.maxSteps: the learning rate would not reach its value",
@@ -626,8 +720,8 @@ RULES: tuple[Rule, ...] = (
         (_is("training.compile", "Always"), Compare("resources.train.gpus", "==", 0)),
     ),
     Rule(
-        "training.compile: Always is not supported with textEncoder.train and adapter.rankDropout, whose steps change "
-        "on the CPU; leave training.compile at Auto",
+        "training.compile: Always is not supported with textEncoder.train, tokenEmbeddings.train and adapter.rankDropout, "
+        "whose steps change on the CPU; leave training.compile at Auto",
         (_is("training.compile", "Always"), _CHANGES_ON_CPU),
     ),
     Rule(
@@ -769,18 +863,40 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "annotation.masks must be Own with concept.type Style: a style is in the whole image",
-        (_is("annotation.masks", "GrabCut"), _is("concept.type", "Style")),
+        (Changed("annotation.masks"), _is("concept.type", "Style")),
     ),
     Rule(
         "annotation.masks must be Own with training.masking.outsideWeight 1, which uses no masks",
         (
-            _is("annotation.masks", "GrabCut"),
+            Changed("annotation.masks"),
             Compare("training.masking.outsideWeight", "==", Decimal(1)),
         ),
     ),
 )
 
+SMALLEST_USEFUL_RATE = Decimal("1e-8")
+"""Learning rate below which a million steps of an optimizer of Adam's kind change a weight by less than 0.01."""
+
+
+def _slow(field: str, trained: str = "") -> Rule:
+    """Build the advice about a learning rate that is too low to train anything."""
+    return Rule(
+        f"{field} is below {SMALLEST_USEFUL_RATE}, so that the training changes almost nothing; usual rates are 1e-6 to 1e-3",
+        (
+            *([_is_true(trained)] if trained else []),
+            Compare(field, "<", SMALLEST_USEFUL_RATE),
+        ),
+    )
+
+
 ADVICE: tuple[Rule, ...] = (
+    _slow("training.learningRate"),
+    _slow("training.textEncoder.learningRate", "training.textEncoder.train"),
+    _slow("training.tokenEmbeddings.learningRate", "training.tokenEmbeddings.train"),
+    Rule(
+        "training.variants: two variants have the same settings, so the second one trains the same adapter again",
+        (EqualVariants(),),
+    ),
     Rule(
         "training.adapter.useDoRA: LyCORIS reads DoRA in kohya's format exactly, ComfyUI approximately, "
         "AUTOMATIC1111 wrongly; diffusers reads it from the diffusers file only",
@@ -794,6 +910,20 @@ ADVICE: tuple[Rule, ...] = (
             _is_true("training.priorPreservation.enabled"),
             Compare("training.priorPreservation.classPrompt", "==", ""),
         ),
+    ),
+    Rule(
+        "training.alpha has no effect with method DreamBoothExtract, unless extraction.factorSteps trains the factors",
+        (
+            _EXTRACT,
+            Changed("training.alpha"),
+            Compare("training.alpha", "!=", other="training.rank"),
+            Compare("training.extraction.factorSteps", "==", 0),
+        ),
+    ),
+    Rule(
+        "training.validation: samples is below heldOutImages: the held-out images above it are neither trained on nor "
+        "measured",
+        (Compare("training.validation.samples", "<", other="training.validation.heldOutImages"),),
     ),
     Rule(
         "training.preview.everySteps is not below maxSteps: there are previews after the last step only",
@@ -827,6 +957,18 @@ ADVICE: tuple[Rule, ...] = (
                     (1, ("training.validation.everySteps",)),
                     (-1, ("training.maxSteps",)),
                     (1, ()),
+                )
+            ),
+        ),
+    ),
+    Rule(
+        "training.tokenEmbeddings.stopAfter is within the warm-up: the embeddings never reach their learning rate",
+        (
+            _NEW_TOKENS,
+            Positive(
+                (
+                    (1, ("training.lrWarmupSteps",)),
+                    (-1, ("training.tokenEmbeddings.stopAfter", "training.maxSteps")),
                 )
             ),
         ),

@@ -30,7 +30,7 @@ class AnnotateResources(Model):
     cpu: Quantity = "500m"
     """CPU request, as a Kubernetes quantity."""
     memory: Quantity = "1Gi"
-    """Memory request and limit, as a Kubernetes quantity."""
+    """Memory request and limit, as a Kubernetes quantity. With annotation.masks Model, the pod gets 2Gi if this is less."""
     cpu_limit: OptionalQuantity = ""
     """CPU limit of the annotation container. Empty: the profile's, or none. A namespace with a quota on limits.cpu requires one."""
     ephemeral_storage: OptionalQuantity = ""
@@ -152,7 +152,7 @@ class RunPolicy(Model):
     start_deadline_seconds: Positive | None = None
     """Fail the job if a stage's pod has not started after this many seconds. Unset: no deadline."""
     active_deadline_seconds: Positive | None = None
-    """Fail the job this many seconds after its start. Unset: no deadline. Can be changed at any time."""
+    """Fail the job this many seconds after its start, or after it was resumed. Unset: no deadline. Can be changed at any time."""
     child_ttl_seconds_after_finished: Annotated[Seconds, Field(alias="childTTLSecondsAfterFinished")] = 86400
     """Time for which finished pods are kept for their logs, in seconds."""
     ttl_seconds_after_finished: Annotated[

@@ -135,6 +135,12 @@ class AnnotateConfig(StageConfig):
     stage: Literal[StageName.ANNOTATE] = StageName.ANNOTATE
     llm: LLMAccess | None = None
     """The language model. None unless the job's annotation mode is LLM."""
+    segmentation: BaseModelSource | None = None
+    """The segmentation model. None unless the job's annotation.masks is Model."""
+    cache_dir: str = ""
+    """Folder that the segmentation model is downloaded to. Empty: none is."""
+    prefetched: bool = False
+    """Whether `cache_dir` was filled before and is read-only."""
 
 
 class AppliedRecipe(Model):

@@ -134,6 +134,12 @@ class CaptionsStatus(Lenient):
     """Number of attempts that ended without a result the operator could read, and of their failed pods. Charged to runPolicy.backoffLimit."""
     disruptions: Count = 0
     """Number of this attempt's pods that were lost to preemption, eviction or lost nodes."""
+    disruptions_in_a_row: Count = 0
+    """Number of disruptions since done last rose. Limited by runPolicy.disruptionLimit."""
+    disruptions_counted_until: Time | None = None
+    """Creation time of the last pod that was counted as a disruption."""
+    started: bool = False
+    """Whether a pod of this attempt has started. From then on, runPolicy.startDeadlineSeconds does not apply to it."""
     total: Count = 0
     """Number of images to caption."""
     done: Count = 0
@@ -171,6 +177,12 @@ class TrainingStatus(Lenient):
     """Number of the current attempt, counted from 1. Retries within a batch Job are not counted."""
     disruptions: Count = 0
     """Number of pods lost to preemption, eviction and lost nodes."""
+    disruptions_in_a_row: Count = 0
+    """Number of disruptions since furthestStep last rose. Limited by runPolicy.disruptionLimit."""
+    disruptions_counted_until: Time | None = None
+    """Creation time of the last pod that was counted as a disruption."""
+    started: bool = False
+    """Whether a pod of this attempt has started. From then on, runPolicy.startDeadlineSeconds does not apply to it."""
     failures: Count = 0
     """Number of attempts that ended without a result the operator could read, and of their failed pods. Charged to runPolicy.backoffLimit."""
     furthest_step: Count = 0
@@ -178,13 +190,13 @@ class TrainingStatus(Lenient):
     furthest_step_before: Count = 0
     """Highest optimizer step of the attempts before the current one."""
     last_progress_time: Time | None = None
-    """Time at which furthestStep last rose. Disruptions after it count towards runPolicy.disruptionLimit."""
+    """Time at which furthestStep last rose."""
     resumed_from_step: Count | None = None
     """Step of the checkpoint that the last pod resumed from. Unset: it started from the first step."""
     gpu_seconds: Annotated[int, Field(ge=0, le=2**53)] | None = None
     """GPU time used, in seconds: the number of GPUs times the time that they were held, over all attempts."""
     gpu_seconds_before: Annotated[int, Field(ge=0, le=2**53)] = 0
-    """The share of gpuSeconds that earlier attempts used."""
+    """The share of gpuSeconds that earlier attempts, and pods that are gone, used."""
     last_failure: Failure | None = None
 
 
@@ -299,7 +311,7 @@ class JobStatus(Lenient):
     retries: Count = 0
     """Value of runPolicy.retry that was acted on last, or that was set before the job failed."""
     start_time: Time | None = None
-    """Time at which the operator accepted the job."""
+    """Time at which the job was first seen, retried or resumed. Unset while it is suspended."""
     waiting_since: Time | None = None
     """Time since which the next stage's child Job cannot be created: a quota, a policy or the profile's limit refuses it."""
     finish_time: Time | None = None

@@ -5,6 +5,7 @@ They are one module because `Training` refers to all of them, and because reader
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -172,7 +173,22 @@ class TextEncoder(Model):
     train: Bool = False
     """Also train adapters on both text encoders."""
     learning_rate: Annotated[Decimal, Real(gt="0", le="10")] = Decimal("5e-6")
-    """Learning rate of the text encoders' adapters. Default: 5e-6; for Prodigy, that of the UNet."""
+    """Learning rate of the text encoders' adapters. Default: 5e-6; for Prodigy and ProdigyScheduleFree, that of the UNet."""
+
+
+class TokenEmbeddings(Model):
+    """Training of new tokens that stand for concept.token: pivotal tuning, as in diffusers' train_dreambooth_lora_sdxl_advanced.py."""
+
+    train: Bool = False
+    """Add new tokens to both tokenizers, put them in place of concept.token in every prompt, and train their embeddings beside the adapter. embeddings.safetensors is published with the adapter and is needed to use it."""
+    tokens: Annotated[Int, Field(ge=1, le=8)] = 2
+    """Number of new tokens."""
+    learning_rate: Annotated[Decimal, Real(gt="0", le="10")] = Decimal("3e-4")
+    """Learning rate of the embeddings. Default: 3e-4; for Prodigy, that of the UNet."""
+    initializer: Annotated[Prompt, Field(max_length=64)] = ""
+    """Words whose embeddings the new tokens start from, token by token and repeated if there are fewer, for example the class. Empty: random values with the standard deviation of the model's embeddings."""
+    stop_after: Annotated[Decimal, Real(gt="0", le="1")] = Decimal("0.5")
+    """Share of maxSteps after which only the adapter is trained."""
 
 
 class PriorPreservation(Model):
@@ -354,7 +370,7 @@ class Training(Model):
     gradient_checkpointing: GradientCheckpointing = GradientCheckpointing.AUTO
     """Recompute activations in the backward pass: less memory for about a third more time. Auto: only where memory requires it."""
     compile: Compile = Compile.AUTO
-    """Record the kernels of a step as a CUDA graph, which the GPU then runs without waiting for the CPU. Auto: where the GPU waits for the CPU, there is memory for it, and the remaining steps repay the recording. A recording that fails is logged, and training continues without it. On a CPU, and with textEncoder.train or adapter.rankDropout, status.effective says Never."""
+    """Record the kernels of a step as a CUDA graph, which the GPU then runs without waiting for the CPU. Auto: where the GPU waits for the CPU, there is memory for it, and the remaining steps repay the recording. A recording that fails is logged, and training continues without it. On a CPU, and with textEncoder.train, tokenEmbeddings.train or adapter.rankDropout, status.effective says Never."""
     quantize_base: QuantizeBase = QuantizeBase.NONE
     """Number format of the frozen UNet's weights, for small GPUs. NF4: 4 bits. Int8: 8 bits. None: that of mixedPrecision."""
     snr_gamma: Annotated[Decimal, Real(ge="0", le="100")] = Decimal("5.0")
@@ -369,6 +385,7 @@ class Training(Model):
     """Publish an exponential moving average of the adapter: this is the share of it that each step keeps, less in the first steps. 0: off."""
     extraction: Extraction = Extraction()
     text_encoder: TextEncoder = TextEncoder()
+    token_embeddings: TokenEmbeddings = TokenEmbeddings()
     prior_preservation: PriorPreservation = PriorPreservation()
     crop: Crop = Crop.SMART
     """Method to bring an image to the training size. Smart: a square around the subject. Center: a square from the centre. Buckets: the aspect ratio is kept."""
@@ -398,9 +415,15 @@ class Training(Model):
             for name in ("rank", "alpha", "max_steps", "learning_rate", "seed")
             if (value := getattr(variant, name)) is not None
         }
-        if variant.learning_rate is not None and self.optimizer == Optimizer.PRODIGY:
-            # Prodigy takes one rate: see `_choose_learning_rates`.
+        is_prodigy = self.optimizer in (Optimizer.PRODIGY, Optimizer.PRODIGY_SCHEDULE_FREE)
+        has_one_rate = self.text_encoder.learning_rate == self.learning_rate
+        if variant.learning_rate is not None and is_prodigy and has_one_rate:
+            # The text encoders got the rate of the UNet: see `_choose_learning_rates`.
             changes["text_encoder"] = self.text_encoder.model_copy(
+                update={"learning_rate": variant.learning_rate}
+            )
+        if variant.learning_rate is not None and self.optimizer == Optimizer.PRODIGY:
+            changes["token_embeddings"] = self.token_embeddings.model_copy(
                 update={"learning_rate": variant.learning_rate}
             )
         if variant.targets is not None:
@@ -421,26 +444,37 @@ class Training(Model):
     def _choose_learning_rates(cls, data: Any) -> Any:
         """Fill in the learning rates that are not set, if the optimizer is a Prodigy.
 
-        It multiplies its own estimate by the learning rate, so the default is 1 instead of the fields' defaults.
-        Prodigy takes one rate only, so the text encoders get that of the UNet. Input may use the fields' camelCase or
+        It multiplies its own estimate by the learning rate, so the default is 1 instead of the fields' defaults. The
+        text encoders and the token embeddings get the rate of the UNet: Prodigy takes one rate only, and
+        ProdigyScheduleFree, which does not support token embeddings, makes an estimate for each. Input may use the fields' camelCase or
         Python names: both are read, and the Python name is removed where the camelCase one is set.
         """
         if not isinstance(data, dict):
             return data
         data = dict(data)
         is_prodigy = data.get("optimizer") in (Optimizer.PRODIGY, Optimizer.PRODIGY_SCHEDULE_FREE)
-        if is_prodigy and data.get("learningRate", data.get("learning_rate")) is None:
-            data.pop("learning_rate", None)
-            data["learningRate"] = Decimal(1)
-        if data.get("optimizer") == Optimizer.PRODIGY:
-            text = data.get("textEncoder", data.get("text_encoder"))
-            text = dict(text) if isinstance(text, dict) else {} if text is None else text
-            if isinstance(text, dict) and text.get("learningRate", text.get("learning_rate")) is None:
-                data.pop("text_encoder", None)
-                text.pop("learning_rate", None)
-                rate = data.get("learningRate", data.get("learning_rate"))
-                data["textEncoder"] = {**text, "learningRate": rate}
+        if is_prodigy:
+            if data.get("learningRate", data.get("learning_rate")) is None:
+                data.pop("learning_rate", None)
+                data["learningRate"] = Decimal(1)
+            rate = data.get("learningRate", data.get("learning_rate"))
+            for name, python_name in _SECTIONS_WITH_ONE_RATE[data["optimizer"]].items():
+                section = data.get(name, data.get(python_name))
+                section = dict(section) if isinstance(section, dict) else {} if section is None else section
+                if not isinstance(section, dict):
+                    continue
+                if section.get("learningRate", section.get("learning_rate")) is None:
+                    data.pop(python_name, None)
+                    section.pop("learning_rate", None)
+                    data[name] = {**section, "learningRate": rate}
         return data
+
+
+_SECTIONS_WITH_ONE_RATE: Mapping[str, Mapping[str, str]] = {
+    Optimizer.PRODIGY: {"textEncoder": "text_encoder", "tokenEmbeddings": "token_embeddings"},
+    Optimizer.PRODIGY_SCHEDULE_FREE: {"textEncoder": "text_encoder"},
+}
+"""Sections of `Training` that get the rate of the UNet, by optimizer: camelCase and Python name."""
 
 
 def _set_fields(model: Model, data: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ EXTRA: dict[str, list[Any]] = {
     "resources.train.gpus": [0, 1],
     "training.learningRate": ["1e-4", "1"],
     "training.textEncoder.learningRate": ["5e-6", "1"],
+    "training.tokenEmbeddings.learningRate": ["3e-4", "1"],
+    "training.tokenEmbeddings.tokens": [2, 3],
     "training.maxSteps": [500, 3],
     "training.adapter.blocks": [[], [{"block": "mid_block", "rank": 2}], [{"block": "mid_block"}]],
     "training.preview.prompts": [[], ["a", "a"]],

@@ -56,6 +56,54 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         "training.textEncoder.learningRate must equal",
     ),
     ({"training": {"textEncoder": {"learningRate": "1e-3"}}}, "training.textEncoder.learningRate needs"),
+    (
+        {"training": {**EXTRACT, "tokenEmbeddings": {"train": True}}},
+        "training.tokenEmbeddings.train is not supported with method",
+    ),
+    (
+        {"training": {"tokenEmbeddings": {"train": True}, "textEncoder": {"train": True}}},
+        "training.tokenEmbeddings.train is not supported with textEncoder.train",
+    ),
+    (
+        {
+            "training": {
+                "tokenEmbeddings": {"train": True},
+                "from": {"key": "studio/a.safetensors", "sha256": "0" * 64},
+            }
+        },
+        "training.tokenEmbeddings.train is not supported with training.from",
+    ),
+    (
+        {"training": {"tokenEmbeddings": {"train": True}, "optimizer": "ProdigyScheduleFree"}},
+        "training.tokenEmbeddings.train is not supported with ProdigyScheduleFree",
+    ),
+    ({"training": {"tokenEmbeddings": {"tokens": 3}}}, "training.tokenEmbeddings: tokens, initializer"),
+    ({"training": {"tokenEmbeddings": {"stopAfter": "1"}}}, "training.tokenEmbeddings: tokens, initializer"),
+    (
+        {"training": {**PRODIGY, "tokenEmbeddings": {"train": True, "learningRate": "0.5"}}},
+        "training.tokenEmbeddings.learningRate must equal",
+    ),
+    (
+        {"training": {"tokenEmbeddings": {"learningRate": "1e-3"}}},
+        "training.tokenEmbeddings.learningRate needs",
+    ),
+    (
+        {"training": {"optimizer": "ProdigyScheduleFree", "textEncoder": {"learningRate": "0.5"}}},
+        "training.textEncoder.learningRate needs",
+    ),
+    (
+        {
+            "training": {
+                "optimizer": "ProdigyScheduleFree",
+                "textEncoder": {"train": True, "learningRate": "1e-4"},
+            }
+        },
+        "training.textEncoder.learningRate must be at least 0.1",
+    ),
+    (
+        {"training": {"priorPreservation": {"enabled": True, "weight": "0"}}},
+        "training.priorPreservation.weight must be above 0",
+    ),
     ({"training": {"optimizer": "ProdigyScheduleFree", "lrScheduler": "cosine"}}, "which takes no schedule"),
     ({"training": {"optimizer": "ProdigyScheduleFree", "emaDecay": "0.9"}}, "training.emaDecay is not"),
     ({"training": {"maxSteps": 50, "lrWarmupSteps": 50}}, "training.lrWarmupSteps must be below"),
@@ -173,6 +221,10 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"annotation": {"masks": "GrabCut"}, "training": {"masking": {"outsideWeight": "1"}}},
+        "annotation.masks must be Own with training.masking.outsideWeight 1",
+    ),
+    (
+        {"annotation": {"masks": "Model"}, "training": {"masking": {"outsideWeight": "1.0"}}},
         "annotation.masks must be Own with training.masking.outsideWeight 1",
     ),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lora_api.job import Adapter, InvalidResourceError, Targets, parse_job_document, parse_spec
-from lora_api.rules import RULES
+from lora_api.rules import RULES, advice
 from tests.support.bad_specs import BAD
 from tests.support.builders import wire_spec
 
@@ -64,7 +64,7 @@ def test_every_rule_has_a_spec_that_breaks_it_alone() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer", "rate", "text_rate"),
-    [("AdamW", "0.0001", "0.000005"), ("Prodigy", "1", "1"), ("ProdigyScheduleFree", "1", "0.000005")],
+    [("AdamW", "0.0001", "0.000005"), ("Prodigy", "1", "1"), ("ProdigyScheduleFree", "1", "1")],
 )
 def test_each_optimizer_has_its_own_default_rate(optimizer: str, rate: str, text_rate: str) -> None:
     training = parse_spec(wire_spec(training={"optimizer": optimizer})).training
@@ -72,6 +72,68 @@ def test_each_optimizer_has_its_own_default_rate(optimizer: str, rate: str, text
         rate,
         text_rate,
     )
+
+
+@pytest.mark.parametrize("optimizer", ["Prodigy", "ProdigyScheduleFree"])
+def test_a_variants_rate_is_that_of_its_text_encoders_with_prodigy(optimizer: str) -> None:
+    variants = [{"name": "half", "learningRate": "0.5"}]
+    training = {"optimizer": optimizer, "variants": variants, "validation": {"everySteps": 1}}
+    (variant,) = parse_spec(wire_spec(training=training)).training.trainings().values()
+    assert variant.text_encoder.to_wire()["learningRate"] == "0.5"
+
+
+def test_a_variant_keeps_an_explicit_rate_of_the_text_encoders() -> None:
+    training = {
+        "optimizer": "ProdigyScheduleFree",
+        "textEncoder": {"train": True, "learningRate": "0.2"},
+        "variants": [{"name": "half", "learningRate": "0.5"}],
+        "validation": {"everySteps": 1},
+    }
+    (variant,) = parse_spec(wire_spec(training=training)).training.trainings().values()
+    assert variant.text_encoder.to_wire()["learningRate"] == "0.2"
+
+
+@pytest.mark.parametrize(
+    ("training", "field"),
+    [
+        ({"method": "DreamBoothExtract", "alpha": 32}, "training.alpha"),
+        ({"validation": {"everySteps": 5, "heldOutImages": 3, "samples": 2}}, "training.validation: samples"),
+        (
+            {"maxSteps": 10, "lrWarmupSteps": 6, "tokenEmbeddings": {"train": True}},
+            "training.tokenEmbeddings.stopAfter",
+        ),
+        ({"learningRate": "1e-30"}, "training.learningRate is below"),
+        (
+            {"textEncoder": {"train": True, "learningRate": "9e-9"}},
+            "training.textEncoder.learningRate is below",
+        ),
+        (
+            {"tokenEmbeddings": {"train": True, "learningRate": "1e-9"}},
+            "training.tokenEmbeddings.learningRate is below",
+        ),
+        (
+            {
+                "variants": [{"name": "one"}, {"name": "two", "seed": 3}, {"name": "three", "rank": 16}],
+                "validation": {"everySteps": 1},
+            },
+            "training.variants",
+        ),
+    ],
+)
+def test_settings_with_no_or_little_effect_are_warned_about(training: dict[str, Any], field: str) -> None:
+    assert [message for message in advice(parse_spec(wire_spec(training=training))) if field in message]
+
+
+def test_settings_that_take_effect_are_not_warned_about() -> None:
+    for training in (
+        {"method": "DreamBoothExtract", "alpha": 32, "rank": 32},
+        {"method": "DreamBoothExtract", "alpha": 32, "extraction": {"factorSteps": 5}},
+        {"alpha": 32, "validation": {"everySteps": 5, "heldOutImages": 2, "samples": 2}},
+        {"maxSteps": 10, "lrWarmupSteps": 5, "tokenEmbeddings": {"train": True}},
+        {"learningRate": "1e-8", "textEncoder": {"train": True, "learningRate": "1e-8"}},
+        {"variants": [{"name": "one"}, {"name": "two", "seed": 3}], "validation": {"everySteps": 1}},
+    ):
+        assert not advice(parse_spec(wire_spec(training=training)))
 
 
 def test_what_goes_out_comes_back() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from lora_api.profile import StoreProfile
+from lora_api.profile import Profile, StoreProfile
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,18 @@ def test_an_endpoint_that_is_not_host_and_port_is_refused(endpoint: str, words: 
 )
 def test_an_endpoint_of_host_and_port_is_taken(endpoint: str) -> None:
     assert StoreProfile(endpoint=endpoint).endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"source": "store", "key": "models/seg.safetensors"}, "must be a folder that transformers loads"),
+        ({"source": "hub", "repo": "a/b", "variant": "fp16"}, "file, variant and vae are for base models"),
+        ({"source": "hub", "repo": "a/b", "file": "m.safetensors"}, "file, variant and vae"),
+        ({"source": "hub", "repo": "a/b", "vae": {"repo": "a/c"}}, "file, variant and vae"),
+    ],
+)
+def test_a_segmentation_model_has_no_settings_of_base_models(source: dict[str, object], words: str) -> None:
+    profile = {"store": {"endpoint": "minio:9000"}, "models": {}, "segmentation": source}
+    with pytest.raises(ValidationError, match=words):
+        Profile.model_validate(profile)

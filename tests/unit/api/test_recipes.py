@@ -32,6 +32,7 @@ OTHER_VALUES: dict[str, Any] = {
     "rank": 16,
     "alpha": 16,
     "adapter.targets": "Attention",
+    "lrScheduler": "constant",
     "textEncoder.train": False,
     "textEncoder.learningRate": "0.000005",
     "maxSteps": 500,
@@ -106,6 +107,7 @@ def test_the_recipes_set_these_values() -> None:
         "rank": 16,
         "alpha": 16,
         "adapter.targets": "AttentionAndFeedForward",
+        "lrScheduler": "cosine",
         "textEncoder.train": True,
         "textEncoder.learningRate": "0.00005",
         "maxSteps": 1000,
@@ -172,8 +174,9 @@ def test_values_that_belong_together_are_set_or_left_out_together() -> None:
     [
         ({"method": "LoRA"}, {"priorPreservation.enabled", "priorPreservation.numClassImages"}),
         ({"compile": "Always"}, {"textEncoder.train", "textEncoder.learningRate"}),
-        ({"lrScheduler": "cosine", "lrWarmupSteps": 499}, set()),
+        ({"lrScheduler": "cosine", "lrWarmupSteps": 499}, {"lrScheduler"}),
         ({"optimizer": "Prodigy"}, {"textEncoder.learningRate"}),
+        ({"optimizer": "ProdigyScheduleFree"}, {"lrScheduler", "textEncoder.learningRate"}),
         (
             {
                 "validation": {"everySteps": 5},
@@ -183,7 +186,7 @@ def test_values_that_belong_together_are_set_or_left_out_together() -> None:
         ),
         (
             {"lrScheduler": "cosine_with_restarts", "lrSchedulerCycles": 600, "maxSteps": 1200},
-            {"maxSteps"},
+            {"lrScheduler", "maxSteps"},
         ),
     ],
 )

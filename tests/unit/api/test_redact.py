@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lora_api import redact as redact_module
 from lora_api.log_lines import RedactingFormatter
 from lora_api.reasons import Reason
 from lora_api.redact import MASK, redact, register_secret
@@ -114,3 +118,11 @@ def test_a_credential_that_a_stage_reads_is_removed(tmp_path: Path) -> None:
     (tmp_path / "apiKey").write_text("four-plain-words-here\n")
     key = read_credential(str(tmp_path), "apiKey")
     assert redact(f"401: {key} is unknown") == f"401: {MASK} is unknown"
+
+
+@pytest.mark.parametrize("pattern", [pattern for pattern, _ in redact_module._PATTERNS])
+@given(data=st.data())
+def test_no_pattern_is_skipped_where_it_matches(pattern: re.Pattern[str], data: st.DataObject) -> None:
+    """Texts without a trigger are not searched for the patterns."""
+    text = data.draw(st.from_regex(pattern))
+    assert redact_module._TRIGGERS.search(text)
