@@ -29,6 +29,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "rank 128": {"rank": 128, "alpha": 128},
     "batch 4": {"batchSize": 4},
     "text encoders": {"textEncoder": {"train": True}},
+    "token embeddings": {"tokenEmbeddings": {"train": True}},
     "DoRA": {"adapter": {"useDoRA": True}},
     "LoKr": {"adapter": {"type": "LoKr"}},
     "NF4": {"quantizeBase": "NF4"},

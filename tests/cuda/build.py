@@ -1,4 +1,4 @@
-"""Build the two libraries from `native/` with g++, once for each version of their sources and of PyTorch."""
+"""Build the two libraries from `native/` with g++, once for each version of their sources and installation of PyTorch."""
 
 from __future__ import annotations
 
@@ -35,16 +35,19 @@ def build(name: str) -> Path:
         os.environ.get(FOLDER_VARIABLE) or Path(tempfile.gettempdir()) / f"lora-test-cuda-{os.getuid()}"
     )
     sources = [SOURCES / file for file in LIBRARIES[name]]
-    version = importlib.metadata.version("torch")
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + version.encode()).hexdigest()
-    library = folder / f"{name}-{digest[:16]}.so"
-    if library.exists():
-        return library
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.origin is not None
     torch = Path(spec.origin).parent
+    # The library holds the path of the PyTorch it is linked with, which may be gone or another's the next time.
+    installation = f"{importlib.metadata.version('torch')} {torch}"
+    digest = hashlib.sha256(
+        b"".join(path.read_bytes() for path in sources) + installation.encode()
+    ).hexdigest()
+    library = folder / f"{name}-{digest[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = library.with_suffix(f".{os.getpid()}")
     command = ["g++", "-O1", "-shared", "-fPIC", "-std=c++20", "-w"]
     command += [f"-I{torch}/include", f"-I{torch}/include/torch/csrc/api/include", *map(str, sources)]

@@ -78,9 +78,12 @@ def complete(base: Row, row: Row) -> Row:
         # Two cycles of two steps, after a step of warm-up.
         more |= {"training.lrSchedulerCycles": 2, "training.maxSteps": 5}
     if filled.get("training.optimizer") in ("Prodigy", "ProdigyScheduleFree"):
-        more["training.learningRate"] = "1"  # its default with these
+        more |= {
+            "training.learningRate": "1",
+            "training.textEncoder.learningRate": "1",
+        }  # their defaults with these
     if filled.get("training.optimizer") == "Prodigy":
-        more["training.textEncoder.learningRate"] = "1"
+        more["training.tokenEmbeddings.learningRate"] = "1"
     return {**base, **more, **row}
 
 
@@ -114,6 +117,10 @@ OTHERS: Others = {
     "training.extraction.layerEnergy": ("0.3", {"training.method": "DreamBoothExtract"}),
     "training.extraction.rankEnergy": ("0.3", {"training.method": "DreamBoothExtract"}),
     "training.textEncoder.learningRate": ("1e-2", {"training.textEncoder.train": True}),
+    "training.tokenEmbeddings.tokens": (3, {"training.tokenEmbeddings.train": True}),
+    "training.tokenEmbeddings.learningRate": ("1e-2", {"training.tokenEmbeddings.train": True}),
+    "training.tokenEmbeddings.initializer": ("statue", {"training.tokenEmbeddings.train": True}),
+    "training.tokenEmbeddings.stopAfter": ("1", {"training.tokenEmbeddings.train": True}),
     "training.priorPreservation.numClassImages": (2, {"training.priorPreservation.enabled": True}),
     "training.priorPreservation.weight": ("3", {"training.priorPreservation.enabled": True}),
     "training.priorPreservation.classPrompt": ("a rock", {"training.priorPreservation.enabled": True}),

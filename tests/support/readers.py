@@ -7,8 +7,10 @@ ComfyUI 0.3.77, and extensions-builtin/Lora/network_*.py of AUTOMATIC1111 1.10.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -67,3 +69,21 @@ def automatic1111(base: Tensor, tensors: Tensors) -> Tensor:
         norm = norm.reshape(changed.shape[1], *[1] * (base.dim() - 1)).transpose(0, 1)
         changed = changed * (tensors["dora_scale"] / norm)
     return changed
+
+
+def comfyui_embedding(path: Path, width: int, key: str) -> Tensor | None:
+    """`load_embed` of comfy/sd1_clip.py, for a file in the safetensors format.
+
+    Args:
+        path: file in the folder of embeddings; prompts name it as `embedding:NAME`.
+        width: width of the text encoder's embeddings. Rows of another width are skipped with a warning.
+        key: name of the text encoder's matrix: clip_l, or clip_g of SDXL's second encoder.
+    """
+    embed = load_file(path)
+    if "string_to_param" in embed:
+        found = next(iter(embed["string_to_param"].values()))
+    elif key in embed:
+        found = embed[key]
+    else:
+        found = next(iter(embed.values()))
+    return found if found.shape[-1] == width else None

@@ -181,3 +181,75 @@ class Reference:
             output = encoder(ids, output_hidden_states=True)
             layers.append(output.hidden_states[-2])
         return torch.cat(layers, -1), output.text_embeds
+
+
+class PivotalReference(Reference):
+    """The same with token embeddings, as diffusers' train_dreambooth_lora_sdxl_advanced.py trains them.
+
+    The whole embedding matrices are trained, and after each step all rows but the new ones are reset. Two things
+    differ from the script: the gradients of these rows, and all gradients of the matrices after the pivot, do not count
+    in the norm by which gradients are clipped.
+    """
+
+    def __init__(
+        self, folder: Path, samples: list[tuple[bytes, str]], training: Training, token: str, stop: int
+    ) -> None:
+        """
+        Args:
+            token: the concept's token, which the new tokens replace in captions.
+            stop: number of steps in which the embeddings are trained.
+        """
+        super().__init__(folder, samples, training)
+        settings = training.token_embeddings
+        self.token, self.stop = token, stop
+        self.new = [f"<s{number}>" for number in range(settings.tokens)]
+        self.matrices, self.originals, self.stds = [], [], []
+        for key, tokenizer, encoder in zip(("clip_l", "clip_g"), self.tokenizers, self.encoders, strict=True):
+            std = encoder.get_input_embeddings().weight.data.std()
+            tokenizer.add_tokens(self.new)
+            encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            weight = encoder.get_input_embeddings().weight
+            generator = generator_for(training.seed, "token_embeddings", key)
+            weight.data[-settings.tokens :] = (
+                torch.randn(settings.tokens, weight.shape[1], generator=generator) * std
+            )
+            self.matrices.append(weight.requires_grad_(True))
+            self.originals.append(weight.data.clone())
+            self.stds.append(std)
+        self.parameters = [*self.parameters, *self.matrices]
+        groups = [
+            {"params": self.parameters[: -len(self.matrices)], "lr": float(training.learning_rate)},
+            {"params": self.matrices, "lr": float(settings.learning_rate)},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        self.lr_scheduler = get_scheduler("constant", self.optimizer)
+
+    def step(self, number: int) -> float:
+        loss = self.mean_loss("instance", self.samples, range(number, number + 1))
+        self.optimizer.zero_grad()
+        loss.backward()
+        for matrix in self.matrices:
+            assert matrix.grad is not None
+            matrix.grad[: -len(self.new)] = 0
+            if number >= self.stop:
+                matrix.grad.zero_()
+        if number >= self.stop:
+            self.optimizer.param_groups[1]["lr"] = 0.0
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.retract()
+        return loss.item()
+
+    @torch.no_grad()
+    def retract(self) -> None:
+        """`TokenEmbeddingsHandler.retract_embeddings`."""
+        for matrix, original, std in zip(self.matrices, self.originals, self.stds, strict=True):
+            updated = torch.zeros(len(matrix), dtype=torch.bool)
+            updated[-len(self.new) :] = True
+            matrix.data[~updated] = original[~updated]
+            new = matrix.data[updated]
+            off_ratio = std / new.std()
+            matrix.data[updated] = new * (off_ratio**0.1)
+
+    def encode(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().encode(text.replace(self.token, "".join(self.new)))

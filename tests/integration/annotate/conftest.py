@@ -146,6 +146,8 @@ class Job:
     uid: str = field(default_factory=lambda: str(uuid4()))
     spec: dict[str, Any] = field(default_factory=dict)
     llm: dict[str, Any] | None = None
+    segmentation: str = ""
+    """Key of the segmentation model in the input bucket; empty if the profile has none."""
 
     @property
     def keys(self) -> JobKeys:
@@ -173,6 +175,8 @@ class Job:
                 "progressHost": "127.0.0.1",
                 "progressPort": 0,
                 "llm": self.llm,
+                "segmentation": {"source": "store", "key": self.segmentation} if self.segmentation else None,
+                "cacheDir": str(self.folder / "cache"),
             }
         )
 
@@ -186,7 +190,15 @@ class Job:
 
     def recreate(self) -> Job:
         """Return the same job as if it was deleted and created again."""
-        return Job(self.running, self.folder, self.prefix, self.namespace, spec=self.spec, llm=self.llm)
+        return Job(
+            self.running,
+            self.folder,
+            self.prefix,
+            self.namespace,
+            spec=self.spec,
+            llm=self.llm,
+            segmentation=self.segmentation,
+        )
 
     def captions(self) -> list[dict[str, Any]]:
         lines = self.running.store.output.get(self.keys.captions).decode().splitlines()

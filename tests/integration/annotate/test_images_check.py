@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
 from lora_cli.main import app
+from tests.support.segmenter import write_segmenter
 
 
 @pytest.fixture
@@ -30,6 +31,36 @@ def test_good_images_pass_with_their_coverage(folder):
     assert result.exit_code == 0, result.output
     assert "5 images, 5 different" in result.output
     assert "light: " in result.output
+
+
+def test_masks_of_a_model_in_a_folder_are_shown(folder, tmp_path):
+    pytest.importorskip("torch")
+    model = write_segmenter(tmp_path / "clipseg")
+    sheets = [tmp_path / "plain.png", tmp_path / "masks.png"]
+    assert run(folder, "--resolution", 512, "--sheet", sheets[0]).exit_code == 0
+    options = ("--resolution", 512, "--masks", "Model", "--model", model, "--class", "dog")
+    result = run(folder, "--sheet", sheets[1], *options)
+    assert result.exit_code == 0, result.output
+    assert sheets[0].read_bytes() != sheets[1].read_bytes()
+    write_segmenter(model, "nothing")
+    result = run(folder, *options)
+    assert result.exit_code == 1
+    assert result.output.count("the segmentation model found no 'dog' in it") == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--masks", "Model"), "--masks Model needs --model and --class"),
+        (("--masks", "Model", "--model", "nowhere", "--class", "dog"), "--model: nowhere is not a folder"),
+        (("--model", "."), "are for --masks Model"),
+        (("--masks", "GrabCut", "--class", "dog"), "are for --masks Model"),
+    ],
+)
+def test_options_of_masks_that_do_not_go_together_are_refused(folder, options, words):
+    result = run(folder, *options)
+    assert result.exit_code == 64
+    assert words in " ".join(result.output.split())
 
 
 def test_problems_are_named_and_shown(folder, tmp_path):

@@ -6,15 +6,18 @@ And every field of them, taken to another value, changes what the stage does.
 from __future__ import annotations
 
 import json
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
 from allpairspy import AllPairs
 
 from lora_api.job import InvalidResourceError, parse_spec
-from tests.conftest import make_spec
+from tests.conftest import RunningStore, make_spec
 from tests.support import matrix
 from tests.support.rule_values import DEFAULTS
+from tests.support.segmenter import upload, write_segmenter
 
 from .conftest import Job, MessagesAPI, message
 
@@ -25,6 +28,18 @@ TABLE = {path: values for section in SECTIONS for path, values in matrix.all_par
 def sections(row: matrix.Row) -> dict[str, Any]:
     small: matrix.Row = {"concept.token": "CUS", "concept.className": "statue", "dataset.minImages": 1}
     return {"annotation": {}, **matrix.settings(row, small)}
+
+
+@pytest.fixture(scope="session")
+def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_segmenter(tmp_path_factory.mktemp("segmenter"))
+
+
+@pytest.fixture
+def segmentation(running_store: RunningStore, segmenter: Path) -> str:
+    """Return the key of a segmentation model in the store."""
+    upload(running_store.store.input, segmenter, "models/segmenter/")
+    return "models/segmenter/"
 
 
 def is_allowed(partial: list[Any]) -> bool:
@@ -52,7 +67,7 @@ def test_every_value_has_a_run() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"run {number}" for number in range(len(ROWS))])
 def test_settings_annotate_together(
-    make_job: Any, messages_api: MessagesAPI, record_property: Any, row: matrix.Row
+    make_job: Any, messages_api: MessagesAPI, segmentation: str, record_property: Any, row: matrix.Row
 ) -> None:
     """Five images are annotated. The first one has a caption, and the language model refuses the first one that it gets."""
     record_property("run", 1)
@@ -62,6 +77,7 @@ def test_settings_annotate_together(
     fields = '{"setting": "on a lawn", "content": "a house on a lawn"}'
     messages_api.good = lambda: message(fields)
     job: Job = make_job(llm=messages_api if mode == "LLM" else None, **spec)
+    job.segmentation = segmentation
     job.spec["dataset"]["prefix"] = job.prefix
     if job.llm:
         job.llm["concurrency"] = 1
@@ -95,7 +111,7 @@ def test_settings_annotate_together(
     assert len(texts) == sum(expected.values())
     assert len(messages_api.requests) == (asked + 1 if asked else 0)
     assert any("broken.jpg" in item.key for item in result.dataset.skipped)
-    assert any(line.get("mask") for line in job.captions()) == (row["annotation.masks"] == "GrabCut")
+    assert any(line.get("mask") for line in job.captions()) == (row["annotation.masks"] != "Own")
 
 
 OTHERS: dict[str, tuple[Any, Any]] = {
@@ -117,7 +133,7 @@ ELSEWHERE = {
 FIELDS = [path for path in matrix.leaves(*SECTIONS) if path not in ELSEWHERE]
 
 
-def outcome(make_job: Any, messages_api: MessagesAPI, row: matrix.Row) -> dict[str, Any]:
+def outcome(make_job: Any, messages_api: MessagesAPI, segmentation: str, row: matrix.Row) -> dict[str, Any]:
     """Return the requests to the language model, the objects in the store and the result of a run, without names that differ between runs."""
     row = {"dataset.onBadImage": "Skip", "annotation.onCaptionFailure": "Skip", **row}
     if row.get("annotation.mode", "LLM") == "Template":
@@ -127,6 +143,7 @@ def outcome(make_job: Any, messages_api: MessagesAPI, row: matrix.Row) -> dict[s
     messages_api.answers[:] = [message("", stop_reason="refusal")] * 2
     messages_api.good = lambda: message('{"setting": "on a lawn", "content": "a house on a lawn"}')
     job: Job = make_job(llm=messages_api if spec["annotation"].get("mode") != "Template" else None, **spec)
+    job.segmentation = segmentation
     job.spec["dataset"]["prefix"] = job.prefix + row.get("dataset.prefix", "")
     if job.llm:
         job.llm["concurrency"] = 1
@@ -144,6 +161,7 @@ def outcome(make_job: Any, messages_api: MessagesAPI, row: matrix.Row) -> dict[s
         "requests": messages_api.requests,
         "captions": stored.get(job.keys.captions.removeprefix(root), b"").decode(),
         "stored": sorted(stored),
+        "masks": {name: sha256(data).hexdigest() for name, data in stored.items() if "-mask" in name},
     }
     text = json.dumps(seen)
     for name in (job.prefix, job.namespace, job.uid):
@@ -157,21 +175,23 @@ def test_every_field_has_a_value_to_try() -> None:
     assert [path for path, (_, other) in OTHERS.items() if other == DEFAULTS[path]] == []
 
 
-def test_the_same_settings_leave_the_same(make_job: Any, messages_api: MessagesAPI) -> None:
+def test_the_same_settings_leave_the_same(
+    make_job: Any, messages_api: MessagesAPI, segmentation: str
+) -> None:
     """Otherwise the test below would pass for a field without effect."""
-    first = outcome(make_job, messages_api, {})
+    first = outcome(make_job, messages_api, segmentation, {})
     assert first["captions"]
     assert first["requests"]
-    assert outcome(make_job, messages_api, {}) == first
+    assert outcome(make_job, messages_api, segmentation, {}) == first
 
 
 @pytest.mark.parametrize("path", FIELDS)
 def test_another_value_changes_the_run(
-    make_job: Any, messages_api: MessagesAPI, record_property: Any, path: str
+    make_job: Any, messages_api: MessagesAPI, segmentation: str, record_property: Any, path: str
 ) -> None:
     record_property("field", path)
     found: list[dict[str, Any]] = []
     for value in TABLE.get(path) or OTHERS[path]:
-        mine = outcome(make_job, messages_api, {path: value})
+        mine = outcome(make_job, messages_api, segmentation, {path: value})
         assert all(mine != other for other in found), value
         found.append(mine)

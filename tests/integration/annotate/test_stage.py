@@ -177,6 +177,27 @@ def test_captions_beside_the_images_are_kept(make_job, messages_api):
     assert result.captions.usage.requests == len(messages_api.requests) == 3
 
 
+def test_further_captions_and_repeats_of_a_dataset_reach_the_training(make_job):
+    job = make_job(annotation={"mode": "Existing"})
+    names = [f"IMG_{n}.jpg" for n in range(5)]
+    rows = [{"file_name": name, "text": "a photo of CUS statue"} for name in names]
+    rows[1] |= {"captions": ["CUS statue at dusk", "a statue " + "far away " * 90], "repeats": 3}
+    job.upload("metadata.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
+    job.run()
+    published = job.captions()
+    assert published[1]["repeats"] == 3
+    first, second = published[1]["captions"]
+    assert first == "CUS statue at dusk"
+    assert second.startswith("a statue far away")
+    assert len(second) < 700  # cut to the tokens that CLIP reads
+    assert "captions" not in published[0]
+    assert "repeats" not in published[0]
+    report = json.loads(job.running.store.output.get(job.keys.dataset_report))
+    warnings = report["images"][1]["warnings"]
+    assert any("does not name CUS" in text for text in warnings)
+    assert any("cut to 75 CLIP tokens" in text for text in warnings)
+
+
 def test_captions_beside_the_images_are_overwritten_with_overwrite(make_job, messages_api):
     job = make_job(llm=messages_api, annotation={"existingCaptions": "Overwrite"})
     job.upload("IMG_0.txt", b"CUS statue in the rain")

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load
+from safetensors import safe_open
+from safetensors.torch import load, save_file
 
 from lora_api.job import Training
 from lora_api.training import InitialAdapter
 from lora_trainer.errors import BadConfigurationError
+from lora_trainer.train.export.adapter_file import write_diffusers
 from lora_trainer.train.model.adapter import UNET, add_adapter
 from lora_trainer.train.model.initial_adapter import fetch_initial_adapter, load_initial_adapter
 from tests.integration.train.conftest import Job, JobMaker
@@ -68,3 +70,19 @@ def test_training_begins_with_the_weights_of_the_adapter(
         add_adapter(unet, UNET, training.rank, training.alpha, 0, kind=training.adapter)
         with pytest.raises(BadConfigurationError, match=message):
             load_initial_adapter(path, {UNET: unet}, training)
+
+
+def test_an_adapter_that_is_not_finite_is_refused_with_the_layer(tiny_sdxl: Path, tmp_path: Path) -> None:
+    training = Training.model_validate({"rank": 4, "alpha": 4})
+    unet = UNet2DConditionModel.from_pretrained(tiny_sdxl, subfolder="unet")
+    add_adapter(unet, UNET, training.rank, training.alpha, 0)
+    path = tmp_path / "adapter.safetensors"
+    write_diffusers(path, {UNET: unet})
+    tensors = load(path.read_bytes())
+    name = min(tensors)
+    tensors[name][0, 0] = float("nan")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+    with pytest.raises(BadConfigurationError, match=rf"training\.from: {name} of the adapter is not finite"):
+        load_initial_adapter(path, {UNET: unet}, training)

@@ -49,6 +49,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "extraction": {"convolutions": True, "factorSteps": 1},
     },
     "text encoders": {"textEncoder": {"train": True}},
+    "token embeddings": {"tokenEmbeddings": {"train": True}},
     "AdamW8bit": {"optimizer": "AdamW8bit", "rank": 80},
     "Prodigy": {"optimizer": "Prodigy"},
     "ProdigyScheduleFree": {"optimizer": "ProdigyScheduleFree"},
@@ -58,7 +59,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "prior preservation": {"priorPreservation": {"enabled": True, "numClassImages": 2}},
     "accumulation": {"batchSize": 2, "gradientAccumulationSteps": 2, "crop": "Buckets"},
 }
-OWN_LOSS = {"extract", "extract in bf16", "prior preservation", "accumulation", "rank dropout", "validation"}
+OWN_LOSS = {
+    "extract",
+    "extract in bf16",
+    "prior preservation",
+    "accumulation",
+    "rank dropout",
+    "validation",
+    "token embeddings",
+}
 """Kinds whose first loss is of other samples or weights than that of a plain step on a CPU."""
 QUANTIZED = {"NF4", "Int8"}
 

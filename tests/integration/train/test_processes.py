@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
+import pytest
 
 from lora_api.exits import ExitCode
 from tests.integration.train.conftest import Job, JobMaker
@@ -20,11 +22,17 @@ KILLS = int(os.environ.get("LORA_TEST_KILLS", "2"))
 """`LORA_TEST_KILLS=100` for the long run."""
 
 
-def test_two_processes_train_as_one_with_their_batches_together(make_job: JobMaker) -> None:
-    settings = {
+@pytest.mark.parametrize(
+    "more", [{}, {"tokenEmbeddings": {"train": True, "learningRate": "1e-3"}}], ids=["plain", "new tokens"]
+)
+def test_two_processes_train_as_one_with_their_batches_together(
+    make_job: JobMaker, more: dict[str, Any]
+) -> None:
+    settings: dict[str, Any] = {
         "maxSteps": 4,
         "gradientAccumulationSteps": 2,
         "validation": {"everySteps": 2, "samples": 5},
+        **more,
     }
     single, double = make_job(batchSize=2, **settings), make_job(batchSize=1, **settings)
     single.run()

@@ -33,9 +33,15 @@ def test_every_recipe_trains(make_job: JobMaker, recipe: str) -> None:
         assert not marked
         assert "asterisk" not in report
     else:
-        both = {"training.alpha", "training.adapter.targets", "training.textEncoder.train"}
+        every = {
+            "training.alpha",
+            "training.adapter.targets",
+            "training.lrScheduler",
+            "training.textEncoder.train",
+            "training.textEncoder.learningRate",
+        }
         offset = {"training.noiseOffset"} if recipe == "Style" else set()
-        assert marked == both | {"training.textEncoder.learningRate"} | offset
+        assert marked == every | offset
         assert settings["training.textEncoder.learningRate"] == "0.0005*"
         assert f"the recipe {expected} set for 5 images" in report
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import torch
 from lora_api.exits import ExitCode
 from lora_api.reasons import Reason
 from lora_api.stages import Outcome, decode_result
+from lora_cli.transfer import download_adapter
 from lora_trainer.errors import InterruptedStageError, StageError
 from lora_trainer.train import loop
 from tests.integration.train.conftest import AdapterMaker, Job, JobMaker
@@ -79,6 +82,32 @@ def test_interrupted_and_lost_runs_give_the_same_adapter(
     assert job.attempt_file("adapter.safetensors") == uninterrupted(**SETTINGS)
     assert [record["step"] for record in job.records()] == list(range(1, 10))
     assert checkpoint_steps(job) == [6, 9]
+
+
+def test_a_later_attempt_publishes_the_previews_of_earlier_ones(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The folder of the result holds every file that its manifest and its model card name, and can be downloaded."""
+    job = make_job(
+        maxSteps=5, preview={"numInferenceSteps": 1, "everySteps": 1}, checkpoint={"everySteps": 1}
+    )
+    first = job.config.keys.attempt(1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, crash)
+        with pytest.raises(SimulatedCrash):
+            job.run()
+    later = job.with_config(attempt=2)
+    job.store.output.put(f"{first}preview-000001-00.png", b"changed")
+    job.store.output.remove(f"{first}preview-000002-00.png")
+    later.run()
+    published = download_adapter(job.store.output, job.config.keys.manifest(2), tmp_path)
+    assert [(preview.step, preview.key) for preview in published.previews] == [
+        (step, f"{job.config.keys.attempt(2)}preview-{step:06d}-00.png") for step in (3, 4, 5)
+    ]
+    names = {path.name for path in tmp_path.glob("preview-*")}
+    assert names == {f"preview-00000{step}-00.png" for step in (3, 4, 5)} | {"preview-000005-00-base.png"}
+    card = (tmp_path / "README.md").read_text()
+    assert set(re.findall(r"preview-[\w-]+\.png", card)) <= names
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(

@@ -304,6 +304,16 @@ def test_a_crop_box_is_used_where_the_job_says_smart(make_job: JobMaker) -> None
     assert losses[0] != losses[1]
 
 
+def test_the_log_has_the_memory_plan_line_by_line(
+    make_job: JobMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    make_job(maxSteps=1).run()
+    plan = [record.message for record in caplog.records if record.message.startswith("memory: ")]
+    assert any("gradient checkpointing: " in line for line in plan)
+    assert not any("\n" in line for line in plan)
+
+
 def test_fp16_on_a_cpu_is_refused(make_job: JobMaker) -> None:
     with pytest.raises(InvalidResourceError, match="fp32 or bf16"):
         make_job(mixedPrecision="fp16")

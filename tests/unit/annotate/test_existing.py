@@ -257,6 +257,55 @@ def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
 def test_several_captions_of_one_image(tmp_path):
     found = read(tmp_path, ["a.jpg"], {"metadata.jsonl": line(file_name="a.jpg", text=["first", "second"])})
     assert found.captions == {"a.jpg": "first"}
+    assert found.more == {"a.jpg": ("second",)}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "one", "captions": ["two", "three"]},
+        {"text": ["one", "two"], "captions": ["three"]},
+        {"captions": ["one", "two", "three"]},
+        {"text": None, "captions": ["one", "two", "three"]},
+    ],
+    ids=str,
+)
+def test_further_captions_of_a_list(tmp_path, row):
+    found = read(tmp_path, ["a.jpg"], {"metadata.jsonl": line(file_name="a.jpg", **row)})
+    assert (found.captions, found.more) == ({"a.jpg": "one"}, {"a.jpg": ("two", "three")})
+    assert found.warnings == []
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_repeats_of_a_list(tmp_path, name):
+    rows = {
+        "metadata.jsonl": line(file_name="a.jpg", text="one", repeats=3)
+        + line(file_name="b.jpg", text="two"),
+        "metadata.csv": b"file_name,text,repeats\na.jpg,one,3\nb.jpg,two,\n",
+    }
+    found = read(tmp_path, ["a.jpg", "b.jpg"], {name: rows[name]})
+    assert (found.captions, found.repeats) == ({"a.jpg": "one", "b.jpg": "two"}, {"a.jpg": 3})
+    assert found.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "warning"),
+    [
+        ({"repeats": 0}, "its repeats, which must be a whole number from 1 to 100; not used"),
+        ({"repeats": 2.5}, "its repeats"),
+        ({"repeats": True}, "its repeats"),
+        ({"repeats": 101}, "its repeats"),
+        ({"captions": [str(number) for number in range(20)]}, "4 of its further captions"),
+        ({"captions": ["two", 3, "", "two"]}, "3 of its further captions"),
+    ],
+    ids=str,
+)
+def test_columns_that_cannot_be_used_are_named(tmp_path, columns, warning):
+    found = read(tmp_path, ["a.jpg"], {"metadata.jsonl": line(file_name="a.jpg", text="one", **columns)})
+    assert found.captions == {"a.jpg": "one"}
+    assert found.repeats == {}
+    assert len(found.warnings) == 1
+    assert found.warnings[0].startswith(f"metadata.jsonl line 1: {warning}")
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])

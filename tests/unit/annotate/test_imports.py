@@ -14,6 +14,7 @@ import lora_trainer.annotate.providers.anthropic
 import lora_trainer.annotate.providers.openai
 from lora_trainer.annotate.providers.factory import make_provider
 from lora_trainer.errors import BadSetupError
+from lora_trainer.annotate.segmentation import Segmenter
 from lora_api.stages import LLMAccess
 try:
     make_provider(LLMAccess(provider="transformers", credentials_dir="", model="any"))
@@ -21,6 +22,12 @@ except BadSetupError as error:
     assert "training image" in str(error), error
 else:
     raise AssertionError("a local model without torch")
+try:
+    Segmenter("any", "dog")
+except BadSetupError as error:
+    assert "training image" in str(error), error
+else:
+    raise AssertionError("a segmentation model without torch")
 """
 
 

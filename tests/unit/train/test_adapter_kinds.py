@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -171,6 +172,8 @@ def test_a_diffusers_file_is_verified_and_a_wrong_one_refused(
     verify(path, modules)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    assert metadata["sshs_model_hash"] == hashlib.sha256(path.read_bytes()[8 + length :]).hexdigest()
     tensors = load_file(path)
     last = "magnitude_vector.weight" if kind == "DoRA" else "lora_B.weight"
     name = next(n for n in tensors if n.startswith("unet.") and n.endswith(last))

@@ -109,6 +109,24 @@ def records(*losses: float | None, held_out: dict[int, float] | None = None) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [
+        ("the UNet's prediction at timestep 7", "training.learningRate"),
+        ("the text embedding of 'a photo'", "training.textEncoder.learningRate"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_reported_with_its_origin(place: str, field: str) -> None:
+    steps = records(*[0.1] * 50)
+    steps[20] = replace(steps[20], loss=None, not_finite=place)
+    finding = assess(report_data(records=steps)).findings[0]
+    assert finding.field == field
+    assert (
+        f"1 of 50 steps had a loss that is infinite or not a number, and were skipped. In step 21, {place}"
+        in (finding.text)
+    )
+
+
 def test_a_training_without_problems_is_good() -> None:
     assessment = assess(report_data())
     assert assessment.level == Level.GOOD

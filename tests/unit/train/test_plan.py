@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from lora_trainer.errors import BadConfigurationError
 from lora_trainer.train.memory.plan import Machine, free_memory, make_plan, memory_advice
 from lora_trainer.train.memory.workloads import StepShape, trace_step
 from lora_trainer.train.model.adapter import UNET, add_adapter, trainable
+from lora_trainer.train.model.base_model import BaseModel
 from lora_trainer.train.model.tiny import write_tiny_sdxl
+from lora_trainer.train.model.token_embeddings import TokenEmbeddings
 from lora_trainer.train.overrides.fused import fuse
 from lora_trainer.train.overrides.memory_efficient import make_memory_efficient
 from lora_trainer.units import GIB
@@ -84,6 +87,38 @@ def test_the_traced_peak_is_that_of_a_real_step(folder: Path, checkpointing: boo
     assert traced[0].frozen == frozen
     assert traced[0].trained == sum(p.numel() for p in trainable({UNET: unet}).values())
     assert live.peak <= traced[0].trace.peak <= 1.1 * live.peak
+
+
+def test_the_traced_peak_of_token_embeddings_includes_the_text_encoders(folder: Path) -> None:
+    training = Training.model_validate({"tokenEmbeddings": {"train": True, "tokens": 3}, "rank": 4})
+    shape = StepShape(4, 64, 2, torch.float32, False, new_tokens=3)
+    traced, plain = (
+        trace_step(folder, each, folder / "traces") for each in (shape, replace(shape, new_tokens=0))
+    )
+    base = BaseModel(folder, "tiny")
+    unet = base.unet(torch.float32).train()
+    tokens = TokenEmbeddings.add(base.text_encoders(torch.float32), training, "CUS")
+    add_adapter(unet, UNET, rank=4, alpha=4, seed=0)
+    fuse(unet)
+    for module in (unet, *(model.encoder for model in tokens.models)):
+        make_memory_efficient(module)
+    parameters = {**trainable({UNET: unet}), **tokens.parameters()}
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    live = Live()
+    with live:
+        texts = [tokens.encode("a photo of CUS statue") for _ in range(2)]
+        added = {"text_embeds": torch.stack([text.pooled for text in texts]), "time_ids": torch.zeros(2, 6)}
+        sequences = torch.stack([text.sequence for text in texts])
+        inputs = torch.randn(2, 4, 8, 8), torch.zeros(2, dtype=torch.long), sequences
+        unet(*inputs, added_cond_kwargs=added).sample.float().square().mean().backward()
+    assert traced.frozen == plain.frozen
+    assert traced.trained == plain.trained + 3 * 2 * 32 == sum(p.numel() for p in parameters.values())
+    # The batch itself, which this test holds, is not part of a pass.
+    assert 0.98 * live.peak <= traced.trace.peak <= 1.15 * live.peak
+    assert traced.trace.peak > plain.trace.peak
+    plan = make_plan(training, folder, machine(folder, 24 * GIB), torch.bfloat16)
+    assert plan.terms["text encoders, frozen"] > 0
 
 
 def machine(folder: Path, free: float) -> Machine:

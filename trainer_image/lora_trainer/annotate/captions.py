@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from lora_api.job import AnnotationMode, ExistingCaptions, OnCaptionFailure
 from lora_api.reasons import Reason
@@ -37,6 +37,8 @@ class Caption:
     origin: str
     """`llm`, `existing` or `template`."""
     warnings: list[str]
+    more: tuple[str, ...] = ()
+    """Further captions, of which each sample takes one or `text`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Captioned:
     """Tokens and cost; None if no language model was asked."""
     warnings: list[str]
     """Warnings about the run as a whole."""
+    repeats: dict[str, int] = field(default_factory=dict)
+    """How often an image is trained on in an epoch, by its file name, where the dataset says so."""
 
 
 def caption_images(
@@ -77,7 +81,7 @@ def caption_images(
     keep = annotation.existing_captions is ExistingCaptions.KEEP or annotation.mode is AnnotationMode.EXISTING
     for image in images if keep else ():
         if text := existing.captions.get(image.source.key):
-            outcomes[image.file_name] = _existing(text, config)
+            outcomes[image.file_name] = _existing(text, existing.more.get(image.source.key, ()), config)
     on_done(len(outcomes), total)
 
     uncaptioned = [image for image in images if image.file_name not in outcomes]
@@ -98,14 +102,24 @@ def caption_images(
         usage, warnings = budget.usage, budget.warnings
     captioned = _apply_failure_policy(config, images, outcomes, usage, warnings)
     on_done(total, total)
-    return captioned
+    repeats = {image.file_name: existing.repeats.get(image.source.key) for image in images}
+    return replace(captioned, repeats={name: number for name, number in repeats.items() if number})
 
 
-def _existing(text: str, config: AnnotateConfig) -> Caption:
-    """Return a caption that came with an image, cut to the tokens that CLIP reads.
+def _existing(text: str, more: Sequence[str], config: AnnotateConfig) -> Caption:
+    """Return the captions that came with an image, cut to the tokens that CLIP reads.
 
-    It is used even if it breaks the rules for replies of language models, but with a warning.
+    They are used even if they break the rules for replies of language models, but with a warning.
+
+    Args:
+        more: further captions of the image.
     """
+    first, *others = (_checked(each, config) for each in (text, *more))
+    warnings = [*first.warnings, *(warning for other in others for warning in other.warnings)]
+    return replace(first, warnings=list(dict.fromkeys(warnings)), more=tuple(other.text for other in others))
+
+
+def _checked(text: str, config: AnnotateConfig) -> Caption:
     concept = config.spec.concept
     words = check_words(without_opening(text, concept.token, concept.class_name))
     warnings = [f"its caption: {message}" for _, message in words]

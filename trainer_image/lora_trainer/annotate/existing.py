@@ -9,13 +9,13 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from lora_api.caption_rows import MAX_CAPTION_CHARACTERS, MAX_LINE_BYTES
+from lora_api.caption_rows import MAX_CAPTION_CHARACTERS, MAX_LINE_BYTES, MAX_MORE_CAPTIONS, MAX_REPEATS
 from lora_api.json_bounds import load_json
 
 from ..store import ObjectMissingError, StoredObject
@@ -49,6 +49,10 @@ class CaptionFiles:
 
     captions: dict[str, str] = field(default_factory=dict)
     """Captions by the key of the image."""
+    more: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Further captions of an image, of which a list may have several, by its key."""
+    repeats: dict[str, int] = field(default_factory=dict)
+    """How often an image is trained on in an epoch, by its key, where a list says so."""
     problems: dict[str, str] = field(default_factory=dict)
     """Reasons why the caption file beside an image cannot be read, by the key of the image."""
     warnings: list[str] = field(default_factory=list)
@@ -192,7 +196,7 @@ def _take_rows(name: str, text: str, key: str, index: ImageIndex, result: Captio
         if isinstance(row, str):
             result.warnings.append(f"{where}: {row}; not used")
             continue
-        file_name, caption = row[0], plain_text(row[1])
+        file_name, caption = row.file_name, plain_text(row.text)
         targets = index.named(folder, file_name)
         if len(targets) > 1:
             result.warnings.append(f"{where}: {file_name[:100]!r} names {len(targets)} images; not used")
@@ -204,10 +208,28 @@ def _take_rows(name: str, text: str, key: str, index: ImageIndex, result: Captio
             result.warnings.append(f"{where}: {file_name[:100]!r} has a caption already; not used")
         else:
             result.captions[targets[0]] = caption
+            result.warnings += [f"{where}: {note}; not used" for note in row.notes]
+            if row.more:
+                result.more[targets[0]] = row.more
+            if row.repeats:
+                result.repeats[targets[0]] = row.repeats
 
 
-Row = tuple[int, tuple[str, str] | str]
-"""The number of a line, and either its file name and caption, or a message that says why it cannot be used."""
+@dataclass(frozen=True)
+class ImageRow:
+    """The columns of a row that are used."""
+
+    file_name: str
+    text: str
+    more: tuple[str, ...] = ()
+    """Further captions."""
+    repeats: int | None = None
+    notes: tuple[str, ...] = ()
+    """What is wrong with columns that are not used."""
+
+
+Row = tuple[int, ImageRow | str]
+"""The number of a line, and either its columns, or a message that says why it cannot be used."""
 
 
 def _json_rows(text: str) -> Iterator[Row]:
@@ -279,7 +301,7 @@ def _is_header(columns: Iterable[str]) -> bool:
     return bool(names.intersection(NAME_COLUMNS) and names.intersection(TEXT_COLUMNS))
 
 
-def _csv_row(header: list[str], row: list[str], delimiter: str) -> tuple[str, str] | str:
+def _csv_row(header: list[str], row: list[str], delimiter: str) -> ImageRow | str:
     if len(row) > len(header):
         # A caption with commas and without quotes. It is complete only where it is the last column.
         if header[-1] not in TEXT_COLUMNS:
@@ -289,7 +311,7 @@ def _csv_row(header: list[str], row: list[str], delimiter: str) -> tuple[str, st
     return _row(dict(zip(header, row, strict=False)))
 
 
-def _row(columns: dict[str, Any]) -> tuple[str, str] | str:
+def _row(columns: dict[str, Any]) -> ImageRow | str:
     names = [_path(columns[column]) for column in NAME_COLUMNS if column in columns]
     name = next((text for text in names if text), "")
     if not name:
@@ -297,14 +319,41 @@ def _row(columns: dict[str, Any]) -> tuple[str, str] | str:
     texts = [columns[column] for column in TEXT_COLUMNS if column in columns]
     if not texts:
         return "it has no text"
-    value = next(filter(None, texts), texts[0])
-    if isinstance(value, list):  # several captions of one image: the first string is used
-        value = next((item for item in value if isinstance(item, str)), "")
+    value, captions = next(filter(None, texts), texts[0]), columns.get("captions")
+    more = [] if value is captions else _list(captions)
+    if isinstance(value, list):  # several captions of one image
+        strings = [item for item in value if isinstance(item, str)]
+        value, more = (strings[0] if strings else ""), [*strings[1:], *more]
     if value is not None and not isinstance(value, str):
         return "its text is not a string"
     if value is not None and len(value) > MAX_CAPTION_CHARACTERS:
         return f"its text has more than {MAX_CAPTION_CHARACTERS} characters"
-    return name, value or ""
+    return _with_extras(ImageRow(name, value or ""), more, columns.get("repeats"))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _with_extras(row: ImageRow, more: list[Any], repeats: Any) -> ImageRow:
+    """Add further captions and the number of repeats, which a CSV has as text, to a row."""
+    texts = [
+        plain_text(item) for item in more if isinstance(item, str) and len(item) <= MAX_CAPTION_CHARACTERS
+    ]
+    used = tuple(dict.fromkeys(text for text in texts if text))[:MAX_MORE_CAPTIONS]
+    notes = []
+    if len(used) < len(more):
+        notes.append(
+            f"{len(more) - len(used)} of its further captions, which must be different texts of at most "
+            f"{MAX_CAPTION_CHARACTERS} characters, {MAX_MORE_CAPTIONS} at most"
+        )
+    number = (
+        int(repeats) if isinstance(repeats, str) and re.fullmatch(r"[0-9]{1,3}", repeats.strip()) else repeats
+    )
+    is_number = isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_REPEATS
+    if number not in (None, "") and not is_number:
+        notes.append(f"its repeats, which must be a whole number from 1 to {MAX_REPEATS}")
+    return replace(row, more=used, repeats=number if is_number else None, notes=tuple(notes))
 
 
 def _path(value: Any) -> str:

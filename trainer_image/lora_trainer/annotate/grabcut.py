@@ -60,11 +60,9 @@ def subject_mask(image: Image.Image, region: Box) -> Image.Image:
     small = image.copy()
     small.thumbnail((WORK_SIDE, WORK_SIDE), Image.Resampling.BOX)
     rgb = np.asarray(small)
-    window = _pixels(region, small.size)
+    window = pixel_window(region, small.size)
     mask = _separate(rgb, window)
-    covered = float(mask[window].mean())
-    if not MIN_SHARE <= covered <= MAX_SHARE:
-        raise NoSubjectError(f"GrabCut's mask covers {covered:.0%} of it")
+    check_share(mask[window], "GrabCut")
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     return grey.resize(image.size, Image.Resampling.BILINEAR)
 
@@ -87,7 +85,23 @@ def _separate(rgb: Pixels, window: tuple[slice, slice]) -> Mask:
     raise NoSubjectError("subject and background have the same colours")
 
 
-def _pixels(region: Box, size: tuple[int, int]) -> tuple[slice, slice]:
+def check_share(part: Mask, method: str) -> None:
+    """Check how much of the region that is trained on a mask covers.
+
+    Args:
+        part: the mask within the region.
+        method: what made the mask, for the message.
+
+    Raises:
+        NoSubjectError: when it is almost nothing or almost everything.
+    """
+    covered = float(part.mean())
+    if not MIN_SHARE <= covered <= MAX_SHARE:
+        raise NoSubjectError(f"{method}'s mask covers {covered:.0%} of it")
+
+
+def pixel_window(region: Box, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Return the rows and columns of a region of an image. `size` is its width and height, in pixels."""
     left, top, right, bottom = (round(value * side) for value, side in zip(region, size * 2, strict=True))
     return slice(top, bottom), slice(left, right)
 

@@ -25,7 +25,7 @@ from .existing import CaptionFiles, read_existing
 from .intake import fetch_image, image_warnings
 from .listing import MAX_OBJECTS, Listing, TooManyFilesError, list_dataset
 from .loading import BadImageError
-from .masks import fit_mask, make_mask, mask_notes, split_masks
+from .masks import MaskMethod, fit_mask, make_mask, mask_method, mask_notes, split_masks
 from .sources import LocalFolder
 
 TILE = 320
@@ -94,16 +94,20 @@ class Inspection:
         }
 
 
-def inspect_folder(folder: Path, training: Training, masks: Masks = Masks.OWN) -> Inspection:
+def inspect_folder(
+    folder: Path, training: Training, masks: Masks = Masks.OWN, segment: MaskMethod | None = None
+) -> Inspection:
     """Read a folder as the annotation stage reads a prefix.
 
     Args:
         masks: annotation.masks of the job.
+        segment: makes masks where `masks` is Model; None: such masks are not shown.
 
     Raises:
         NoInputError: when there is no image.
         BadDataError: when there are more than 1,000 files.
     """
+    method = mask_method(masks, segment)
     source, listing = _list_folder(folder)
     images: list[InspectedImage] = []
     prints: list[Fingerprint] = []
@@ -119,8 +123,7 @@ def inspect_folder(folder: Path, training: Training, masks: Masks = Masks.OWN) -
             bad.append(SkippedImage(key=item.key, reason=str(error)))
             continue
         prints.append(Fingerprint.of(clean.image))
-        makes_mask = file is None and masks is Masks.GRAB_CUT
-        images.append(_inspect(item.key, clean, training, mask, makes_mask))
+        images.append(_inspect(item.key, clean, training, mask, None if file else method))
         images[-1].warnings.extend(mask_notes(file))
     for index, warning in duplicate_warnings(prints, [image.key for image in images]).items():
         images[index].warnings.append(warning)
@@ -178,12 +181,12 @@ def contact_sheet(inspection: Inspection) -> Image.Image:
 
 
 def _inspect(
-    key: str, clean: CleanImage, training: Training, mask: Image.Image | None, makes_mask: bool
+    key: str, clean: CleanImage, training: Training, mask: Image.Image | None, method: MaskMethod | None
 ) -> InspectedImage:
     warnings = [*clean.warnings, *image_warnings(key, clean, training)]
     framed, region = frame_image(clean, training)
-    if makes_mask:
-        mask = make_mask(framed.image, region, warnings)
+    if method:
+        mask = make_mask(framed.image, region, warnings, method)
     grey = np.asarray(_trained_part(framed.image, region).convert("L"))
     sharpness = float(cv2.Laplacian(grey, cv2.CV_64F).var())
     if sharpness < BLURRED:

@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from PIL import Image
 
 from lora_api.caption_rows import Box
-from lora_api.job import Crop, JobSpec, Masks, OnBadImage, Training
+from lora_api.job import Crop, JobSpec, OnBadImage, Training
 from lora_api.keys import JobKeys
 from lora_api.manifest import FileEntry
 from lora_api.status import SkippedImage
@@ -27,7 +27,7 @@ from .decode import MAX_FILE_BYTES, CleanImage, decode, encode_png
 from .duplicates import Fingerprint, copies, duplicate_warnings
 from .listing import Listing
 from .loading import SUFFIXES, BadImageError
-from .masks import ENDING, MaskOrigin, fit_mask, make_mask, mask_notes, split_masks
+from .masks import ENDING, MaskMethod, MaskOrigin, fit_mask, make_mask, mask_method, mask_notes, split_masks
 from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -71,18 +71,22 @@ class DatasetImage:
     """The mask of the subject in the output bucket. It has the size of the clean image."""
     mask_source: StoredObject | None = None
     """The customer's file of the mask; None: there is no mask, or this stage made it."""
-
-    @property
-    def mask_origin(self) -> MaskOrigin:
-        """Origin of the mask."""
-        if self.mask is None:
-            return MaskOrigin.NONE
-        return MaskOrigin.OWN if self.mask_source else MaskOrigin.GRAB_CUT
+    mask_origin: MaskOrigin = MaskOrigin.NONE
 
     @property
     def sources(self) -> list[StoredObject]:
         """The customer's files that the image and its mask are made of."""
         return [self.source, *([self.mask_source] if self.mask_source else [])]
+
+    @property
+    def hashed(self) -> list[tuple[str, str]]:
+        """The items of `dataset_sha256`: the customer's files, and a mask by a model.
+
+        A mask by GrabCut follows from the image and this version. One by a model also depends on the model's files.
+        """
+        made = self.mask if self.mask_origin is MaskOrigin.MODEL else None
+        masks = [(PurePosixPath(made.key).name, made.sha256)] if made else []
+        return [(file.key, file.etag) for file in self.sources] + masks
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,19 @@ class Intake:
         return len(self.images) - len(copies([image.fingerprint for image in self.images]))
 
 
-def clean_dataset(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) -> Intake:
+def clean_dataset(
+    store: Store, keys: JobKeys, spec: JobSpec, listing: Listing, segment: MaskMethod | None = None
+) -> Intake:
     """Clean and store every image of a listing, one at a time. `check_intake` then checks the outcome.
+
+    Args:
+        segment: makes masks by the segmentation model; required where annotation.masks is Model.
 
     Raises:
         BadDataError: as soon as there are more than maxImages good ones.
     """
     limit = spec.dataset.max_images
+    method = mask_method(spec.annotation.masks, segment)
     images: list[DatasetImage] = []
     bad: list[SkippedImage] = []
     items, masks, orphans = split_masks(listing.images)
@@ -136,9 +146,10 @@ def clean_dataset(store: Store, keys: JobKeys, spec: JobSpec, listing: Listing) 
             store.output, keys.image(len(images)), item, framed, shown=shown, training=spec.training
         )
         image.warnings.extend(mask_notes(file))
-        if file is None and spec.annotation.masks is Masks.GRAB_CUT:
-            mask = make_mask(framed.image, shown, image.warnings)
-        images.append(_with_mask(store.output, keys, image, mask, file))
+        if file is None and method is not None:
+            mask = make_mask(framed.image, shown, image.warnings, method)
+        origin = MaskOrigin.OWN if file else MaskOrigin(spec.annotation.masks)
+        images.append(_with_mask(store.output, keys, image, mask, file, origin=origin))
     return Intake(_mark_duplicates(images), bad, [*listing.ignored, *orphans])
 
 
@@ -148,6 +159,8 @@ def _with_mask(
     image: DatasetImage,
     mask: Image.Image | None,
     file: StoredObject | None,
+    *,
+    origin: MaskOrigin,
 ) -> DatasetImage:
     """Store an image's mask beside the clean image, and return the image with it.
 
@@ -156,6 +169,7 @@ def _with_mask(
 
     Args:
         file: the customer's file of the mask; None if the mask was made.
+        origin: origin of the mask, if there is one.
     """
     warnings = list(image.warnings)
     if mask is not None and mask.size != (image.width, image.height):
@@ -165,7 +179,7 @@ def _with_mask(
         return replace(image, warnings=warnings)
     key = keys.image_named(f"{PurePosixPath(image.file_name).stem}{ENDING}.png")
     entry = bucket.put(key, encode_png(mask), "image/png")
-    return replace(image, warnings=warnings, mask=entry, mask_source=file)
+    return replace(image, warnings=warnings, mask=entry, mask_source=file, mask_origin=origin)
 
 
 def check_intake(spec: JobSpec, intake: Intake) -> None:

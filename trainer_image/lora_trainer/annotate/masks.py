@@ -6,7 +6,7 @@ images without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -37,6 +37,9 @@ FOLDERS = ("mask", "masks")
 """Names of folders with masks. Their files count as masks if the folder beside or above has an image of the same name."""
 IMAGE_FOLDERS = ("", "images/", "image/", "img/", "imgs/")
 
+MaskMethod = Callable[[Image.Image, Box], Image.Image]
+"""Makes a mask as `grabcut.subject_mask` does: from a clean image and the region that is trained on."""
+
 
 class MaskOrigin(StrEnum):
     """Origin of an image's mask, as the dataset report names it."""
@@ -44,6 +47,7 @@ class MaskOrigin(StrEnum):
     NONE = "None"
     OWN = "Own"
     GRAB_CUT = "GrabCut"
+    MODEL = "Model"
 
 
 def split_masks(
@@ -85,15 +89,27 @@ def fit_mask(mask: CleanImage, image: CleanImage) -> Image.Image:
     return mask.image.convert("L").resize(image.image.size, Image.Resampling.BILINEAR)
 
 
-def make_mask(image: Image.Image, region: Box, warnings: list[str]) -> Image.Image | None:
+def mask_method(masks: Masks, segment: MaskMethod | None) -> MaskMethod | None:
+    """Return what makes the masks of images without one; None where nothing does.
+
+    Args:
+        segment: makes masks by the segmentation model, for Model.
+    """
+    return {Masks.OWN: None, Masks.GRAB_CUT: subject_mask, Masks.MODEL: segment}[masks]
+
+
+def make_mask(
+    image: Image.Image, region: Box, warnings: list[str], method: MaskMethod = subject_mask
+) -> Image.Image | None:
     """Make the mask of a clean image, if possible.
 
     Args:
         region: the part of the image that is trained on.
         warnings: receives the reason if there is no mask.
+        method: GrabCut, or a segmentation model.
     """
     try:
-        return subject_mask(image, region)
+        return method(image, region)
     except NoSubjectError as error:
         warnings.append(f"no mask was made: {error}; put NAME{ENDING}.png beside it")
         return None
@@ -103,8 +119,9 @@ def mask_warnings(spec: JobSpec, images: Sequence[DatasetImage]) -> list[str]:
     """Return the warning that settings for masks have no effect on these images, or that their masks have none."""
     masking = spec.training.masking
     masked = sum(image.mask is not None for image in images)
-    if spec.annotation.masks is Masks.GRAB_CUT and all(image.mask_source for image in images):
-        return ["annotation.masks: GrabCut has no effect: every image has a mask of its own"]
+    masks = spec.annotation.masks
+    if masks is not Masks.OWN and all(image.mask_source for image in images):
+        return [f"annotation.masks: {masks} has no effect: every image has a mask of its own"]
     if masked and masking.outside_weight == 1:
         return [f"{masked} masks are not used: training.masking.outsideWeight is 1"]
     if not masked and masking != Masking():

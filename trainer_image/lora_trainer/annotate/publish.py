@@ -35,7 +35,7 @@ class ImageReport(Lenient):
     format: str
     caption_from: str
     mask: str = ""
-    """Origin of the mask: Own, GrabCut or None. Empty in reports of earlier versions."""
+    """Origin of the mask: Own, GrabCut, Model or None. Empty in reports of earlier versions."""
     warnings: list[str] = []
 
 
@@ -67,13 +67,13 @@ class Published(Lenient):
     captions_sha256: str
     """sha256 of metadata.jsonl as it is in the store now."""
     dataset_sha256: str
-    """Hash of the keys and ETags of the customer's images and masks."""
+    """`dataset_sha256` of the customer's images and masks, and of masks by a model."""
     report: DatasetReport
     usage: Usage | None = None
 
 
 def metadata_lines(images: Sequence[DatasetImage], captioned: Captioned) -> bytes:
-    """Build metadata.jsonl: the caption, size, crop and mask of each clean image."""
+    """Build metadata.jsonl: captions, size, crop, repeats and mask of each clean image."""
     return write_rows(
         CaptionRow(
             file_name=image.file_name,
@@ -81,6 +81,8 @@ def metadata_lines(images: Sequence[DatasetImage], captioned: Captioned) -> byte
             width=image.width,
             height=image.height,
             crop=image.crop,
+            captions=list(captioned.captions[image.file_name].more) or None,
+            repeats=captioned.repeats.get(image.file_name),
             mask=PurePosixPath(image.mask.key).name if image.mask else None,
         )
         for image in images
@@ -117,7 +119,7 @@ def publish(
 
     Args:
         images: the images that have a caption.
-        dataset: `dataset_sha256` of the customer's images and masks.
+        dataset: `dataset_sha256` of the customer's images and masks, and of masks by a model.
         model: the language model; empty if none was asked.
     """
     captions = bucket.put(keys.captions, metadata_lines(images, captioned), "application/x-ndjson")

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import lora_api
-from lora_api.job import AnnotationMode, Approval, Reuse
+from lora_api.job import AnnotationMode, Approval, Masks, Reuse
 from lora_api.manifest import dataset_sha256, input_hash, models_identity
 from lora_api.reasons import Reason
 from lora_api.stages import AnnotateConfig, CaptionsResult, Outcome, StageResult
@@ -23,6 +23,7 @@ from .listing import list_dataset
 from .masks import mask_warnings
 from .prompt import PROMPT_VERSION
 from .publish import DatasetReport, Published, find_published, publish, report_image, write_report
+from .segmentation import model_masks
 
 
 def main(config_path: Path) -> int:
@@ -57,7 +58,8 @@ def annotate(config: AnnotateConfig, store: Store, reporter: Reporter) -> Publis
     """
     spec = config.spec
     listing = list_dataset(store.input, spec.dataset.prefix)
-    intake = clean_dataset(store, config.keys, spec, listing)
+    segment = model_masks(config, store.input) if spec.annotation.masks is Masks.MODEL else None
+    intake = clean_dataset(store, config.keys, spec, listing, segment)
     try:
         check_intake(spec, intake)
     except BadDataError as error:
@@ -88,7 +90,7 @@ def annotate(config: AnnotateConfig, store: Store, reporter: Reporter) -> Publis
                 *mask_warnings(spec, used),
             ],
         ),
-        dataset=dataset_sha256([(file.key, file.etag) for image in used for file in image.sources]),
+        dataset=dataset_sha256([item for image in used for item in image.hashed]),
         prompt_version=PROMPT_VERSION,
         model=config.llm.model if config.llm and spec.annotation.mode is AnnotationMode.LLM else "",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lora_api.manifest import Manifest
+from lora_api.manifest import FileEntry, Manifest
 
 from ..errors import BadDataError
 from ..store import Bucket, ObjectChangedError, ObjectMissingError, file_sha256
@@ -26,10 +26,30 @@ def fetch_adapter(bucket: Bucket, manifest: Manifest, folder: Path) -> Path:
     if not SHA256.fullmatch(expected):
         # The sha256 becomes a file name, and a manifest from the store must not be able to choose a path.
         raise BadDataError(f"the manifest of {manifest.namespace}/{manifest.name} has no valid sha256")
-    path = folder / f"{expected}.safetensors"
+    entry = next((entry for entry in manifest.files if entry.sha256 == expected), None)
+    return _fetch(bucket, manifest, entry, folder / f"{expected}.safetensors", expected)
+
+
+def fetch_embeddings(bucket: Bucket, manifest: Manifest, folder: Path) -> Path | None:
+    """Download the embeddings of an adapter's new tokens and verify their sha256; None if it has none.
+
+    Args:
+        folder: folder of downloaded adapters.
+
+    Raises:
+        BadDataError: as in `fetch_adapter`.
+    """
+    if manifest.embeddings is None:
+        return None
+    entry = next((entry for entry in manifest.files if entry.key == manifest.embeddings.key), None)
+    expected = entry.sha256 if entry else ""
+    return _fetch(bucket, manifest, entry, folder / f"{expected}.safetensors", expected)
+
+
+def _fetch(bucket: Bucket, manifest: Manifest, entry: FileEntry | None, path: Path, expected: str) -> Path:
+    """Download a file of a manifest to a path, unless it is there with the expected sha256."""
     if path.is_file() and file_sha256(path) == expected:
         return path
-    entry = next((entry for entry in manifest.files if entry.sha256 == expected), None)
     if entry is None:
         raise BadDataError(f"the manifest of {manifest.namespace}/{manifest.name} does not list its adapter")
     try:

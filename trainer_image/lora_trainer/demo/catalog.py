@@ -74,6 +74,15 @@ def share_base_model(manifests: Sequence[Manifest]) -> bool:
     return len({manifest.base_model and manifest.base_model.identity() for manifest in manifests}) <= 1
 
 
+def shared_token(manifests: Sequence[Manifest]) -> str:
+    """Return a token that an adapter has embeddings for and another adapter uses too; empty if there is none."""
+    for manifest in manifests:
+        others = [each.concept.token for each in manifests if each is not manifest and each.concept]
+        if manifest.embeddings and manifest.concept and manifest.concept.token in others:
+            return manifest.concept.token
+    return ""
+
+
 def _parse(key: str, data: bytes) -> Manifest | None:
     """Parse a manifest; None if its format is not supported or it describes another job than that of its key."""
     try:

@@ -11,6 +11,7 @@ from lora_api.keys import file_name_of, is_below
 from lora_api.manifest import CheckpointManifest, Manifest
 
 from ..errors import BadDataError
+from ..new_tokens import PREFIX
 from ..store import Bucket, ObjectChangedError, ObjectMissingError, ObjectTooLargeError
 from .catalog import job_keys
 
@@ -38,6 +39,8 @@ def list_checkpoints(bucket: Bucket, manifest: Manifest) -> list[int]:
 
 def fetch_checkpoint(bucket: Bucket, manifest: Manifest, published: Path, step: int, folder: Path) -> Path:
     """Build the adapter of a checkpoint: the published file with the weights of the checkpoint.
+
+    If new tokens are trained with it, their embeddings are written to `embeddings_of` its path.
 
     Args:
         published: the published adapter in diffusers' format, on this machine.
@@ -80,9 +83,19 @@ def fetch_checkpoint(bucket: Bucket, manifest: Manifest, published: Path, step: 
     if missing:
         raise BadDataError(f"the checkpoint of step {step} of {name} has no weights for {missing[0]}")
     built = {key: weights[_common_name(key)].to(tensor.dtype) for key, tensor in tensors.items()}
+    if manifest.embeddings:
+        start = f"{PREFIX}."
+        tokens = {key.removeprefix(start): t for key, t in weights.items() if key.startswith(start)}
+        save_file(tokens, part, {"format": "pt"})
+        part.replace(embeddings_of(path))
     save_file(built, part, metadata)
     part.replace(path)
     return path
+
+
+def embeddings_of(path: Path) -> Path:
+    """Return the path of the embeddings of new tokens that belong to a checkpoint's adapter."""
+    return path.with_name(f"{path.stem}-embeddings.safetensors")
 
 
 def _read_manifest(bucket: Bucket, manifest: Manifest, step: int) -> CheckpointManifest | None:

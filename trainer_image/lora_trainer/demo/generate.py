@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import streamlit as st
@@ -12,9 +12,9 @@ from PIL import Image
 from lora_api.manifest import Manifest
 
 from ..annotate.tokens import TEXT_TOKENS, count_tokens, cut_to_tokens
-from .adapters import fetch_adapter
-from .catalog import joined_opening, share_base_model, title
-from .checkpoints import fetch_checkpoint
+from .adapters import fetch_adapter, fetch_embeddings
+from .catalog import joined_opening, share_base_model, shared_token, title
+from .checkpoints import embeddings_of, fetch_checkpoint
 from .comparison import comparison_page
 from .generation_request import AppliedAdapter, GenerationRequest
 from .markup import escape_markdown
@@ -107,12 +107,21 @@ def _choose(adapters: Sequence[Manifest], mode: str) -> tuple[list[Choice], list
             )
             return [], []
     if mode == GRID:
+        # Each adapter is applied alone, so that those of one token do not meet.
         strengths = st.multiselect("Strengths", STRENGTHS, default=[0.0, 0.5, 1.0, 1.5])
         choices = [Choice(manifest, 1.0) for manifest in chosen]
         if len(chosen) == 1 and (kept := checkpoints(chosen[0])):
             steps = st.multiselect("Checkpoints", kept, default=kept, format_func="step {}".format)
             choices = [*(Choice(chosen[0], 1.0, step) for step in sorted(steps)), *choices]
         return choices, sorted(strengths)
+    if word := shared_token(chosen):
+        st.warning(
+            escape_markdown(
+                f"The token {word} has embeddings of its own in one of these adapters, and another adapter uses it too. "
+                "Choose adapters of different tokens."
+            )
+        )
+        return [], []
     choices = []
     for manifest in chosen:
         label = f"Strength of {title(manifest)}"
@@ -129,7 +138,7 @@ def _build_request(choices: Sequence[Choice]) -> tuple[GenerationRequest, list[i
     concepts = [choice.manifest.concept for choice in choices if choice.manifest.concept]
     rest = st.text_area("Prompt", placeholder="on a beach at sunset", height=80)
     prompt = ", ".join(filter(None, (joined_opening(concepts), rest)))
-    st.caption(f"Full prompt: :violet[{escape_markdown(prompt)}]")
+    st.markdown(f":small[Full prompt: {escape_markdown(prompt)}]")
     _warn_if_too_long(prompt)
     with st.expander("More"):
         negative = st.text_input("Negative prompt")
@@ -168,29 +177,26 @@ def _generate(
     source = choices[0].manifest.base_model
     assert source is not None  # `page` offers only adapters with a base model
     folder = settings().cache / "adapters"
-    paths = [_fetch(choice, folder) for choice in choices]
+    applied = [_fetch(choice, folder) for choice in choices]
     # Rows of images to generate: the request, the adapters, and the caption of each image.
     plan: list[list[tuple[GenerationRequest, list[AppliedAdapter], str]]] = []
     for seed in seeds:
         seeded = request.with_seed(seed)
         if mode == GRID:
-            for choice, path in zip(choices, paths, strict=True):
+            for choice, adapter in zip(choices, applied, strict=True):
                 plan.append(
                     [
                         (
                             seeded,
-                            [AppliedAdapter(path, value)],
+                            [replace(adapter, strength=value)],
                             f"{choice.title} · strength {value:g} · seed {seed}",
                         )
                         for value in strengths
                     ]
                 )
         else:
-            adapters = [
-                AppliedAdapter(path, choice.strength) for choice, path in zip(choices, paths, strict=True)
-            ]
-            label = "With the adapter" if len(adapters) == 1 else "With the adapters"
-            plan.append([(seeded, adapters, f"{label} · seed {seed}"), (seeded, [], f"{BASE} · seed {seed}")])
+            label = "With the adapter" if len(applied) == 1 else "With the adapters"
+            plan.append([(seeded, applied, f"{label} · seed {seed}"), (seeded, [], f"{BASE} · seed {seed}")])
     generator = image_generator(source)
     total = sum(map(len, plan)) * request.steps
     finished = 0
@@ -213,12 +219,16 @@ def _generate(
     return Generated(mode, rows)
 
 
-def _fetch(choice: Choice, folder: Path) -> Path:
-    """Return the file of an adapter or of a checkpoint, which is downloaded once."""
-    published = fetch_adapter(store().output, choice.manifest, folder)
+def _fetch(choice: Choice, folder: Path) -> AppliedAdapter:
+    """Return an adapter or that of a checkpoint, whose files are downloaded once."""
+    bucket, manifest = store().output, choice.manifest
+    path = fetch_adapter(bucket, manifest, folder)
+    word = manifest.concept.token if manifest.concept else ""
     if choice.step is None:
-        return published
-    return fetch_checkpoint(store().output, choice.manifest, published, choice.step, folder)
+        return AppliedAdapter(path, choice.strength, fetch_embeddings(bucket, manifest, folder), word)
+    path = fetch_checkpoint(bucket, manifest, path, choice.step, folder)
+    embeddings = embeddings_of(path) if manifest.embeddings else None
+    return AppliedAdapter(path, choice.strength, embeddings, word)
 
 
 def _show(generated: Generated) -> None:

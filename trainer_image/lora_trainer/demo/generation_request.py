@@ -33,6 +33,10 @@ class AppliedAdapter:
     """File of the adapter, named by its sha256."""
     strength: float
     """1 is as trained."""
+    embeddings: Path | None = None
+    """File of the embeddings of its new tokens; None if it has none."""
+    word: str = ""
+    """The concept's token, in whose place prompts get the new tokens."""
 
     @property
     def name(self) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
+from ..new_tokens import put
 from ..train.model.base_model import BaseModel
+from ..train.model.token_embeddings import KEYS
 from .generation_request import AppliedAdapter, GenerationRequest
 
 
@@ -34,6 +38,8 @@ class ImageGenerator:
         ).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._loaded: set[str] = set()
+        self._tokens: dict[Path, list[str]] = {}
+        """The new tokens of files of embeddings. They stay: prompts without them do not depend on them."""
         self._lock = threading.Lock()
 
     def generate(
@@ -56,8 +62,8 @@ class ImageGenerator:
         with self._lock:
             self._activate(adapters)
             result = self._pipeline(
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt or None,
+                prompt=self._with_new_tokens(request.prompt, adapters),
+                negative_prompt=self._with_new_tokens(request.negative_prompt, adapters) or None,
                 height=request.resolution,
                 width=request.resolution,
                 num_inference_steps=request.steps,
@@ -88,3 +94,24 @@ class ImageGenerator:
             self._loaded -= unused
         self._pipeline.enable_lora()
         self._pipeline.set_adapters(names, [adapter.strength for adapter in adapters])
+
+    def _with_new_tokens(self, text: str, adapters: Sequence[AppliedAdapter]) -> str:
+        """Put the new tokens of adapters in place of their concepts' tokens; load those that are not loaded."""
+        for adapter in adapters:
+            if adapter.embeddings:
+                text = put(self._load_tokens(adapter.embeddings), text, adapter.word)
+        return text
+
+    def _load_tokens(self, path: Path) -> list[str]:
+        if path not in self._tokens:
+            embeddings = load_file(path)
+            # Unlike <s0>, names that differ between adapters.
+            names = [f"<{path.stem[:16]}-{number}>" for number in range(len(embeddings[KEYS[0]]))]
+            encoders = (self._pipeline.text_encoder, self._pipeline.text_encoder_2)
+            tokenizers = (self._pipeline.tokenizer, self._pipeline.tokenizer_2)
+            for key, encoder, tokenizer in zip(KEYS, encoders, tokenizers, strict=True):
+                self._pipeline.load_textual_inversion(
+                    embeddings[key], token=names, text_encoder=encoder, tokenizer=tokenizer
+                )
+            self._tokens[path] = names
+        return self._tokens[path]

@@ -14,7 +14,9 @@ from lora_api.dataset import AnnotationMode, Dataset
 from lora_api.draft import draft_manifest, slug
 from lora_api.job import JobSpec, parse_spec
 from lora_api.status import Phase
+from lora_api.training import Recipe
 
+from ..annotate.words import find_token_problem
 from ..errors import BadDataError, StageError
 from ..local_runs import AT_REST
 from .approval import status_file
@@ -45,8 +47,15 @@ STARTS = threading.Lock()
 """Held while a local run is started, because each tab has a thread of its own."""
 CAPTION_MODES = {
     AnnotationMode.TEMPLATE: "The same short caption for each photograph",
-    AnnotationMode.EXISTING: "My own captions, uploaded beside the photographs",
+    AnnotationMode.EXISTING: "My own, uploaded with the photographs",
     AnnotationMode.LLM: "A language model writes them",
+}
+RECIPES = {
+    Recipe.NONE: "The same defaults for every job",
+    Recipe.AUTO: "By the kind of concept in the manifest",
+    Recipe.SUBJECT: "For a thing or an animal",
+    Recipe.PERSON: "For a person",
+    Recipe.STYLE: "For a style",
 }
 
 
@@ -82,6 +91,8 @@ def _form() -> None:
         "Token", placeholder="CUS", help="A rare word that will call the thing up in prompts."
     )
     class_name = second.text_input("Class", placeholder="backpack", help="The ordinary noun for the thing.")
+    if token.strip() and (warning := find_token_problem(token.strip(), class_name.strip())):
+        st.warning(escape_markdown(f"Token: {warning}."))
     manifest = _manifest(token.strip(), class_name.strip(), files)
     problem = _find_count_problem(photographs, manifest) if files else ""
     if problem:
@@ -118,12 +129,19 @@ def _manifest(token: str, class_name: str, files: Sequence[Upload]) -> str:
         default = JobSpec.model_fields["base_model"].default
         models = sorted(profile.models, key=lambda model: (model != default, model))
         model = second.selectbox("Base model", models)
+        recipe = st.selectbox(
+            "Recipe",
+            RECIPES,
+            format_func=RECIPES.__getitem__,
+            help="Defaults for the training that fit the concept and the number of photographs.",
+        )
     document = draft_manifest(
         slug(name) or slug(f"{token} {class_name}") or "my-job",
         token or "CUS",
         class_name or "thing",
         mode,
         int(steps) if steps else None,
+        recipe=recipe,
     )
     if model != default:
         document["spec"]["baseModel"] = model

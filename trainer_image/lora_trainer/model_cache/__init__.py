@@ -12,7 +12,8 @@ Therefore a folder with the final name is always complete.
 """
 
 from .cache import CachedModel, fill, find
+from .encoders import provide_encoder
 from .origin import Origin
 from .resolve import origin_of
 
-__all__ = ["CachedModel", "Origin", "fill", "find", "origin_of"]
+__all__ = ["CachedModel", "Origin", "fill", "find", "origin_of", "provide_encoder"]

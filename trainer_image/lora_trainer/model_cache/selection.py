@@ -47,11 +47,14 @@ def pipeline_files(names: Collection[str], variant: str, own_vae: bool) -> list[
 def encoder_files(names: Collection[str]) -> list[str]:
     """Return the files of a model that transformers loads: safetensors, configurations, tokenizer.
 
+    transformers 5 saves the settings of the image processor in processor_config.json, and before in
+    preprocessor_config.json.
+
     Raises:
         BadConfigurationError: when a required file is missing; the message names it.
     """
     config = component_files(names, "", "")
-    extras = r"(preprocessor_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt"
+    extras = r"(preprocessor_config|processor_config|tokenizer|tokenizer_config|special_tokens_map|vocab)\.json|merges\.txt"
     return sorted({*config, *(name for name in names if re.fullmatch(extras, name))})
 
 

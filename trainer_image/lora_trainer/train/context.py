@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from .checkpoint import Checkpoint
 from .data.encode import TextEmbedding, encode_text
 from .data.training_data import TrainingData
 from .ema import EMA
-from .finite import DivergedError, divergence_advice
+from .finite import DivergedError, divergence_advice, quote
 from .graphs import make_graphs
 from .loop import TrainState
 from .memory.errors import is_out_of_memory
-from .model.adapter import UNET, has_effect, is_adapted, trainable
+from .model.adapter import UNET, has_effect, is_adapted, trainable, without_adapter
 from .model.base_model import BaseModel, TextEncoderModel
 from .model.flat_parameters import FlatParameters
 from .model.precision import compute_dtype
+from .model.token_embeddings import TokenEmbeddings, steps_of
 from .optimizers import (
     build_lr_scheduler,
     build_optimizer,
@@ -41,6 +43,7 @@ from .overrides.fused import fuse
 from .overrides.memory_efficient import make_memory_efficient
 from .rank_dropout import RankDropout
 from .records import Record
+from .sampling.generate import ImageGenerator
 from .sampling.previews import Previews
 from .scoring import Scorer, Scores
 
@@ -58,7 +61,7 @@ class TrainingContext:
     model: BaseModel
     data: TrainingData
     embeddings: dict[str, TextEmbedding]
-    """Embeddings by text; empty where the text encoders are trained."""
+    """Embeddings by text; empty where the text encoders or token embeddings are trained."""
     previews: Previews
     folder: Path
     """Local folder of the attempt's files."""
@@ -67,6 +70,8 @@ class TrainingContext:
     """Bytes that the forward and backward pass of a batch need beside the weights, by the memory plan."""
     text_encoders: tuple[TextEncoderModel, TextEncoderModel] | None = None
     """Both text encoders; None where they are not trained."""
+    token_embeddings: TokenEmbeddings | None = None
+    """The new tokens and both text encoders; None where no token embeddings are trained."""
     modules: dict[str, Any] = field(default_factory=dict)
     """The modules that are trained or have an adapter, by their names in the pipeline."""
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -91,8 +96,32 @@ class TrainingContext:
         return self._state
 
     def embed(self, text: str) -> TextEmbedding:
-        """Encode a text with the trained text encoders, or return its stored embedding."""
+        """Encode a text with the trained text encoders or token embeddings, or return its stored embedding."""
+        if self.token_embeddings:
+            # Without a gradient, which costs a backward pass, once the embeddings are no longer trained.
+            is_trained = self.state.step < steps_of(self.training)
+            with nullcontext() if is_trained else torch.no_grad():
+                return self.token_embeddings.encode(text)
         return encode_text(self.text_encoders, text) if self.text_encoders else self.embeddings[text]
+
+    def warn_of_long_captions(self) -> None:
+        """Warn of captions that fit into the text encoders with the concept's token, but not with the new tokens."""
+        if self.token_embeddings and (cut := self.token_embeddings.too_long(self.data.captions)):
+            log.warning(
+                "with the new tokens, the text encoders do not see the end of %d captions, such as %s: shorten them, or "
+                "lower training.tokenEmbeddings.tokens",
+                len(cut),
+                quote(cut[0]),
+            )
+
+    @contextmanager
+    def as_base_model(self) -> Iterator[None]:
+        """Disable the adapters and the new tokens within the block."""
+        with (
+            without_adapter(self.modules),
+            self.token_embeddings.without() if self.token_embeddings else nullcontext(),
+        ):
+            yield
 
     def start(self, steps: range) -> None:
         """Build the optimizer, the learning-rate scheduler and the rest of the state for the trainable parameters.
@@ -107,11 +136,14 @@ class TrainingContext:
         rank_dropout = None
         if training.adapter.rank_dropout:
             rank_dropout = RankDropout(unet, float(training.adapter.rank_dropout), training.seed)
-        for module in self.modules.values():
+        encoders = [each.encoder for each in self.token_embeddings.models] if self.token_embeddings else []
+        for module in [*self.modules.values(), *encoders]:
             # After the rank dropout: both calls skip layers with hooks.
             fuse(module)
             make_memory_efficient(module)
         parameters = trainable(self.modules)
+        if self.token_embeddings:
+            parameters |= self.token_embeddings.parameters()
         groups = [group["params"] for group in parameter_groups(training, parameters)]
         flat = FlatParameters(parameters, groups, compute_dtype(training.adapter, self.dtype))
         optimizer = build_optimizer(training, flat.named, flat)
@@ -130,6 +162,7 @@ class TrainingContext:
             steps=steps,
             ema=EMA(flat.named, float(training.ema_decay)) if training.ema_decay else None,
             held_out=self.data.held_out,
+            token_embeddings=self.token_embeddings,
             rank_dropout=rank_dropout,
             graphs=make_graphs(training, self.distributed.device, flat, self.working_memory),
         )
@@ -146,6 +179,7 @@ class TrainingContext:
             self.release_graphs()
         self._state = None
         self.text_encoders = None
+        self.token_embeddings = None
         self.modules, self.best = {}, {}
         gc.collect()
         if self.distributed.device.type == "cuda":
@@ -206,7 +240,11 @@ class TrainingContext:
         try:
             with nullcontext() if with_base else self.state.swapped_result():
                 self.previews.generate(
-                    self.folder, self.state.step, self.model, self.modules, self.embed, with_base=with_base
+                    self.folder,
+                    self.state.step,
+                    ImageGenerator(self.model, self.modules[UNET]),
+                    self.embed,
+                    self.as_base_model if with_base else None,
                 )
         except Exception as error:
             if not is_out_of_memory(error):

@@ -56,7 +56,7 @@ def divergence_advice(place: str, dtype: torch.dtype) -> str:
         place: a result of `loop.locate_not_finite`.
     """
     if "embedding" in place:
-        return "lower training.textEncoder.learningRate"
+        return "lower training.textEncoder.learningRate or training.tokenEmbeddings.learningRate"
     advice = "lower training.learningRate, or raise training.lrWarmupSteps"
     if dtype == torch.float16:
         advice += ", or set training.mixedPrecision to bf16 or fp32"

@@ -53,6 +53,8 @@ def unsupported(training: Training, device: torch.device) -> str:
         return "the job trains on a CPU"
     if training.text_encoder.train:
         return "the text encoders are trained"
+    if training.token_embeddings.train:
+        return "token embeddings are trained"
     if training.adapter.rank_dropout:
         return "rank dropout draws its masks on the CPU"
     return ""

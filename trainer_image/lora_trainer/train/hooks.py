@@ -12,7 +12,6 @@ from ..progress import Reporter
 from .checkpoint import Checkpoints
 from .context import TrainingContext
 from .loop import TrainState
-from .model.adapter import without_adapter
 from .records import best_step, is_measured, mean_loss
 from .sampling.scored_images import generate_scored_images, scored_prompts, without_token
 from .scoring import Scores, relative_score
@@ -89,7 +88,7 @@ class MeasureScores:
             return context.scorer.score(images, asked)
 
         if context.base_scores is None:
-            with without_adapter(context.modules):
+            with context.as_base_model():
                 context.base_scores = measure()
         with state.swapped_result():
             scores = measure()

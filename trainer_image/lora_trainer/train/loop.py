@@ -36,6 +36,7 @@ from .finite import DivergedError, all_finite, divergence_advice, quote
 from .graphs import PassGraphs
 from .model.flat_parameters import FlatParameters
 from .model.precision import autocast
+from .model.token_embeddings import TokenEmbeddings
 from .objective import Batch, predict, sample_losses
 from .optimizers import MAX_GRADIENT_NORM, NeedsSums, average_of
 from .rank_dropout import RankDropout
@@ -76,6 +77,8 @@ class TrainState:
     """The moving average of the parameters; None where the job does not set emaDecay."""
     held_out: SampleStream | None = None
     """Samples that the held-out loss is measured on."""
+    token_embeddings: TokenEmbeddings | None = None
+    """The new tokens; None where the job does not train token embeddings."""
     rank_dropout: RankDropout | None = None
     """The dropout of ranks; None where the job does not set adapter.rankDropout."""
     graphs: PassGraphs | None = None
@@ -217,10 +220,10 @@ def held_out_loss(state: TrainState) -> float | None:
     state.flat.use_compute_copy()
     for sample in range(distributed.process_index, count, distributed.num_processes):
         index = sample % len(stream.latents)
-        batch = _batch(state, [Sample(stream, sample, stream.latents[index], stream.captions[index])])
-        # The middle of the sample's interval, where the timesteps are divided into `count` equal intervals.
-        timestep = torch.full_like(batch.timesteps, (2 * sample + 1) * timesteps // (2 * count))
-        with _autocast(state), state.swapped_result():
+        with _autocast(state), state.swapped_result():  # the text encoders too may have trained weights
+            batch = _batch(state, [Sample(stream, sample, stream.latents[index], stream.captions[index])])
+            # The middle of the sample's interval, where the timesteps are divided into `count` equal intervals.
+            timestep = torch.full_like(batch.timesteps, (2 * sample + 1) * timesteps // (2 * count))
             batch = replace(batch, timesteps=timestep)
             total += sample_losses(state.unet, state.noise_scheduler, batch, training).sum()
     if distributed.num_processes > 1:
@@ -347,6 +350,8 @@ def _update(state: TrainState, loss: Tensor) -> tuple[float | None, float | None
             optimizer.use(read)
         # Not `scaler.step`: it reads from the device whether the gradient is finite, which is known here.
         state.optimizer.step()
+        if state.token_embeddings:
+            state.token_embeddings.renormalize(state.parameters)
     state.scaler.update()
     state.flat.gradient.zero_()
     first, second = (value if math.isfinite(value) else None for value in values)

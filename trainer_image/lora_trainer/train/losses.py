@@ -9,6 +9,9 @@ from lora_api.job import HuberSchedule, Loss, LossType, LossWeighting, Training
 
 MAX_SNR = 1000.0
 """SNR above which debiased weights stay the same, as in kohya's scripts. Without noise, 1 / sqrt(SNR) would be 0."""
+MIN_SNR = 1 / MAX_SNR
+"""SNR below which debiased weights stay the same. At the last timestep of a zero-terminal-SNR schedule, 1 / sqrt(SNR)
+would be infinite. SDXL's own schedule ends at an SNR of 0.0047."""
 
 
 def elementwise_errors(predicted: Tensor, target: Tensor, loss: Loss, alphas_cumprod: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ def timestep_weights(alphas_cumprod: Tensor, training: Training, velocity: bool)
 def debiased_weights(alphas_cumprod: Tensor, velocity: bool) -> Tensor:
     """Compute debiased weights (arXiv:2310.08442): 1 / sqrt(SNR) for noise, 1 / (SNR + 1) for velocity."""
     snr = (alphas_cumprod / (1 - alphas_cumprod)).clamp(max=MAX_SNR)
-    return 1 / (snr + 1) if velocity else snr.rsqrt()
+    return 1 / (snr + 1) if velocity else snr.clamp(min=MIN_SNR).rsqrt()
 
 
 def min_snr_weights(alphas_cumprod: Tensor, gamma: float, velocity: bool) -> Tensor:

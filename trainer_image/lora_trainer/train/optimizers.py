@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lora_api.job import Optimizer, Training
 
+from ..new_tokens import PREFIX as TOKEN_EMBEDDINGS
 from .model.flat_parameters import FlatParameters
 from .model.targets import UNET, block_override
+from .model.token_embeddings import steps_of
 
 BETAS, EPSILON, WEIGHT_DECAY = (0.9, 0.999), 1e-8, 1e-4
 """The values of diffusers' DreamBooth script."""
@@ -43,7 +45,7 @@ class NeedsSums(Protocol):
 def build_optimizer(
     training: Training, parameters: Mapping[str, Parameter], flat: FlatParameters | None = None
 ) -> torch.optim.Optimizer:
-    """Build the optimizer over the UNet's parameters and, at their own learning rate, the text encoders'.
+    """Build the optimizer over the UNet's parameters and, at their own learning rates, those of the text encoders.
 
     Args:
         parameters: the trained parameters by `component.name`, in float32.
@@ -114,11 +116,14 @@ def build_optimizer(
 
 
 def parameter_groups(training: Training, parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
-    """Group parameters by their learning rate: the UNet's groups first, then the text encoders'."""
+    """Group parameters by their learning rate: the UNet's groups first, then the text encoders' or the embeddings'."""
     groups: dict[tuple[bool, float], list[Parameter]] = {}
     for name, parameter in parameters.items():
         is_text = not name.startswith(f"{UNET}.")
-        rate = float(training.text_encoder.learning_rate if is_text else training.learning_rate)
+        if name.startswith(f"{TOKEN_EMBEDDINGS}."):
+            rate = float(training.token_embeddings.learning_rate)
+        else:
+            rate = float(training.text_encoder.learning_rate if is_text else training.learning_rate)
         override = None if is_text else block_override(name.removeprefix(f"{UNET}."), training.adapter)
         if override:
             rate *= float(override.learning_rate_scale)
@@ -128,7 +133,9 @@ def parameter_groups(training: Training, parameters: Mapping[str, Parameter]) ->
     # The group with the job's own rate comes first, because the first group's rate is recorded.
     first = (False, float(training.learning_rate))
     order = sorted(groups, key=lambda group: (group[0], group != first))
-    return [{"params": groups[key], "lr": key[1]} for key in order]
+    # Token embeddings and text encoders are never trained together: see the rules of the job.
+    ends = {"last_step": steps_of(training)} if training.token_embeddings.train else {}
+    return [{"params": groups[key], "lr": key[1], **(ends if key[0] else {})} for key in order]
 
 
 def average_of(
@@ -152,8 +159,14 @@ def average_of(
 
 
 def build_lr_scheduler(training: Training, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """Build the scheduler that multiplies each group's learning rate by `lr_factor`."""
-    return LambdaLR(optimizer, lambda step: lr_factor(training, step))
+    """Build the scheduler that multiplies each group's learning rate by `lr_factor`, up to the group's `last_step`."""
+
+    def factor_until(last: float) -> Callable[[int], float]:
+        return lambda step: lr_factor(training, step) if step < last else 0.0
+
+    return LambdaLR(
+        optimizer, [factor_until(group.get("last_step", math.inf)) for group in optimizer.param_groups]
+    )
 
 
 def lr_factor(training: Training, step: int) -> float:

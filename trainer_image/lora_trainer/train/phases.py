@@ -31,6 +31,7 @@ from .model.extract import (
 )
 from .model.initial_adapter import load_initial_adapter
 from .model.quantize import quantize
+from .model.token_embeddings import TokenEmbeddings
 from .objective import predict
 from .optimizers import continue_lr_scheduler
 
@@ -82,6 +83,13 @@ class TrainAdapter:
             context.text_encoders = context.model.text_encoders(context.dtype)
             for name, model in zip(TEXT_ENCODERS, context.text_encoders, strict=True):
                 context.modules[name] = model.encoder.to(device)
+        if training.token_embeddings.train:
+            context.token_embeddings = TokenEmbeddings.add(
+                context.model.text_encoders(context.dtype), training, context.config.spec.concept.token
+            )
+            for model in context.token_embeddings.models:
+                model.encoder.to(device).eval()
+            context.warn_of_long_captions()
         for name, module in context.modules.items():
             add_adapter(module, name, training.rank, training.alpha, training.seed, kind=training.adapter)
         if context.initial_adapter and not checkpoint:

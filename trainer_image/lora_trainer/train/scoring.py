@@ -17,12 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lora_api.profile import BaseModelSource
-from lora_api.reasons import Reason
 from lora_api.stages import TrainConfig
 
-from ..errors import BadConfigurationError, BadSetupError
-from ..model_cache import fill, find, origin_of
+from ..errors import BadConfigurationError
+from ..model_cache import provide_encoder
 from ..store import Bucket
 
 
@@ -130,21 +128,9 @@ def load_scorer(
             "training.validation needs scores, and the profile has no scoring models: add `scoring` to the profile"
         )
     likeness, fidelity = (
-        _provide(config, source, bucket) for source in (config.scoring.likeness, config.scoring.fidelity)
+        provide_encoder(
+            source, bucket, Path(config.cache_dir), prefetched=config.prefetched, what="scoring model"
+        )
+        for source in (config.scoring.likeness, config.scoring.fidelity)
     )
     return EmbeddingScorer(likeness, fidelity, references, device)
-
-
-def _provide(config: TrainConfig, source: BaseModelSource, bucket: Bucket) -> Path:
-    """Return the folder of a scoring model, which is downloaded unless the cache was filled by a prefetch Job."""
-    origin, cache = origin_of(source, bucket, "encoder"), Path(config.cache_dir)
-    if not config.prefetched:
-        return fill(origin, cache).folder
-    cached = find(origin, cache)
-    if cached is None:
-        raise BadSetupError(
-            f"the scoring model {source.identity()} is not in the model cache: run the prefetch command with "
-            "`kind: encoder` for it",
-            Reason.MODEL_UNAVAILABLE,
-        )
-    return cached.folder

@@ -34,6 +34,7 @@ from .loop import Hook
 from .memory.plan import TRACES, Machine, Plan, free_memory, make_plan, memory_advice
 from .model.base_model import provide_base_model
 from .model.initial_adapter import fetch_initial_adapter
+from .model.token_embeddings import refuse_unnamed
 from .phases import Phase, phases_of
 from .sampling.previews import Previews, preview_prompts
 from .scoring import Scorer, load_scorer
@@ -88,8 +89,11 @@ class Trainer:
             encoders = Encoders(self._model, Path(config.work_dir) / "cache", distributed.device, dtype)
             self._data = load_training_data(config, self._store.output, encoders)
             texts = ["", *self._data.captions, *preview_prompts(config.spec)]
+            training = config.spec.training
+            if training.token_embeddings.train:
+                refuse_unnamed(self._data.streams[0].all_captions, config.spec.concept.token)
             # Text encoders that are trained encode the captions in every step, so nothing is encoded here.
-            encodes_once = not config.spec.training.text_encoder.train
+            encodes_once = not (training.text_encoder.train or training.token_embeddings.train)
             self._embeddings = encoders.encode_texts(texts) if encodes_once else {}
         if distributed.device.type == "cuda":
             torch.cuda.empty_cache()  # frees the memory of the encoders, as the plan assumes
@@ -113,7 +117,8 @@ class Trainer:
         self._phases: Sequence[Phase] = phases_of(config.spec.training)
         plan = self._make_plan(config.spec.training)
         self._plan = plan
-        log.info("memory:\n%s", plan)
+        for line in str(plan).splitlines():  # a line break within a record is escaped
+            log.info("memory: %s", line)
         self._context = TrainingContext(
             config=config,
             distributed=self._distributed,
@@ -203,6 +208,7 @@ class Trainer:
             folder=self._folder,
             state=context.state,
             modules=context.modules,
+            token_embeddings=context.token_embeddings,
             previews=context.previews,
             shown=context.data.shown,
             layers=context.layers,

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_api.manifest import sha256_hex
 
@@ -177,17 +178,35 @@ def encode_text(models: tuple[TextEncoderModel, TextEncoderModel], text: str) ->
     The sequence is the concatenation of both encoders' penultimate layers. The pooled embedding is the second
     encoder's projection of the end token. Texts longer than 77 tokens are truncated.
     """
+    return encode_tokens(
+        [
+            (
+                model.encoder,
+                model.tokenizer(
+                    text,
+                    padding="max_length",
+                    max_length=model.tokenizer.model_max_length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).input_ids,
+            )
+            for model in models
+        ]
+    )
+
+
+def encode_tokens(
+    inputs: Sequence[tuple[CLIPTextModel | CLIPTextModelWithProjection, Tensor]],
+) -> TextEmbedding:
+    """Encode the tokens of a text as `encode_text` does.
+
+    Args:
+        inputs: each encoder, the one with the projection last, with its tokens: int64, (1, 77).
+    """
     layers = []
     pooled = torch.empty(0)
-    for model in models:
-        ids = model.tokenizer(
-            text,
-            padding="max_length",
-            max_length=model.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        output = model.encoder(to_device(ids, model.encoder.device), output_hidden_states=True)
+    for encoder, ids in inputs:
+        output = encoder(to_device(ids, encoder.device), output_hidden_states=True)
         layers.append(output.hidden_states[-2][0])
         pooled = output[0][0]  # text_embeds of the second encoder, which comes last
     return TextEmbedding(torch.cat(layers, dim=-1), pooled)

@@ -47,8 +47,12 @@ class ExportError(StageError):
     """A written file, when read back, does not have the trained adapter."""
 
 
-def write_diffusers(path: Path, adapted: Adapted) -> None:
-    """Write the file that `StableDiffusionXLPipeline.load_lora_weights` loads."""
+def write_diffusers(path: Path, adapted: Adapted, notes: Mapping[str, str] | None = None) -> None:
+    """Write the file that `StableDiffusionXLPipeline.load_lora_weights` loads.
+
+    Args:
+        notes: further metadata, which diffusers ignores.
+    """
     tensors: dict[str, Tensor] = {}
     settings: dict[str, object] = {}
     for component, module in adapted.items():
@@ -64,7 +68,7 @@ def write_diffusers(path: Path, adapted: Adapted) -> None:
         fields |= {"target_modules": sorted(config.target_modules), "peft_type": "LORA"}
         settings |= {f"{component}.{field}": value for field, value in fields.items()}
     metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings, sort_keys=True)}
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, {**metadata, **content_hashes(tensors), **(notes or {})})
 
 
 def write_kohya(path: Path, adapted: Adapted, metadata: Mapping[str, str]) -> None:

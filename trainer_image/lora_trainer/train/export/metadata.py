@@ -1,4 +1,4 @@
-"""The metadata of a kohya file: kohya's `ss_` fields and Stability's ModelSpec 1.0.0.
+"""The metadata of adapter files: Stability's ModelSpec 1.0.0, and kohya's `ss_` fields in a kohya file.
 
 It does not depend on when or where a job ran, so that the same job writes the same file.
 """
@@ -18,15 +18,36 @@ from torch import Tensor
 from lora_api.job import Adapter, AdapterType, Targets, Training
 from lora_api.stages import TrainConfig
 
+from ...new_tokens import tokens_of, trigger
 from .tensors import tensors_to_bytes
 
 THUMBNAIL_SIDE = 256
+NOTE = "token_embeddings"
+"""Key of the metadata that names the new tokens of an adapter, in its files and in that of their embeddings."""
+
+
+def summarize(config: TrainConfig) -> dict[str, str]:
+    """Build the metadata of a file in diffusers' format: what it is, its trigger and its base model.
+
+    It does not name the job, so that equal trainings write equal files.
+    """
+    spec, tokens = config.spec, tokens_of(config.spec.training)
+    summary = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.description": f"{spec.training.method} of {trigger(spec.concept, [])} on {spec.base_model}",
+        "modelspec.trigger_phrase": trigger(spec.concept, tokens),
+        "lora_training.base_model": config.base_model.identity(),
+    }
+    # Later trainings recognise an adapter that needs embeddings by it.
+    return summary | ({NOTE: "".join(tokens)} if tokens else {})
 
 
 def describe(
     config: TrainConfig, images: int, prediction: str, preview: Image.Image | None
 ) -> dict[str, str]:
-    """Build the metadata that other programs show. It has no captions, because they are the customer's data.
+    """Build the metadata of a kohya file, which other programs show. It has no captions, because they are the customer's data.
 
     Args:
         images: number of training images.
@@ -34,22 +55,17 @@ def describe(
         preview: image for the thumbnail; None for no thumbnail.
     """
     spec = config.spec
-    training, concept = spec.training, spec.concept
-    trigger = f"{concept.token} {concept.class_name}"
+    training = spec.training
     size = f"{training.resolution}x{training.resolution}"
     arguments = _network_arguments(training.adapter, training.rank, training.alpha)
     metadata = {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        **summarize(config),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": config.name,
-        "modelspec.description": f"{training.method} of {trigger} on {spec.base_model}",
-        "modelspec.trigger_phrase": trigger,
         "modelspec.resolution": size,
         "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_sd_model_name": spec.base_model,
-        "lora_training.base_model": config.base_model.identity(),
         "ss_v2": "False",
         "ss_network_module": "lycoris.kohya" if arguments else "networks.lora",
         "ss_network_dim": str(training.rank),
@@ -74,6 +90,8 @@ def describe(
     }
     if training.text_encoder.train:
         metadata["ss_text_encoder_lr"] = str(training.text_encoder.learning_rate)
+    if training.token_embeddings.train:
+        metadata["lora_training.token_embeddings_lr"] = str(training.token_embeddings.learning_rate)
     if arguments:
         metadata["ss_network_args"] = json.dumps(arguments, sort_keys=True)
     if preview:

@@ -11,6 +11,7 @@ from lora_api.keys import file_name_of
 from lora_api.manifest import Manifest
 from lora_api.profile import HubModel
 
+from ...new_tokens import opening, put, trigger
 from ..report.snippet import local_name, usage_snippet
 
 FILE_NAME = "README.md"
@@ -36,10 +37,10 @@ def model_card(spec: JobSpec, manifest: Manifest, images: int) -> str:
         images: number of training images.
     """
     concept = spec.concept
-    trigger = f"{concept.token} {concept.class_name}"
+    tokens = manifest.embeddings.tokens if manifest.embeddings else []
     data = ModelCardData(
         base_model=_base_name(manifest),
-        instance_prompt=concept.opening,
+        instance_prompt=opening(concept, tokens),
         library_name="diffusers",
         license=_license(manifest),
         pipeline_tag="text-to-image",
@@ -47,16 +48,18 @@ def model_card(spec: JobSpec, manifest: Manifest, images: int) -> str:
         widget=[*_widgets(manifest)],
         ignore_metadata_errors=False,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(spec, manifest, trigger, images)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(spec, manifest, tokens, images)}"
 
 
-def _body(spec: JobSpec, manifest: Manifest, trigger: str, images: int) -> str:
+def _body(spec: JobSpec, manifest: Manifest, tokens: Sequence[str], images: int) -> str:
     """Render the Markdown below the front matter."""
     assert manifest.base_model is not None  # set for every training
     training = spec.training
     names = [file_name_of(entry.key) for entry in manifest.files]
     kohya = [name for name in names if name.endswith(".safetensors") and "kohya" in name]
-    snippet = usage_snippet(manifest.base_model, spec.concept, manifest.adapter.uri.rpartition("/")[2])
+    snippet = usage_snippet(
+        manifest.base_model, spec.concept, manifest.adapter.uri.rpartition("/")[2], manifest.embeddings
+    )
     note = ""
     if not isinstance(manifest.base_model, HubModel):
         note = f"The base model is not on the hub: put its folder beside this file, as `{local_name(manifest.base_model)}`.\n\n"
@@ -65,8 +68,16 @@ def _body(spec: JobSpec, manifest: Manifest, trigger: str, images: int) -> str:
         if kohya
         else ""
     )
+    if manifest.embeddings and kohya:
+        # A1111 and Forge find the name in prompts, so that prompts with the concept's token work there unchanged.
+        name = spec.concept.token.replace(" ", "-")
+        programs += (
+            f"The prompts need the embeddings too: copy `{file_name_of(manifest.embeddings.key)}` to the program's folder of "
+            f"embeddings as `{name}.safetensors`. In ComfyUI, write `embedding:{name}` in place of `{''.join(tokens)}`; in "
+            f"Forge and A1111, `{name}`.\n\n"
+        )
     captions = " `captions.jsonl` has the captions of the images." if spec.output.captions else ""
-    return f"""# {trigger}
+    return f"""# {trigger(spec.concept, [])}
 
 <Gallery />
 
@@ -74,7 +85,7 @@ A LoRA adapter for Stable Diffusion XL, trained on {images} images.
 
 ## Trigger
 
-Use `{trigger}` in the prompt, for example `{spec.concept.opening}, on a beach`.
+Use `{trigger(spec.concept, tokens)}` in the prompt, for example `{opening(spec.concept, tokens)}, on a beach`.{_new_tokens(manifest)}
 
 ## Use it with diffusers
 
@@ -101,6 +112,14 @@ The base model's license applies to its weights. Choose a license for this adapt
 """
 
 
+def _new_tokens(manifest: Manifest) -> str:
+    """Describe the new tokens; empty where there are none."""
+    if not manifest.embeddings:
+        return ""
+    tokens, name = "".join(manifest.embeddings.tokens), file_name_of(manifest.embeddings.key)
+    return f"\n\n`{tokens}` are new tokens: prompts need `{name}`, which was trained with the adapter."
+
+
 def _base_name(manifest: Manifest) -> str:
     source = manifest.base_model
     assert source is not None  # set for every training
@@ -114,8 +133,12 @@ def _license(manifest: Manifest) -> str:
 
 def _widgets(manifest: Manifest) -> Sequence[dict[str, object]]:
     """Return the last preview of each prompt, in the format of the hub's gallery."""
+    tokens, concept = manifest.embeddings.tokens if manifest.embeddings else [], manifest.concept
     last = {preview.prompt: preview.key for preview in manifest.previews}
     return [
-        {"text": prompt, "output": {"url": file_name_of(key)}}
+        {
+            "text": put(tokens, prompt, concept.token) if concept else prompt,
+            "output": {"url": file_name_of(key)},
+        }
         for prompt, key in list(last.items())[:MAX_WIDGETS]
     ]

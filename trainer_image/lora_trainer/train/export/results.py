@@ -18,21 +18,32 @@ from pydantic import ValidationError
 
 from lora_api import __version__
 from lora_api.keys import file_name_of
-from lora_api.manifest import CaptionsManifest, FileEntry, Manifest, Memory, Selection, VariantResult
+from lora_api.manifest import (
+    CaptionsManifest,
+    EmbeddingsEntry,
+    FileEntry,
+    Manifest,
+    Memory,
+    Selection,
+    VariantResult,
+)
 from lora_api.stages import TrainConfig
 from lora_api.status import AdapterStatus
 
 from ...store import Bucket, ObjectMissingError, ObjectTooLargeError
 from ..loop import TrainState
 from ..model.adapter import Adapted
+from ..model.token_embeddings import TokenEmbeddings
 from ..records import best_step, mean_loss
 from ..report import ReportData, Timing, TrainingImage, render
 from ..sampling.contact_sheet import contact_sheet
 from ..sampling.previews import Previews
 from .adapter_file import FILE_NAMES, verify, write_diffusers, write_kohya
+from .embeddings_file import FILE_NAME as EMBEDDINGS
+from .embeddings_file import write_embeddings
 from .events import FILE_NAME as EVENTS
 from .events import write_events
-from .metadata import describe
+from .metadata import describe, summarize
 from .model_card import FILE_NAME as CARD
 from .model_card import model_card
 from .publish import commit
@@ -51,6 +62,8 @@ class Results:
     """Local folder of the attempt's files."""
     state: TrainState
     modules: Adapted
+    token_embeddings: TokenEmbeddings | None
+    """The new tokens; None where no token embeddings are trained."""
     previews: Previews
     shown: list[TrainingImage]
     """The images of the concept, for the report."""
@@ -67,10 +80,11 @@ class Results:
 
     def publish(self) -> Manifest:
         """Write, verify and publish the adapter, its metrics and its report. The manifest is written last."""
+        self.previews.copy_earlier(self.bucket, self.folder, self.config.keys.attempt(self.config.attempt))
         paths = {form: self.folder / FILE_NAMES[form] for form in self.config.spec.output.formats}
         for form, path in paths.items():
             if form == "diffusers":
-                write_diffusers(path, self.modules)
+                write_diffusers(path, self.modules, summarize(self.config))
             else:
                 write_kohya(path, self.modules, self._describe())
         for path in paths.values():
@@ -78,6 +92,9 @@ class Results:
         lines = [json.dumps(asdict(record)) + "\n" for record in self.state.records]
         (self.folder / METRICS).write_text("".join(lines))
         names = [*(path.name for path in paths.values()), METRICS]
+        if self.token_embeddings:
+            write_embeddings(self.folder / EMBEDDINGS, self.token_embeddings)
+            names.append(EMBEDDINGS)
         if self.layers is not None:
             (self.folder / LAYERS).write_text(json.dumps(self.layers, indent=1))
             names.append(LAYERS)
@@ -152,6 +169,11 @@ class Results:
             selection=self._selection() if training.validation.every_steps else None,
             variants=list(self.variants),
             memory=self.memory,
+            embeddings=(
+                EmbeddingsEntry(key=files[EMBEDDINGS].key, tokens=list(self.token_embeddings.tokens))
+                if self.token_embeddings
+                else None
+            ),
             versions={"lora_trainer": __version__, **{name: version(name) for name in LIBRARIES}},
         )
 

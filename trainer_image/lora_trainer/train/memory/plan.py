@@ -20,6 +20,7 @@ from lora_api.job import (
 from lora_api.reasons import Reason
 
 from ...errors import BadConfigurationError
+from ...new_tokens import tokens_of
 from ...units import GIB
 from ..model.precision import compute_dtype
 from .trace import Trace
@@ -187,7 +188,7 @@ def _held_between_steps(
     """
     per_weight = WEIGHT_BYTES.get(training.quantize_base, dtype.itemsize)
     terms = {"UNet, frozen": int(frozen * per_weight)}
-    if training.text_encoder.train:
+    if training.text_encoder.train or training.token_embeddings.train:
         terms["text encoders, frozen"] = text_elements(folder) * dtype.itemsize
     # 4 bytes of weight and 4 bytes of gradient.
     terms["trained weights and gradients, float32"] = 8 * trained
@@ -210,6 +211,7 @@ def shape_of(training: Training, dtype: torch.dtype, checkpointing: bool) -> Ste
         adapter=training.adapter,
         convolutions=training.extraction.convolutions,
         quantize_base=training.quantize_base,
+        new_tokens=len(tokens_of(training)),
     )
 
 

@@ -37,7 +37,7 @@ class Trace:
 
 
 def fake_weights(module: Module, dtype: torch.dtype) -> list[Tensor]:
-    """Replace a module's parameters by tensors without data. Call it under `FakeTensorMode`.
+    """Replace a module's parameters and buffers by tensors without data. Call it under `FakeTensorMode`.
 
     Frozen parameters get `dtype`; trainable ones stay float32.
 
@@ -53,6 +53,10 @@ def fake_weights(module: Module, dtype: torch.dtype) -> list[Tensor]:
             data = torch.empty(parameter.shape, dtype=torch.float32 if trained else dtype)
             weight = part._parameters[name] = Parameter(data, requires_grad=trained)
             tensors.append(weight)
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                tensors.append(torch.zeros(buffer.shape, dtype=buffer.dtype))
+                part._buffers[name] = tensors[-1]
     return tensors
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from lora_api.job import Adapter, QuantizeBase
 
 from ..data.dataset import LATENT_SCALE
+from ..data.encode import encode_tokens
 from ..model.adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
 from ..model.extract import make_trainable
 from ..model.flat_parameters import FlatParameters
 from ..model.precision import autocast, compute_dtype
 from ..model.quantize import is_quantizable
+from ..model.token_embeddings import ExtendedEmbedding
 from ..overrides.checkpointing import enable_checkpointing
 from ..overrides.fused import fuse
 from ..overrides.memory_efficient import make_memory_efficient
@@ -60,6 +62,8 @@ class StepShape:
     convolutions: bool = False
     """Whether the convolutions are fine-tuned too, if `rank` is None."""
     quantize_base: QuantizeBase = QuantizeBase.NONE
+    new_tokens: int = 0
+    """Number of new tokens whose embeddings are trained. If above 0, the step includes both text encoders."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +82,28 @@ def trace_step(folder: Path, shape: StepShape, cache: Path, device: str = "cpu")
     """Trace the forward and backward pass of one batch. It takes 10 to 20 seconds for SDXL, if not cached.
 
     Args:
-        folder: folder of the base model's pipeline, of which only `unet/config.json` is read.
+        folder: folder of the base model's pipeline, of which only `unet/config.json` and, for new tokens, those of the text
+            encoders are read.
         cache: folder of cached results.
         device: device of the tensors without data. PyTorch without CUDA supports only the CPU. Steps of plain LoRA and
             of fine-tuning run without autocast, so that the peak is the same on both devices.
     """
-    config = (folder / "unet" / "config.json").read_text()
+    parts = (UNET, *TEXT_ENCODERS) if shape.new_tokens else (UNET,)
+    config = "".join((folder / part / "config.json").read_text() for part in parts)
 
     def measure() -> Step:
         unet = empty_unet(folder, shape)
-        trained = sum(p.numel() for p in trainable({UNET: unet}).values())
-        frozen = sum(p.numel() for p in unet.parameters()) - trained
+        encoders = empty_text_encoders(folder, shape.new_tokens) if shape.new_tokens else []
+        modules: dict[str, Any] = {UNET: unet, **dict(zip(TEXT_ENCODERS, encoders, strict=False))}
+        trained = sum(p.numel() for p in trainable(modules).values())
+        frozen = sum(p.numel() for p in unet.parameters()) - sum(
+            p.numel() for p in trainable({UNET: unet}).values()
+        )
         if shape.checkpointing:
             enable_checkpointing(unet)
         with FakeTensorMode(), torch.device(device):
-            weights = fake_weights(unet, shape.dtype)
-            parameters = trainable({UNET: unet})
+            weights = [weight for each in modules.values() for weight in fake_weights(each, shape.dtype)]
+            parameters = trainable(modules)
             dtype = compute_dtype(shape.adapter, shape.dtype)
             flat = FlatParameters(parameters, [list(parameters.values())], dtype)
             uncounted = [
@@ -106,7 +116,7 @@ def trace_step(folder: Path, shape: StepShape, cache: Path, device: str = "cpu")
             with tracer:
                 flat.use_compute_copy()
                 with autocast(device, shape.adapter, shape.dtype):
-                    loss = run_forward(unet, shape).float().square().mean()
+                    loss = run_forward(unet, shape, encoders).float().square().mean()
                 # In this thread, whose modes also apply to tensors that the recomputation of a checkpoint makes.
                 with torch.autograd.set_multithreading_enabled(False):
                     loss.backward()
@@ -151,13 +161,27 @@ def vae_bytes(folder: Path, dtype: torch.dtype) -> int:
 
 def text_elements(folder: Path) -> int:
     """Return the number of elements of both text encoders."""
+    return sum(weight.numel() for encoder in _text_encoders(folder) for weight in encoder.parameters())
+
+
+def empty_text_encoders(folder: Path, new_tokens: int) -> list[Any]:
+    """Build a pipeline's text encoders on the meta device, with new tokens and overrides as in training."""
+    encoders = _text_encoders(folder)
+    for encoder in encoders:
+        own = encoder.requires_grad_(False).get_input_embeddings()
+        rows = torch.empty(new_tokens, own.embedding_dim, device="meta")
+        encoder.set_input_embeddings(ExtendedEmbedding(own, rows, own.num_embeddings))
+        make_memory_efficient(encoder)
+    return encoders
+
+
+def _text_encoders(folder: Path) -> list[Any]:
     classes = (CLIPTextModel, CLIPTextModelWithProjection)
     with torch.device("meta"):
-        encoders = [
-            kind(CLIPTextConfig.from_pretrained(folder, subfolder=name))
+        return [
+            kind(CLIPTextConfig.from_pretrained(folder, subfolder=name)).eval()
             for kind, name in zip(classes, TEXT_ENCODERS, strict=True)
         ]
-    return sum(weight.numel() for encoder in encoders for weight in encoder.parameters())
 
 
 def empty_unet(folder: Path, shape: StepShape) -> UNet2DConditionModel:
@@ -185,8 +209,11 @@ def _imitate_quantization(unet: UNet2DConditionModel) -> None:
         layer.forward = ImitatedLinear(layer)
 
 
-def run_forward(unet: UNet2DConditionModel, shape: StepShape) -> Tensor:
+def run_forward(unet: UNet2DConditionModel, shape: StepShape, encoders: Sequence[Any] = ()) -> Tensor:
     """Run the UNet on a batch of tensors without data.
+
+    Args:
+        encoders: the text encoders, if they are part of the step.
 
     Returns:
         The prediction: `shape.dtype`, (batch, channels, height / 8, width / 8).
@@ -194,12 +221,21 @@ def run_forward(unet: UNet2DConditionModel, shape: StepShape) -> Tensor:
     side, batch, dtype = shape.resolution // LATENT_SCALE, shape.batch_size, shape.dtype
     text, ids = unet.config.cross_attention_dim, unet.config.addition_time_embed_dim
     pooled = unet.config.projection_class_embeddings_input_dim - 6 * ids
+    sequences, summaries = (
+        torch.empty(batch, TOKENS, text, dtype=dtype),
+        torch.empty(batch, pooled, dtype=dtype),
+    )
+    if encoders:
+        tokens = torch.zeros(1, TOKENS, dtype=torch.long)
+        texts = [encode_tokens([(encoder, tokens) for encoder in encoders]) for _ in range(batch)]
+        sequences = torch.stack([each.sequence for each in texts])
+        summaries = torch.stack([each.pooled for each in texts])
     sample: Tensor = unet(
         torch.empty(batch, unet.config.in_channels, side, side, dtype=dtype),
         torch.zeros(batch, dtype=torch.long),
-        torch.empty(batch, TOKENS, text, dtype=dtype),
+        sequences,
         added_cond_kwargs={
-            "text_embeds": torch.empty(batch, pooled, dtype=dtype),
+            "text_embeds": summaries,
             "time_ids": torch.empty(batch, 6),
         },
         return_dict=False,

@@ -95,7 +95,8 @@ def extract(
     energies = {name: float(change_of(name).square().sum()) for name in tuned}
     if not any(energies.values()):
         raise BadConfigurationError(
-            "fine-tuning has changed nothing that could be extracted: raise training.learningRate"
+            "fine-tuning has changed nothing that could be extracted: raise training.learningRate, or lower "
+            "training.lrWarmupSteps or training.extraction.factorSteps"
         )
     relative = {name: (energies[name] / float(base[name].float().square().sum())) ** 0.5 for name in tuned}
     target_energy, kept_energy = float(settings.layer_energy) * sum(energies.values()), 0.0

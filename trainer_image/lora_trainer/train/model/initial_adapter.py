@@ -17,6 +17,7 @@ from lora_api.training import InitialAdapter
 from ...errors import BadConfigurationError
 from ...store import Bucket, ObjectChangedError, ObjectMissingError
 from ..export.kohya import with_text_model
+from ..export.metadata import NOTE
 from .adapter import ADAPTER, Adapted, adapter_layers
 
 FIELD = "training.from"
@@ -54,7 +55,8 @@ def load_initial_adapter(path: Path, modules: Adapted, training: Training) -> No
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = load_json((file.metadata() or {}).get("lora_adapter_metadata", "{}").encode())
+            own = file.metadata() or {}
+            metadata = load_json(own.get("lora_adapter_metadata", "{}").encode())
             if not isinstance(metadata, dict):
                 raise ValueError("its lora_adapter_metadata is not a JSON object")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -62,6 +64,11 @@ def load_initial_adapter(path: Path, modules: Adapted, training: Training) -> No
         raise BadConfigurationError(
             f"{FIELD}: the file is not an adapter in diffusers' format: {error}"
         ) from error
+    if NOTE in own:
+        raise BadConfigurationError(
+            f"{FIELD}: the adapter was trained with token embeddings ({own[NOTE]}), which this job would lose; start from "
+            "another adapter, or train without training.from"
+        )
     _refuse_other_scale(metadata, training)
     expected = _parameters(modules)
     missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -77,6 +84,8 @@ def load_initial_adapter(path: Path, modules: Adapted, training: Training) -> No
                 f"{FIELD}: {name} is {tuple(tensors[name].shape)}, this job's is {tuple(parameter.shape)}; "
                 "use its training.rank and its base model"
             )
+        if not tensors[name].isfinite().all():
+            raise BadConfigurationError(f"{FIELD}: {name} of the adapter is not finite: use another adapter")
     for name, parameter in expected.items():
         parameter.copy_(tensors[name])
 

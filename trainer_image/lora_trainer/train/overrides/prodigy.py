@@ -71,7 +71,7 @@ class Prodigy(_TakesSums, prodigyopt.Prodigy):  # type: ignore[misc]
         assert closure is None
         trained = list(self._parameters())
         first = self.param_groups[0]
-        rate = first["lr"]  # all groups have the same: see the rules of the job
+        rate = first["lr"]  # all groups have the same, or 0: see the rules of the job
         if not trained or rate == 0:
             return
         read = self._take()
@@ -103,8 +103,10 @@ class Prodigy(_TakesSums, prodigyopt.Prodigy):  # type: ignore[misc]
             group["k"] += 1
 
     def _parameters(self) -> Iterator[tuple[State, Any, State]]:
-        """Yield each parameter that has a gradient with its group and its state."""
+        """Yield each parameter that has a gradient and a learning rate, with its group and its state."""
         for group in self.param_groups:
+            if group["lr"] == 0:  # its training has ended, or a warm-up begins
+                continue
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue

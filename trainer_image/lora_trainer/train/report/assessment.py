@@ -84,13 +84,17 @@ def assess(data: ReportData) -> Assessment:
 
 def _check_losses(records: Sequence[Record]) -> Iterator[Finding]:
     """Find losses that are not finite, and a loss that grew."""
-    not_finite = sum(record.loss is None for record in records)
+    not_finite = [record for record in records if record.loss is None]
     if not_finite:
+        place = not_finite[0].not_finite or "the loss"
+        in_encoder = "embedding" in place
         yield Finding(
             Level.PROBLEM,
             "The loss was not finite in some steps",
-            f"{not_finite} of {len(records)} steps had a loss that is infinite or not a number. Lower the learning rate.",
-            "training.learningRate",
+            f"{len(not_finite)} of {len(records)} steps had a loss that is infinite or not a number, and were skipped. In "
+            f"step {not_finite[0].step}, {place} was not finite. Lower the learning rate"
+            + (" of the text encoders." if in_encoder else "."),
+            "training.textEncoder.learningRate" if in_encoder else "training.learningRate",
         )
     tenth = max(1, len(records) // 10)
     first, last = mean_loss(records[:tenth]), mean_loss(records[-tenth:])

@@ -117,7 +117,7 @@ def render(data: ReportData) -> str:
 
 def _snippet(data: ReportData) -> str:
     key = data.manifest.adapter.uri.rpartition("/")[2]
-    return usage_snippet(data.config.base_model, data.config.spec.concept, key)
+    return usage_snippet(data.config.base_model, data.config.spec.concept, key, data.manifest.embeddings)
 
 
 def _columns(prompts: Sequence[Prompt]) -> list[int | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,17 @@ import torch
 from PIL import Image
 
 from lora_api.job import JobSpec
+from lora_api.keys import file_name_of
 from lora_api.manifest import FileEntry
 from lora_api.stages import TrainConfig
 from lora_api.status import PreviewStatus
 
+from ...store import Bucket, ObjectChangedError, ObjectMissingError, ObjectTooLargeError
 from ..data.encode import TextEmbedding
 from ..data.rng import generator_for
-from ..model.adapter import UNET, Adapted, without_adapter
-from ..model.base_model import BaseModel
 from .generate import ImageGenerator
+
+log = logging.getLogger(__name__)
 
 
 def preview_prompts(spec: JobSpec) -> Sequence[str]:
@@ -62,24 +66,53 @@ class Previews:
         self.previews = [PreviewStatus.model_validate(item) for item in state["previews"]]
         self.files = [FileEntry.model_validate(item) for item in state["files"]]
 
+    def copy_earlier(self, bucket: Bucket, folder: Path, prefix: str) -> None:
+        """Copy the previews of earlier attempts into this attempt's folder, so that it holds all published files.
+
+        A preview that has been generated again, or is no longer as it was in the store, is left out.
+
+        Args:
+            folder: local folder of this attempt's files.
+            prefix: key prefix of this attempt's files.
+        """
+        generated = {entry.key for entry in self.files}
+        copies: dict[str, FileEntry] = {}
+        for entry in self.files:
+            path = folder / file_name_of(entry.key)
+            if entry.key.startswith(prefix):
+                copies[entry.key] = entry
+            elif f"{prefix}{path.name}" not in generated:
+                try:
+                    bucket.get_verified_file(entry.key, path, entry.sha256, entry.bytes)
+                except (ObjectMissingError, ObjectChangedError, ObjectTooLargeError) as error:
+                    log.warning("the preview %s of an earlier attempt is left out: %s", entry.key, error)
+                else:
+                    copies[entry.key] = self._upload(path)
+        self.files = list(copies.values())
+        self.previews = [
+            preview.model_copy(update={"key": copies[preview.key].key})
+            for preview in self.previews
+            if preview.key in copies
+        ]
+
     @torch.no_grad()
     def generate(
         self,
         folder: Path,
         step: int,
-        model: BaseModel,
-        modules: Adapted,
+        image_generator: ImageGenerator,
         embed: Callable[[str], TextEmbedding],
-        *,
-        with_base: bool,
+        as_base_model: Callable[[], AbstractContextManager[object]] | None,
     ) -> None:
         """Generate an image of each prompt with the current weights, and save it in a folder and the store.
 
         Args:
             step: number of the step, for names and labels.
-            with_base: whether to generate the base previews too.
+            image_generator: generator with the UNet that is trained.
+            embed: returns the embedding of a prompt with the current weights.
+            as_base_model: returns a context in which generator and `embed` are those of the base model, to generate the
+                base previews too; None for no base previews.
         """
-        image_generator = ImageGenerator(model, modules[UNET])
 
         def image_of(prompt: str) -> Image.Image:
             return image_generator.generate(
@@ -94,8 +127,8 @@ class Previews:
             path = folder / f"{self._stem}-{step:06d}-{index:02d}.png"
             entry = self._save(image_of(prompt), path)
             self.previews.append(PreviewStatus(step=step, prompt=prompt, key=entry.key))
-            if with_base:
-                with without_adapter(modules):
+            if as_base_model:
+                with as_base_model():
                     base = self._save(image_of(prompt), path.with_stem(f"{path.stem}-base"))
                 self.bases[prompt] = base.key
 

@@ -1,0 +1,53 @@
+"""New tokens in prompts, and their embeddings in a text encoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import Embedding
+
+from lora_api.job import Concept
+from lora_trainer.new_tokens import names, names_of, opening, put, trigger
+from lora_trainer.train.model.token_embeddings import ExtendedEmbedding
+
+NEW = names_of(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "word", "expected"),
+    [
+        ("a photo of CUS statue", "CUS", "a photo of <s0><s1> statue"),
+        ("CUS, CUS's shadow", "CUS", "<s0><s1>, <s0><s1>'s shadow"),
+        ("CUSP and aCUS", "CUS", "CUSP and aCUS"),
+        ("cus", "CUS", "cus"),
+        ("an ohwx man-made thing", "ohwx man", "an <s0><s1>-made thing"),
+    ],
+)
+def test_the_token_is_replaced_as_a_whole_word(text: str, word: str, expected: str) -> None:
+    assert put(NEW, text, word) == expected
+    assert names(text, word) == (text != expected)
+    assert put([], text, word) == text
+
+
+def test_openings_and_triggers_have_the_new_tokens() -> None:
+    concept = Concept.model_validate({"token": "CUS", "className": "statue"})
+    assert trigger(concept, []) == "CUS statue"
+    assert trigger(concept, NEW) == "<s0><s1> statue"
+    assert opening(concept, NEW) == "a photo of <s0><s1> statue"
+    style = Concept.model_validate({"token": "CUS", "className": "ink", "type": "Style"})
+    assert opening(style, NEW) == "an image in <s0><s1> ink style"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_the_further_rows_get_a_gradient(dtype: torch.dtype) -> None:
+    base = Embedding(10, 4, dtype=dtype).requires_grad_(False)
+    rows = torch.randn(2, 4)
+    extended = ExtendedEmbedding(base, rows.clone(), first=8)  # the base matrix may have unused rows
+    ids = torch.tensor([[0, 8, 9, 7]])
+    found = extended(ids)
+    assert found.dtype == dtype
+    assert torch.equal(found[0, [0, 3]], base.weight[[0, 7]])
+    assert torch.equal(found[0, 1:3], rows.to(dtype))
+    found.float().sum().backward()
+    assert base.weight.grad is None
+    assert torch.equal(extended.rows.grad, torch.ones(2, 4))

@@ -1,0 +1,50 @@
+"""The new tokens of pivotal tuning, and the prompts that have them in place of the concept's token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lora_api.job import Concept, Training
+
+PREFIX = "token_embeddings"
+"""First part of the names of the embeddings' parameters, in checkpoints too."""
+
+
+def names_of(count: int) -> list[str]:
+    """Return the names of new tokens, as diffusers' train_dreambooth_lora_sdxl_advanced.py has them: <s0>, <s1>, ..."""
+    return [f"<s{number}>" for number in range(count)]
+
+
+def tokens_of(training: Training) -> list[str]:
+    """Return the new tokens of a job; empty where it trains none."""
+    return names_of(training.token_embeddings.tokens) if training.token_embeddings.train else []
+
+
+def names(text: str, word: str) -> bool:
+    """Return whether a text has the concept's token as a whole word."""
+    return _whole(word).search(text) is not None
+
+
+def put(tokens: Sequence[str], text: str, word: str) -> str:
+    """Put the new tokens in place of the concept's token in a text; part of a longer word stays.
+
+    Args:
+        tokens: the new tokens; empty leaves the text as it is.
+        word: the concept's token.
+    """
+    return _whole(word).sub("".join(tokens), text) if tokens else text
+
+
+def trigger(concept: Concept, tokens: Sequence[str]) -> str:
+    """Return the words that call up a concept in a prompt."""
+    return f"{''.join(tokens) or concept.token} {concept.class_name}"
+
+
+def opening(concept: Concept, tokens: Sequence[str]) -> str:
+    """Return `Concept.opening`, with the new tokens if there are any."""
+    return put(tokens, concept.opening, concept.token)
+
+
+def _whole(word: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
