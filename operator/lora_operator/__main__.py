@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_api.exits import ExitCode
@@ -17,6 +18,8 @@ from lora_api.job import InvalidResourceError
 from .logs import configure_logging
 from .render import render
 from .settings import Settings, SettingsError, read_settings
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,13 +44,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(settings: Settings) -> None:
     """Run until a signal, or until an error that only a new process can recover from."""
     from .api import NotServedError
-    from .process import operate
+    from .process import LeaseLostError, operate
 
     configure_logging(settings.log_format)
     try:
-        asyncio.run(operate(settings))
-    except NotServedError as error:
-        raise SystemExit(f"lora-operator: {error}") from None
+        with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
+            runner.run(operate(settings))
+    except (NotServedError, LeaseLostError) as error:
+        log.error("%s", error)
+        raise SystemExit(1) from None
+    except SettingsError:
+        raise
+    except Exception:
+        # Python would write the traceback without the log's format
+        log.exception("an unexpected error ends the process")
+        raise SystemExit(1) from None
+
+
+def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's event loop, which needs less CPU time; None, for asyncio's own, where there is none (Windows)."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":

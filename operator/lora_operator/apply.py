@@ -19,17 +19,29 @@ from lora_api.stages import StageName
 from lora_api.status import ConditionType, JobStatus
 
 from . import metrics, names
-from .api import BAD_REQUEST, BATCH_JOBS, CONFLICT, EVENTS, FORBIDDEN, INVALID, RESOURCES, Api, Object
+from .api import (
+    BAD_REQUEST,
+    BATCH_JOBS,
+    CONFLICT,
+    EVENTS,
+    FORBIDDEN,
+    INVALID,
+    NOT_FOUND,
+    RESOURCES,
+    Api,
+    Object,
+)
 from .decide import (
     Announcement,
     Decision,
     DeleteChildJob,
     DeleteResource,
+    RestoreChildJob,
     SendWebhook,
     StartAnnotation,
     StartTraining,
 )
-from .manifests import CLUSTER, build_job, build_stage_config, runs_the_same
+from .manifests import CLUSTER, build_job, build_metadata, build_stage_config, runs_the_same
 from .observe import classify_refusal
 from .ownership import NotOurChildError, find_controller
 from .settings import Images
@@ -88,6 +100,8 @@ class Cluster:
             match action:
                 case DeleteChildJob(job_name, uid):
                     await self._delete_job(snapshot.namespace, job_name, uid)
+                case RestoreChildJob(stage, attempt, uid):
+                    await self._restore_job(snapshot, build_metadata(snapshot, stage, attempt), uid)
                 case DeleteResource():
                     await self._delete_resource(snapshot)
                 case SendWebhook(webhook, deadline):
@@ -182,7 +196,27 @@ class Cluster:
                 await self._delete_job(snapshot.namespace, metadata["name"], metadata["uid"])
             message = f"Job {metadata['name']!r} was not created by the operator: waiting until it is deleted"
             raise RefusedError(Refusal(Reason.NAME_CONFLICT, message, final=False))
-        labels = body["metadata"]["labels"]
+        return await self._restore(snapshot, existing, body["metadata"])
+
+    async def _restore_job(self, snapshot: Snapshot, metadata: Mapping[str, Any], uid: str) -> None:
+        """Restore the labels and the owner of a child Job, if one with this UID exists.
+
+        The watch then reports it, and the resource is reconciled again.
+        """
+        try:
+            existing = await self.api.read(BATCH_JOBS, snapshot.namespace, metadata["name"])
+        except ApiException as error:
+            if error.status != NOT_FOUND:
+                raise
+            return
+        is_ours = _is_controlled_by(existing, snapshot)
+        if existing["metadata"]["uid"] == uid and (is_ours or not _has_controller(existing["metadata"])):
+            await self._restore(snapshot, existing, metadata)
+
+    async def _restore(self, snapshot: Snapshot, existing: Object, expected: Mapping[str, Any]) -> Object:
+        """Restore the labels and the owner of a child Job, unless it has them; return the child Job."""
+        metadata, labels = existing["metadata"], expected["labels"]
+        is_ours = _is_controlled_by(existing, snapshot)
         if is_ours and labels.items() <= (metadata.get("labels") or {}).items():
             return existing
         # without its labels no watch reports the child Job, and without its owner it would outlive the resource
@@ -191,7 +225,7 @@ class Cluster:
         changes: dict[str, Any] = {"metadata": {"uid": metadata["uid"], "labels": labels}}
         if not is_ours:
             others = [each for each in metadata.get("ownerReferences") or () if each["uid"] != snapshot.uid]
-            changes["metadata"]["ownerReferences"] = [*others, *body["metadata"]["ownerReferences"]]
+            changes["metadata"]["ownerReferences"] = [*others, *expected["ownerReferences"]]
         return await self.api.patch(BATCH_JOBS, snapshot.namespace, metadata["name"], changes)
 
     async def _delete_job(self, namespace: str, name: str, uid: str) -> None:
@@ -206,8 +240,10 @@ class Cluster:
     async def _write_status(self, snapshot: Snapshot, status: JobStatus, version: str) -> Object | None:
         """Write the fields that have changed; None when none has."""
         # The whole status is written if there is none yet, because then even the defaults are not stored, and if the
-        # stored one is invalid, because then its difference to the new one is unknown.
-        before = {} if snapshot.status_error or snapshot.status == JobStatus() else snapshot.status.to_wire()
+        # stored one is invalid. Its other fields are removed, or it would stay invalid.
+        before = {} if snapshot.status == JobStatus() else snapshot.status.to_wire()
+        if snapshot.status_error:
+            before = dict.fromkeys(field.alias or name for name, field in JobStatus.model_fields.items())
         changes = merge_patch(before, status.to_wire())
         if not changes:
             return None

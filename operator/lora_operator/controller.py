@@ -26,7 +26,7 @@ from .poller import Poller
 from .running_limits import ADMISSION_SECONDS, RunningLimits
 from .settings import ProfilesFile, Settings
 from .snapshot import Key, Snapshot
-from .staleness import ReadDepth, Staleness, required_read
+from .staleness import Staleness, must_read_again
 from .warning_events import WarningEvents
 from .webhooks import Webhooks, message_id
 from .workqueue import WorkQueue, describe_error
@@ -40,6 +40,9 @@ RELIST_DELAY = 2.0
 watches are interrupted together."""
 RECONCILE_SECONDS = 60.0
 """Time limit for one reconcile."""
+CALM_SECONDS = 2.0
+"""Time after which a job is reconciled for an event that needs no action. Several such events follow each other within a
+moment, for example when a pod is created, scheduled and started."""
 
 
 @dataclass
@@ -96,14 +99,8 @@ class Controller:
             return None
         # until the status is written, an exception anywhere below leaves the job unverified
         self._staleness.mark_unverified([key])
-        already_read = ReadDepth.NONE
-        # The decision from fresher data may need a deeper read, so this repeats at most twice: the resource, then its
-        # children.
-        while (depth := required_read(snapshot, decision, unverified)) > already_read:
-            already_read = depth
-            current = await self.cache.refresh(
-                self.cluster.api, resource, children=depth == ReadDepth.CHILDREN
-            )
+        if must_read_again(snapshot, decision, unverified):
+            current = await self.cache.refresh(self.cluster.api, resource)
             if current is None:
                 return None
             if current.uid != resource.uid:
@@ -133,7 +130,7 @@ class Controller:
         if written is not None and self.cache.resources.update(written) and decision.status.phase.terminal:
             # A job that has just ended is reconciled again for its time to live. For any other job the decision would
             # be the same.
-            self.queue.add(key)
+            self.queue.add_after(key, CALM_SECONDS)
         return snapshot, decision
 
     async def _observe(self, resource: Resource) -> Snapshot:

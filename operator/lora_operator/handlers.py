@@ -10,7 +10,7 @@ from typing import Any
 from . import metrics, names
 from .api import BATCH_JOBS, PODS, RESOURCES, Api, Object
 from .apply import Cluster
-from .controller import Controller
+from .controller import CALM_SECONDS, Controller
 from .indexer import Indexer
 from .kopf_adapter import Watch
 from .settings import ProfilesFile, Settings
@@ -26,10 +26,11 @@ class EventHandlers:
         self._controller = Controller(Cluster(api, settings.images), profiles, settings.webhook_secrets)
         self._tasks: list[asyncio.Task[None]] = []
         self._preparing = False
+        cache = self._controller.cache
         self.watches = (
-            Watch(RESOURCES, self._receive_resource),
-            Watch(BATCH_JOBS, self._receive_child_job),
-            Watch(PODS, self._receive_pod),
+            Watch(RESOURCES, self._receive_resource, cache.resources.holds),
+            Watch(BATCH_JOBS, self._receive_child_job, cache.children.holds),
+            Watch(PODS, self._receive_pod, cache.pods.holds),
         )
 
     async def prepare(self) -> None:
@@ -64,11 +65,12 @@ class EventHandlers:
 
     def _receive_child_job(self, kind: str | None, body: Object) -> None:
         if self._store(self._controller.cache.children, kind, body):
-            self._enqueue_owner(body)
+            # the pod's end, which comes first, has been acted on
+            self._enqueue_owner(body, CALM_SECONDS if kind != "DELETED" and _is_complete(body) else 0.0)
 
     def _receive_pod(self, kind: str | None, body: Object) -> None:
         if self._store(self._controller.cache.pods, kind, body):
-            self._enqueue_owner(body)
+            self._enqueue_owner(body, 0.0 if kind == "DELETED" or _ends(body) else CALM_SECONDS)
 
     def _store(self, indexer: Indexer[Any], kind: str | None, body: Object) -> bool:
         """Put an event's object into the cache; False when it changes nothing there."""
@@ -80,9 +82,9 @@ class EventHandlers:
             self._controller.relisted.set()
         return indexer.update(body)
 
-    def _enqueue_owner(self, body: Object) -> None:
+    def _enqueue_owner(self, body: Object, seconds: float = 0.0) -> None:
         if name := body["metadata"].get("annotations", {}).get(names.OWNER_NAME):
-            self._controller.queue.add((body["metadata"]["namespace"], name))
+            self._controller.queue.add_after((body["metadata"]["namespace"], name), seconds)
 
     def liveness_error(self) -> str:
         """Return the reason to restart this process; empty when it is healthy.
@@ -104,3 +106,20 @@ class EventHandlers:
         metrics.JOBS_BY_PHASE.clear()
         for phase, count in Counter(resource.phase for resource in self._controller.cache.resources).items():
             metrics.JOBS_BY_PHASE.labels(phase).set(count)
+
+
+def _is_complete(job: Object) -> bool:
+    """Return whether a child Job has succeeded."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return any((each.get("type"), each.get("status")) == ("Complete", "True") for each in conditions)
+
+
+def _ends(pod: Object) -> bool:
+    """Return whether a pod, or one of its containers, has ended or is being ended."""
+    status = pod.get("status") or {}
+    containers = status.get("containerStatuses") or ()
+    return (
+        "deletionTimestamp" in pod["metadata"]
+        or status.get("phase") in ("Succeeded", "Failed")
+        or any("terminated" in (container.get("state") or {}) for container in containers)
+    )

@@ -47,6 +47,10 @@ class Indexer(Generic[Item]):
     def by_owner(self, owner: Hashable) -> list[Item]:
         return list(self._items.get(owner, {}).values())
 
+    def holds(self, body: Object) -> bool:
+        """Return whether an object of this namespace and name is known."""
+        return _identify(body)[0] in self._known
+
     def update(self, body: Object) -> bool:
         """Add or replace an object; False when it is outdated or changes nothing."""
         return self._update(body, self._listed)
@@ -60,7 +64,7 @@ class Indexer(Generic[Item]):
             owner, item = self._owner(body), self._observe(body)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             log.warning("ignoring %s/%s, which has the operator's labels: %s", *name, str(error)[:200])
-            return False
+            return before is not None
         self._items.setdefault(owner, {})[name] = item
         self._known[name] = version, owner
         return item != before
@@ -155,8 +159,8 @@ class Cache:
         await self.children.replace(api.list_pages(BATCH_JOBS))
         await self.pods.replace(api.list_pages(PODS))
 
-    async def refresh(self, api: Api, resource: Resource, children: bool) -> Resource | None:
-        """Read one resource again; None when it has been deleted.
+    async def refresh(self, api: Api, resource: Resource) -> Resource | None:
+        """Read a resource's child Jobs and pods, and then the resource, again; None when it has been deleted.
 
         The resource is read after its children. If all of them were deleted together, this read finds
         that the resource is gone, and its children are not created again.
@@ -164,15 +168,11 @@ class Cache:
         Args:
             api: the client.
             resource: the resource as it is cached.
-            children: list its child Jobs and pods too. The API server has no index of labels, so this costs
-                as much as listing all children of the namespace.
         """
-        if children:
-            labels = {names.JOB_UID: resource.uid}
-            await self.children.replace(
-                api.list_pages(BATCH_JOBS, resource.namespace, labels), resource.owner
-            )
-            await self.pods.replace(api.list_pages(PODS, resource.namespace, labels), resource.owner)
+        # the API server has no index of labels, so this costs as much as listing all children of the namespace
+        labels = {names.JOB_UID: resource.uid}
+        await self.children.replace(api.list_pages(BATCH_JOBS, resource.namespace, labels), resource.owner)
+        await self.pods.replace(api.list_pages(PODS, resource.namespace, labels), resource.owner)
         try:
             body = await api.read(RESOURCES, resource.namespace, resource.name)
         except ApiException as error:

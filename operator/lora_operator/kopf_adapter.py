@@ -38,7 +38,14 @@ class Watch:
 
     kind: Kind
     receive: Callable[[str | None, Object], None]
-    """Gets the event's type and the object. The type is None for an object of a new list."""
+    """Gets the event's type and the object. The type is None for an object of a new list. An object that has lost the
+    operator's labels counts as deleted, as in a watch with a label selector, which kopf does not use."""
+    holds: Callable[[Object], bool]
+    """Whether the cache has an object, of which `metadata` is read."""
+
+    def selects(self, body: Object) -> bool:
+        """Return whether an object has the operator's labels."""
+        return self.kind.labels.items() <= (body["metadata"].get("labels") or {}).items()
 
 
 async def run_watches(
@@ -91,9 +98,13 @@ def _build_registry(
 
     def handler(watch: Watch) -> Callable[..., Awaitable[None]]:
         async def receive(event: kopf.RawEvent, **_: Any) -> None:
-            watch.receive(event["type"], event["object"])
+            body = event["object"]
+            watch.receive(event["type"] if watch.selects(body) else "DELETED", body)
 
         return receive
+
+    def concerns(watch: Watch) -> Callable[..., bool]:
+        return lambda body, **_: watch.selects(body) or watch.holds(body)
 
     kopf.on.login(registry=registry)(_login)
     kopf.on.startup(registry=registry)(start)
@@ -101,7 +112,7 @@ def _build_registry(
     for watch in watches:
         kind = watch.kind
         subscribe = kopf.on.event(
-            kind.group, kind.version, kind.plural, labels=kind.labels or None, registry=registry
+            kind.group, kind.version, kind.plural, when=concerns(watch), registry=registry
         )
         subscribe(handler(watch))
     return registry

@@ -10,12 +10,12 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
 
-from lora_api.job import InvalidResourceError, check_spec_size, describe, parse_spec
+from lora_api.job import MAX_SPEC_BYTES, InvalidResourceError, check_spec_size, describe, parse_spec
 from lora_api.profile import Profile
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
@@ -35,6 +35,8 @@ EXPLAIN_AFTER_SECONDS = 2.0
 """Age of a child Job from which Events are read about it: most pods start before."""
 MOUNT_FAILURES = ("FailedMount", "FailedAttachVolume")
 """Reasons of the kubelet's Events about a volume that cannot be mounted, such as that of a missing Secret."""
+MOUNT_RETRY = timedelta(minutes=2.5)
+"""The longest time after which the kubelet mounts a volume again, and reports it again."""
 CREATE_FAILURE = "FailedCreate"
 """Reason of the Job controller's Event about a pod that is not admitted, for example because of a quota."""
 EXPLAINING_EVENTS = (*MOUNT_FAILURES, CREATE_FAILURE)
@@ -95,8 +97,6 @@ class Resource:
         phase = str(_mapping(status).get("phase") or Phase.PENDING)
         stages = [_mapping(_mapping(status).get(name)) for name in ("captions", "training")]
         ended = phase in (Phase.SUCCEEDED, Phase.FAILED)
-        kept = {name: metadata.get(name) for name in ("generation", "creationTimestamp")}
-        data = {"metadata": kept} | _bounded(spec, status)
         return cls(
             namespace=metadata["namespace"],
             name=metadata["name"],
@@ -117,8 +117,22 @@ class Resource:
                 for stage in stages
                 if not ended and (stage.get("jobUID") or stage.get("jobName"))
             ),
-            body=zlib.compress(json.dumps(data, default=dict).encode(), level=1),
+            body=zlib.compress(_encode(metadata, spec, status), level=1),
         )
+
+
+def _encode(metadata: Mapping[str, Any], spec: Any, status: Any) -> bytes:
+    """Return the JSON of the metadata, spec and status that `read_snapshot` needs."""
+    kept = {name: metadata.get(name) for name in ("generation", "creationTimestamp")}
+    data = {"metadata": kept, "spec": spec, "status": status, "specError": "", "statusError": ""}
+    try:
+        encoded = json.dumps(data, default=dict).encode()
+    except (ValueError, RecursionError):
+        encoded = b""
+    # if all of it is small enough, each part is
+    if encoded and len(encoded) <= min(MAX_SPEC_BYTES, MAX_STATUS_BYTES):
+        return encoded
+    return json.dumps(data | _bounded(spec, status), default=dict).encode()
 
 
 def _bounded(spec: Any, status: Any) -> dict[str, Any]:
@@ -183,9 +197,13 @@ def read_snapshot(
             status = JobStatus()
     except ValidationError as error:
         status_error = describe(error, "status")
-    # the operator cannot have created a child Job of a later attempt
+    # The operator cannot have created a child Job of a later attempt, unless its status was changed. One that is not in
+    # the status of a job that has ended is only stopped.
+    stops_all = status.phase.terminal or status_error
     jobs = {
-        child.name: child for child in children if child.attempt <= _last_attempt(status, child.stage) + 1
+        child.name: child
+        for child in children
+        if stops_all or child.attempt <= _last_attempt(status, child.stage) + 1
     }
     by_job: dict[str, list[Pod]] = {}
     uids = {child.uid for child in jobs.values()}
@@ -309,6 +327,7 @@ def _observe_pod(body: Mapping[str, Any]) -> Pod:
         exit_code=ended.get("exitCode"),
         oom_killed=ended.get("reason") == "OOMKilled",
         message=(ended.get("message") or "")[:MAX_TEXT],
+        created_at=parse_time(metadata.get("creationTimestamp")),
         started_at=parse_time(started),
         finished_at=parse_time(ended.get("finishedAt")),
     )
@@ -384,22 +403,41 @@ def event_time(event: Mapping[str, Any]) -> str:
     return str(event.get("deprecatedLastTimestamp") or event.get("eventTime") or "")
 
 
+def _missing_secrets(events: Iterable[Mapping[str, Any]], newest: datetime | None) -> list[str]:
+    """Return the messages about Secrets that the kubelet reported together with the newest one, in a fixed order."""
+    messages = set()
+    for event in events:
+        time, message = parse_time(event_time(event)), str(event.get("note", ""))
+        recent = newest is not None and time is not None and newest - time <= MOUNT_RETRY
+        if recent and event.get("reason") in MOUNT_FAILURES and "secret" in message.lower():
+            messages.add(message)
+    return sorted(messages)
+
+
 def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
     """Convert the newest Event that explains why a stage does not start; None when there is none."""
-    for event in sorted(events, key=event_time, reverse=True):
+    newest_first = sorted(events, key=event_time, reverse=True)
+    for event in newest_first:
         reason, message = event.get("reason", ""), event.get("note", "")
+        time = parse_time(event_time(event))
         if reason in MOUNT_FAILURES and "secret" in message.lower():
-            return Hint(Reason.SECRET_NOT_FOUND, f"{message} (it may be created soon)")
+            every = "; ".join(_missing_secrets(newest_first, time))
+            return Hint(Reason.SECRET_NOT_FOUND, f"{every or message} (it may be created soon)", time)
         if reason in MOUNT_FAILURES:
-            return Hint(Reason.CONFIGURATION_INVALID, message)
+            return Hint(Reason.CONFIGURATION_INVALID, message, time)
         if reason == CREATE_FAILURE:
-            return Hint(classify_refusal(message), _without_random_names(message))
+            return Hint(classify_refusal(message), _without_random_names(message), time)
     return None
 
 
 def _without_random_names(message: str) -> str:
-    """Remove the random part of a pod's name from a message, because it is another one for each retry of the child Job."""
-    return re.sub(r'(pods? ")([^"]+)-[a-z0-9]{5}(")', r"\1\2-*\3", message)
+    """Remove the random part of pods' names from a message, because it is another one for each retry of the child Job.
+
+    Validation writes Pod instead of pods, and admission webhooks write names in their own ways. Kubernetes shortens the
+    Job's name in the name of a pod to 58 characters, and adds no hyphen then.
+    """
+    message = re.sub(r"(-(?:annotate|train)-[0-9a-f]{8}-)[a-z0-9]{5}\b", r"\1*", message)
+    return re.sub(r'(?i)(pods? "[^"]{58})[a-z0-9]{5}(")', r"\1*\2", message)
 
 
 def classify_refusal(message: str) -> Reason:

@@ -83,7 +83,7 @@ async def _lead(handlers: EventHandlers, settings: Settings, stop: asyncio.Event
     try:
         await _reconcile(handlers, settings, stop)
         if held.done():
-            raise LeaseLostError
+            raise LeaseLostError("the Lease is lost, and another replica may lead")
     finally:
         held.cancel()
 

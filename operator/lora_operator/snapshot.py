@@ -48,6 +48,7 @@ class Pod:
     oom_killed: bool = False
     message: str = ""
     """The termination message."""
+    created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     kind: str = "pod"
@@ -114,6 +115,7 @@ class Hint:
 
     reason: Reason
     message: str
+    time: datetime | None = None
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
-"""Choice of what is read again before a decision is carried out (docs/explanation/staleness.md).
+"""Choice of the decisions before which everything is read again (docs/explanation/staleness.md).
 
 Every watch lags behind the API server by its own delay. Most decisions from outdated data are harmless, because the
 status write carries a resourceVersion and is refused. A child Job that is created or deleted by mistake does harm: it
-is a GPU pod too many or too few. `required_read` returns what must be read again for a decision, and `Staleness`
-records between reconciles why a job needs more.
+is a GPU pod too many or too few. `must_read_again` tells for which decisions that could be, and `Staleness` records
+between reconciles which jobs need a read in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import IntEnum
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -22,15 +21,6 @@ Key = TypeVar("Key")
 
 SETTLE_SECONDS = 1.0
 """How long an inconsistency between the watches must last before a list checks it."""
-
-
-class ReadDepth(IntEnum):
-    """The objects that are read again before a decision is carried out."""
-
-    NONE = 0
-    RESOURCE = 1
-    CHILDREN = 2
-    """First the child Jobs and pods of the resource, then the resource itself."""
 
 
 class Staleness(Generic[Key]):
@@ -61,7 +51,7 @@ class Staleness(Generic[Key]):
         only_deletes = bool(decision.actions) and all(
             isinstance(action, DeleteChildJob) for action in decision.actions
         )
-        if only_deletes or required_read(snapshot, decision, unverified=False) < ReadDepth.CHILDREN:
+        if only_deletes or not must_read_again(snapshot, decision, unverified=False):
             self._inconsistent_since.pop(key, None)
             return 0.0
         since = self._inconsistent_since.setdefault(key, monotonic())
@@ -72,8 +62,8 @@ class Staleness(Generic[Key]):
         return 0.0
 
 
-def required_read(snapshot: Snapshot, decision: Decision, unverified: bool) -> ReadDepth:
-    """Choose what to read before a decision is carried out.
+def must_read_again(snapshot: Snapshot, decision: Decision, unverified: bool) -> bool:
+    """Return whether the child Jobs, the pods and then the resource must be read before a decision is carried out.
 
     Args:
         snapshot: what the decision was made from.
@@ -82,14 +72,8 @@ def required_read(snapshot: Snapshot, decision: Decision, unverified: bool) -> R
     """
     # for a resource that is being deleted, child Jobs are only deleted, by UID, and that is always right
     if snapshot.deleting or not _can_do_harm(snapshot, decision):
-        return ReadDepth.NONE
-    if unverified or _depends_on_children(snapshot, decision):
-        return ReadDepth.CHILDREN
-    # A job without a start time has no child Jobs yet. If a decision ends the job, the status is written before the
-    # actions, and that write is refused when the resource has changed.
-    if snapshot.status.start_time is None or decision.status.phase.terminal:
-        return ReadDepth.NONE
-    return ReadDepth.RESOURCE
+        return False
+    return unverified or _depends_on_children(snapshot, decision)
 
 
 def _can_do_harm(snapshot: Snapshot, decision: Decision) -> bool:

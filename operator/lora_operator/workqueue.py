@@ -56,9 +56,12 @@ class WorkQueue(Generic[Key]):
             self._queue.put_nowait(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Process a key later. If it is due earlier already, that time is kept."""
+        """Process a key later. If it is due earlier already, that time is kept; if it is processed earlier, none is."""
+        if seconds <= 0:
+            self.add(key)
+            return
         loop = asyncio.get_running_loop()
-        due = loop.time() + max(0.0, seconds)
+        due = loop.time() + seconds
         timer = self._timers.get(key)
         if timer is not None:
             if timer.when() <= due:
@@ -75,6 +78,8 @@ class WorkQueue(Generic[Key]):
             key = await self._queue.get()
             self._waiting.discard(key)
             self._busy.add(key)
+            if timer := self._timers.pop(key, None):
+                timer.cancel()  # what it is due for happens now
             try:
                 await self._work(key)
                 self._failures.pop(key, None)

@@ -124,7 +124,7 @@ def test_a_job_is_submitted_shown_suspended_and_resumed(
 
 
 def test_a_job_is_described_and_deleted(lora: Cli, cluster: NamespaceClient) -> None:
-    job = cluster.create("statue")
+    job = cluster.create("statue", training={"recipe": "Auto", "rank": 8}, annotation={"masks": "GrabCut"})
     set_status(cluster, "statue", **ended(False, "Diverged", "the loss is not finite [/x]"))
     event = {
         "metadata": {"name": "statue.1", "namespace": cluster.namespace},
@@ -136,7 +136,16 @@ def test_a_job_is_described_and_deleted(lora: Cli, cluster: NamespaceClient) -> 
     client.EventsV1Api(cluster.api).create_namespaced_event(cluster.namespace, event)
     described = lora("describe", "statue")
     assert described.exit_code == 0, described.stderr
-    for words in ("Failed", "CUS statue", "the loss is not finite [/x]", "Event", "Warning  Diverged"):
+    for words in (
+        "Failed",
+        "CUS statue",
+        "the loss is not finite [/x]",
+        "Event",
+        "Warning  Diverged",
+        "masks: GrabCut",
+        "recipe Subject sets ",
+        "maxSteps 100 per image",
+    ):
         assert words in described.stdout
     assert "\x1b" not in described.stdout
     data = json.loads(lora("describe", "statue", "-o", "json").stdout)

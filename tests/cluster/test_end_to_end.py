@@ -95,8 +95,8 @@ def test_bad_jobs_end_with_their_reason(cluster: NamespaceClient) -> None:
     give_keys(cluster, KEYS)
     quickstart(cluster, "profile", profile="nope")
     quickstart(cluster, "images", dataset={"prefix": f"nothing/{uuid4().hex}/"})
-    for name, reason in (("profile", "ProfileNotFound"), ("images", "DatasetInvalid")):
-        wait_finished(cluster, name, 60)
+    for name, reason, seconds in (("images", "DatasetInvalid", 60), ("profile", "ProfileNotFound", 180)):
+        wait_finished(cluster, name, seconds)
         assert cluster.condition("Succeeded", name) == ("False", reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -99,6 +100,7 @@ def test_a_replica_that_has_lost_the_lease_exits(
     api: client.ApiClient, cluster: NamespaceClient, pair: list[OperatorProcess]
 ) -> None:
     first, _ = pair
+    first.settings = first.settings | {"LORA_LOG_FORMAT": "json"}
     first.start()
     until(lambda: leads(first))
     thief = {"spec": {"holderIdentity": "another-holder", "leaseDurationSeconds": 3600}}
@@ -106,6 +108,7 @@ def test_a_replica_that_has_lost_the_lease_exits(
     assert first.process is not None
     assert first.process.wait(PATIENCE_SECONDS) != 0
     assert "has lost the Lease" in first.log
+    assert [json.loads(line)["level"] for line in first.log.splitlines()][-1] == "ERROR"
     client.CoordinationV1Api(api).delete_namespaced_lease(LEASE, NAMESPACE)
 
 

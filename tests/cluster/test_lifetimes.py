@@ -17,7 +17,7 @@ from lora_api.stages import StageName, TrainingResult
 from lora_operator import names
 from tests.support.builders import failed
 from tests.support.cluster.harness import PROFILES, NamespaceClient, OperatorProcess, until
-from tests.support.cluster.kubelet import End, FakeKubelet, ended, succeed
+from tests.support.cluster.kubelet import End, FakeKubelet, Stuck, ended, succeed
 
 TRAIN, ANNOTATE = StageName.TRAIN, StageName.ANNOTATE
 REFUSED = failed(Reason.CREDENTIALS_REFUSED, "the key was refused")
@@ -115,24 +115,84 @@ def test_evictions_are_reported_with_the_kubelets_message_up_to_the_limit(
     assert len(kubelet.runs) <= 4
 
 
+def evict_training(cluster: NamespaceClient) -> None:
+    """Drain the training pod, as `kubectl drain` does, and wait until it is gone."""
+    cluster.wait_for("Training")
+    (pod,) = [p for p in cluster.pods() if p.status.phase == "Running" and not p.metadata.deletion_timestamp]
+    eviction = {"metadata": {"name": pod.metadata.name, "namespace": cluster.namespace}}
+    cluster.core.create_namespaced_pod_eviction(pod.metadata.name, cluster.namespace, eviction)
+    until(lambda: pod.metadata.uid not in [found.metadata.uid for found in cluster.pods()])
+
+
+def test_drained_pods_are_counted_although_they_are_deleted(
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    kubelet.script = endless_training
+    cluster.create(runPolicy={"disruptionLimit": 2})
+    evict_training(cluster)
+    evict_training(cluster)
+    status = cluster.wait_for("Failed")
+    assert cluster.condition("Succeeded") == ("False", "DisruptionLimitExceeded")
+    assert "EvictionByEvictionAPI" in cluster.message()
+    assert status["training"]["disruptions"] == 2
+
+
+def test_the_start_deadline_does_not_end_a_training_that_was_drained(
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    full = Stuck(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    kubelet.script = lambda stage, n: endless_training(stage, n) if n == 1 else full
+    cluster.create(runPolicy={"startDeadlineSeconds": 5})
+    cluster.wait_for("Training")
+    time.sleep(5)
+    evict_training(cluster)
+    until(lambda: cluster.condition("Succeeded") == ("Unknown", "Unschedulable"))
+    kubelet.script = succeed
+    assert cluster.wait_for("Succeeded")["training"]["attempt"] == 1
+
+
+@pytest.mark.parametrize("removed", ["all", names.JOB_UID, "the owner"])
 def test_labels_that_were_removed_from_a_child_job_are_restored(
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet, removed: str
+) -> None:
+    kubelet.script = endless_training
+    cluster.create()
+    cluster.wait_for("Training")
+    name = cluster.status()["training"]["jobName"]
+    before = cluster.batch.read_namespaced_job(name, cluster.namespace).metadata
+    changes: dict[str, Any] = {"ownerReferences": None}
+    if removed != "the owner":
+        # a Job without any label would get those of its template
+        changes = {"labels": dict.fromkeys(before.labels if removed == "all" else [removed]) | {"a": "b"}}
+    cluster.batch.patch_namespaced_job(name, cluster.namespace, {"metadata": changes})
+
+    def is_restored() -> bool:
+        found = cluster.batch.read_namespaced_job(name, cluster.namespace).metadata
+        return (
+            bool(found.owner_references)
+            and found.labels.get(names.JOB_UID) == cluster.get()["metadata"]["uid"]
+        )
+
+    until(is_restored, 20)
+    until(lambda: cluster.phase() == "Training", 20)
+    kubelet.script = succeed
+    assert cluster.wait_for("Succeeded")["training"]["attempt"] == 1
+    assert max(kubelet.most_live.values()) == 1
+    assert len(kubelet.runs) == 2
+
+
+def test_a_child_job_without_its_labels_is_stopped_with_its_job(
     cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
 ) -> None:
     kubelet.script = endless_training
     cluster.create()
     cluster.wait_for("Training")
     name = cluster.status()["training"]["jobName"]
-    labels = cluster.batch.read_namespaced_job(name, cluster.namespace).metadata.labels
-    nothing = {"metadata": {"labels": dict.fromkeys(labels)}}
-    cluster.batch.patch_namespaced_job(name, cluster.namespace, nothing)
-
-    def current() -> Any:
-        return cluster.batch.read_namespaced_job(name, cluster.namespace).metadata.labels or {}
-
-    until(lambda: current().get(names.JOB_UID))
-    kubelet.script = succeed
-    cluster.wait_for("Succeeded")
-    assert max(kubelet.most_live.values()) == 1
+    changes = {"labels": {names.JOB_UID: None}}
+    cluster.batch.patch_namespaced_job(name, cluster.namespace, {"metadata": changes})
+    cluster.patch({"spec": {"runPolicy": {"activeDeadlineSeconds": 1}}})
+    cluster.wait_for("Failed")
+    until(lambda: not [pod for pod in cluster.pods() if pod.status.phase == "Running"], 20)
 
 
 def test_jobs_that_wait_for_a_quota_cause_few_requests_and_keep_their_deadline(

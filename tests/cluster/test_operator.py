@@ -5,11 +5,13 @@ from __future__ import annotations
 import urllib.request
 from typing import Any
 
+import yaml
+
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
 from lora_operator import names
 from tests.support.builders import failed
-from tests.support.cluster.harness import NamespaceClient, OperatorProcess, until
+from tests.support.cluster.harness import PROFILES, NamespaceClient, OperatorProcess, until
 from tests.support.cluster.kubelet import End, FakeKubelet, ended, succeed
 
 TRAIN, ANNOTATE = StageName.TRAIN, StageName.ANNOTATE
@@ -55,12 +57,18 @@ def test_a_job_takes_no_more_than_seven_writes(
     assert 0 < sum(writes.values()) <= 7, writes
 
 
-def test_an_unknown_profile_ends_with_its_name(cluster: NamespaceClient, operator: OperatorProcess) -> None:
-    cluster.create(profile="nope")
-    cluster.wait_for("Failed")
-    assert cluster.condition("Succeeded") == ("False", "ProfileNotFound")
-    assert "'nope'" in cluster.message()
+def test_a_job_waits_for_a_profile_that_is_defined_later(
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    cluster.create(profile="later")
+    until(lambda: cluster.condition("Succeeded") == ("Unknown", "ProfileNotFound"))
+    assert "'later'" in cluster.message()
     assert cluster.jobs() == []
+    path = operator.folder / "profiles.yaml"
+    before = path.read_text()
+    path.write_text(yaml.safe_dump({"profiles": {"later": PROFILES["profiles"]["default"]}}))
+    cluster.wait_for("Succeeded")
+    path.write_text(before)
 
 
 def test_a_permanent_failure_is_not_retried(
@@ -236,3 +244,33 @@ def test_an_invalid_status_affects_that_job_only(
     cluster.wait_for("Succeeded", "fine")
     cluster.wait_for("Failed", "mangled")
     assert cluster.condition("Succeeded", "mangled") == ("False", "StatusInvalid")
+
+
+def test_a_job_whose_status_becomes_invalid_stops_and_ends_once(
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    kubelet.script = lambda stage, n: succeed(stage, n) if stage == ANNOTATE else None
+    cluster.create(runPolicy={"ttlSecondsAfterFinished": 15})
+    for attempt in (1, 2):
+        cluster.wait_for("Training")
+        until(lambda attempt=attempt: cluster.status()["training"]["attempt"] == attempt)
+        if attempt == 1:
+            cluster.patch({"spec": {"runPolicy": {"suspend": True}}})
+            until(lambda: not cluster.status()["training"].get("jobName"))
+            cluster.patch({"spec": {"runPolicy": {"suspend": False}}})
+    status = {"status": {"startTime": "0000-12-31T00:00:00Z"}}
+    cluster.custom.patch_namespaced_custom_object_status(
+        "lora-training.io", "v1alpha1", cluster.namespace, "loratrainingjobs", "statue", status
+    )
+    finished = cluster.wait_for("Failed")["finishTime"]
+    assert cluster.condition("Succeeded") == ("False", "StatusInvalid")
+    until(lambda: not [pod for pod in cluster.pods() if pod.status.phase == "Running"], 20)
+    assert cluster.status()["finishTime"] == finished
+    until(
+        lambda: (
+            not cluster.custom.list_namespaced_custom_object(
+                "lora-training.io", "v1alpha1", cluster.namespace, "loratrainingjobs"
+            )["items"]
+        ),
+        40,
+    )

@@ -221,7 +221,7 @@ def test_large_resources_do_not_exhaust_the_operators_memory(
         "spec": {
             "dataset": {"prefix": "p/"},
             "concept": {"token": "CUS", "className": "statue"},
-            "profile": "no",
+            "resources": {"train": {"cpu": "2", "cpuLimit": "1"}},
         },
     }
     for number in range(COUNT):

@@ -39,7 +39,7 @@
 
 {{- /* Where the stages of these profiles must get to */ -}}
 {{- define "lora.needs" -}}
-{{- $stores := list }}{{ $llms := list }}{{ $public := false }}{{ $local := false }}{{ $hub := false }}{{ $uncached := false }}
+{{- $stores := list }}{{ $llms := list }}{{ $public := false }}{{ $local := false }}{{ $hub := false }}{{ $uncached := false }}{{ $segmentation := false }}
 {{- range $name, $profile := . }}
 {{- $scheme := ternary "http" "https" (eq (toString $profile.store.secure) "false") }}
 {{- $stores = append $stores (include "lora.destination" (printf "%s://%s" $scheme $profile.store.endpoint) | fromYaml) }}
@@ -54,15 +54,22 @@
 {{- $public = true }}
 {{- end }}
 {{- end }}
+{{- /* with a cache the hub is for the Job that fills it, not for stages */ -}}
+{{- $cached := not (empty (default dict $profile.modelCache).persistentVolumeClaim) }}
 {{- range $profile.models }}
 {{- if eq .source "hub" }}
-{{- /* with a cache the hub is for the Job that fills it, not for trainings */ -}}
 {{- $hub = true }}
-{{- $uncached = or $uncached (empty (default dict $profile.modelCache).persistentVolumeClaim) }}
+{{- $uncached = or $uncached (not $cached) }}
+{{- end }}
+{{- end }}
+{{- with $profile.segmentation }}
+{{- if eq .source "hub" }}
+{{- $hub = true }}
+{{- $segmentation = or $segmentation (not $cached) }}
 {{- end }}
 {{- end }}
 {{- end }}
-{{- dict "stores" ($stores | uniq) "llms" ($llms | uniq) "publicLLM" $public "localLLM" $local "hub" $hub "uncachedHub" $uncached | toYaml }}
+{{- dict "stores" ($stores | uniq) "llms" ($llms | uniq) "publicLLM" $public "localLLM" $local "hub" $hub "uncachedHub" $uncached "uncachedSegmentation" $segmentation | toYaml }}
 {{- end }}
 
 {{- /* The webhooks of the profiles: their Secrets and destinations */ -}}

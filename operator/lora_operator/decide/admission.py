@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from lora_api.job import AnnotationMode, JobSpec
+from datetime import timedelta
+
+from lora_api.job import AnnotationMode, JobSpec, Masks
 from lora_api.profile import Profile
 from lora_api.reasons import Reason
 from lora_api.status import ConditionType
 
 from ..quantities import parse_quantity
-from .status_draft import Problem, StatusDraft
+from .status_draft import PROFILE_REASONS, Problem, StatusDraft
+
+PROFILE_GRACE = timedelta(minutes=2)
+"""Time for which a new job waits for its profile. It takes as long until a mounted ConfigMap is updated."""
 
 
 def validate_resource(draft: StatusDraft) -> bool:
@@ -26,9 +31,10 @@ def validate_resource(draft: StatusDraft) -> bool:
         draft.set_condition(ConditionType.ACCEPTED, "False", Reason.SPEC_INVALID, snapshot.spec_error)
         draft.fail(Reason.SPEC_INVALID, snapshot.spec_error)
         return True
-    if draft.status.start_time is None:
+    if draft.status.start_time is None and not draft.spec.run_policy.suspend:
         draft.write(start_time=draft.now)
-    write_effective(draft)
+    if draft.status.effective is None or snapshot.status.observed_generation != snapshot.generation:
+        write_effective(draft)
     return False
 
 
@@ -43,8 +49,9 @@ def write_effective(draft: StatusDraft) -> None:
 def validate_profile(draft: StatusDraft) -> bool:
     """Fail a job whose profile does not exist or does not allow it.
 
-    A job that was accepted before is not failed when its profile is changed or removed: a stage that runs
-    continues, and the next one waits until the profile allows it again.
+    A new job waits for `PROFILE_GRACE` first, because its profile may have been applied together with it. A job
+    that was accepted before is not failed when its profile is changed or removed: a stage that runs continues, and
+    the next one waits until the profile allows it again.
     """
     problem = find_problem(draft.spec, draft.snapshot.namespace, draft.snapshot.profile)
     accepted = draft.status.condition(ConditionType.ACCEPTED)
@@ -53,6 +60,13 @@ def validate_profile(draft: StatusDraft) -> bool:
         return False
     if accepted is not None and accepted.status == "True":
         draft.problem = problem
+        return False
+    start = draft.status.start_time or draft.now
+    if problem.reason in PROFILE_REASONS and draft.now < start + PROFILE_GRACE:
+        draft.problem = problem
+        draft.set_condition(ConditionType.ACCEPTED, "Unknown", problem.reason, problem.message)
+        draft.requeue_at(start + PROFILE_GRACE)
+        draft.requeue_with_backoff(start)
         return False
     draft.set_condition(ConditionType.ACCEPTED, "False", problem.reason, problem.message)
     draft.fail(problem.reason, problem.message)
@@ -65,7 +79,7 @@ def find_problem(spec: JobSpec, namespace: str, profile: Profile | None) -> Prob
         return Problem(
             Reason.PROFILE_NOT_FOUND,
             f"spec.profile: no profile {spec.profile!r} is defined for namespace {namespace!r}; "
-            "use another one or ask the administrator for it",
+            "use another one, or ask the administrator for it",
         )
     if spec.base_model not in profile.models:
         known = ", ".join(sorted(profile.models))
@@ -80,6 +94,11 @@ def find_problem(spec: JobSpec, namespace: str, profile: Profile | None) -> Prob
             Reason.MODEL_NOT_ALLOWED,
             f"spec.training.validation: profile {spec.profile!r} has no scoring models; "
             "publish by loss or the last step, without scores",
+        )
+    if spec.annotation.masks is Masks.MODEL and profile.segmentation is None:
+        return Problem(
+            Reason.MODEL_NOT_ALLOWED,
+            f"spec.annotation.masks: profile {spec.profile!r} has no segmentation model; use GrabCut or Own",
         )
     if spec.annotation.mode != AnnotationMode.LLM:
         return None

@@ -9,12 +9,14 @@ from lora_api.status import CaptionsStatus, ConditionType, Phase
 
 from ..names import child_name
 from ..snapshot import Child
+from .admission import write_effective
 from .decision import DeleteChildJob, StartAnnotation
 from .locate import (
     GiveUp,
     Start,
     charge,
     charge_replaced,
+    count_disruptions,
     describe_running,
     enforce_disruption_limit,
     locate_stage,
@@ -23,7 +25,7 @@ from .locate import (
     wait_for_previous_pod,
 )
 from .results import find_foreign
-from .stages import Broken, Done, Running, StageState, Starting, disruptions
+from .stages import Broken, Done, Running, StageState, Starting
 from .status_draft import StatusDraft
 
 IN_PROGRESS = (Reason.ANNOTATING, "the images are cleaned and captioned")
@@ -60,16 +62,9 @@ def _update_from_child(draft: StatusDraft, captions: CaptionsStatus, child: Chil
     charged = charge_replaced(draft, captions, child)
     if charged is None:
         return True
-    draft.write(
-        captions=charged.model_copy(
-            update={
-                "attempt": child.attempt,
-                "job_name": child.name,
-                "job_uid": child.uid,
-                "disruptions": max(captions.disruptions, disruptions(child)),
-            }
-        )
-    )
+    known = {"attempt": child.attempt, "job_name": child.name, "job_uid": child.uid}
+    captions = charged.model_copy(update=known | count_disruptions(charged, child, None))
+    draft.write(captions=captions)
     match state:
         case Broken(reason, message, dataset):
             draft.write(dataset=dataset)
@@ -78,7 +73,7 @@ def _update_from_child(draft: StatusDraft, captions: CaptionsStatus, child: Chil
             return True
         case Done(result):
             return _finish(draft, result)
-        case _ if enforce_disruption_limit(draft, child, None):
+        case _ if enforce_disruption_limit(draft, child, captions):
             return True
         case Running(pod):
             _write_progress(draft)
@@ -104,7 +99,13 @@ def _start(draft: StatusDraft, captions: CaptionsStatus, start: Start) -> bool:
     draft.actions.append(StartAnnotation(start.attempt))
     draft.write(
         captions=captions.model_copy(
-            update={"attempt": start.attempt, "job_name": name, "job_uid": "", "disruptions": 0}
+            update={
+                "attempt": start.attempt,
+                "job_name": name,
+                "job_uid": "",
+                "disruptions": 0,
+                "started": False,
+            }
         )
     )
     draft.set_phase(Phase.ANNOTATING, *IN_PROGRESS)
@@ -116,7 +117,14 @@ def _write_progress(draft: StatusDraft) -> None:
     """Write the progress of the running pod."""
     progress, captions = draft.snapshot.progress, draft.status.captions
     if progress is not None and captions is not None:
-        counts = {"done": progress.step, "total": progress.total_steps}
+        # a new pod counts from the start again, over captions that an earlier one has stored
+        counts = {
+            "done": max(progress.step, captions.done),
+            "total": progress.total_steps,
+            "started": True,
+        }
+        if progress.step > captions.done:
+            counts["disruptions_in_a_row"] = 0
         draft.write(progress=progress, captions=captions.model_copy(update=counts))
 
 
@@ -147,6 +155,7 @@ def _finish(draft: StatusDraft, result: StageResult) -> bool:
     if result.captions is None:
         draft.fail(Reason.INTERNAL_ERROR, "the annotation stage ended without captions")
         return True
+    write_effective(draft)
     draft.set_condition(ConditionType.CAPTIONS_READY, "True", Reason.CAPTIONED, f"{captions.total} captions")
     draft.stop_finished(StageName.ANNOTATE)
     return False

@@ -7,6 +7,7 @@ from datetime import datetime
 
 from lora_api.profile import Webhook
 from lora_api.reasons import Reason
+from lora_api.stages import StageName
 from lora_api.status import JobStatus
 
 
@@ -39,6 +40,15 @@ class DeleteChildJob:
 
 
 @dataclass(frozen=True)
+class RestoreChildJob:
+    """Restore the labels and the owner of a child Job that no watch reports, if it exists. Its pod still runs."""
+
+    stage: StageName
+    attempt: int
+    uid: str
+
+
+@dataclass(frozen=True)
 class DeleteResource:
     """Delete the resource after its time to live. Published artifacts stay."""
 
@@ -52,7 +62,7 @@ class SendWebhook:
     """When to give up. One attempt is made in any case."""
 
 
-Action = StartAnnotation | StartTraining | DeleteChildJob | DeleteResource | SendWebhook
+Action = StartAnnotation | StartTraining | DeleteChildJob | RestoreChildJob | DeleteResource | SendWebhook
 
 
 @dataclass(frozen=True)

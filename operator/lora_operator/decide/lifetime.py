@@ -41,12 +41,15 @@ def finish_terminal(draft: StatusDraft) -> bool:
     """
     if not draft.status.phase.terminal:
         return False
+    spec, finished = draft.snapshot.spec, draft.status.finish_time
     if draft.snapshot.retry_requested:
         _reset(draft)
         return False
+    if spec is not None and spec.run_policy.retry < draft.status.retries:
+        # a number that was lowered may be raised again from there
+        draft.write(retries=spec.run_policy.retry)
     draft.stop_finished()
     announcing = _announce_end(draft)
-    spec, finished = draft.snapshot.spec, draft.status.finish_time
     ttl = spec.run_policy.ttl_seconds_after_finished if spec else None
     if ttl is not None and finished is not None:
         due = finished + timedelta(seconds=ttl)
@@ -81,7 +84,7 @@ def _reset(draft: StatusDraft) -> None:
     status = draft.status
     captions = status.captions
     if captions is not None and not captions.sha256:
-        captions = captions.model_copy(update={"job_name": "", "failures": 0})
+        captions = captions.model_copy(update={"job_name": "", "failures": 0, "disruptions_in_a_row": 0})
     draft.write(
         phase=Phase.PENDING,
         retries=draft.spec.run_policy.retry,
@@ -92,7 +95,12 @@ def _reset(draft: StatusDraft) -> None:
         captions=captions,
         training=status.training
         and status.training.model_copy(
-            update={"job_name": "", "failures": 0, "last_progress_time": draft.now}
+            update={
+                "job_name": "",
+                "failures": 0,
+                "disruptions_in_a_row": 0,
+                "last_progress_time": draft.now,
+            }
         ),
     )
     draft.remove_condition(ConditionType.STALLED)
@@ -103,7 +111,10 @@ def _reset(draft: StatusDraft) -> None:
 
 
 def enforce_deadline(draft: StatusDraft) -> bool:
-    """Fail the job after `runPolicy.activeDeadlineSeconds`, counted from its start."""
+    """Fail the job after `runPolicy.activeDeadlineSeconds`, counted from its start.
+
+    A training that has just finished keeps its result. It may have ended in time while no operator ran.
+    """
     limit, start = draft.spec.run_policy.active_deadline_seconds, draft.status.start_time
     if limit is None or start is None:
         return False
@@ -111,18 +122,29 @@ def enforce_deadline(draft: StatusDraft) -> bool:
     if draft.now < due:
         draft.requeue_at(due)
         return False
+    if _training_is_done(draft):
+        return False
     draft.fail(Reason.DEADLINE_EXCEEDED, f"not finished within runPolicy.activeDeadlineSeconds ({limit} s)")
     return True
 
 
-def suspend(draft: StatusDraft) -> bool:
-    """Stop the current stage while `runPolicy.suspend` is set. A training that has just finished keeps its result."""
+def _training_is_done(draft: StatusDraft) -> bool:
+    """Whether a training has ended well, and only its result must be taken: the adapter is published."""
     training = draft.snapshot.child(StageName.TRAIN)
-    finished = training is not None and isinstance(read_stage(training, None, draft.now), Done)
-    if not draft.spec.run_policy.suspend or finished:
+    return training is not None and isinstance(read_stage(training, None, draft.now), Done)
+
+
+def suspend(draft: StatusDraft) -> bool:
+    """Stop the current stage while `runPolicy.suspend` is set. A training that has just finished keeps its result.
+
+    The start time is set again when the job is resumed, as that of a Kubernetes Job is, and deadlines count from there.
+    """
+    training = draft.snapshot.child(StageName.TRAIN)
+    if not draft.spec.run_policy.suspend or _training_is_done(draft):
         draft.remove_condition(ConditionType.SUSPENDED)
         return False
     stopping = draft.snapshot.orphaned_pods or any(not c.ended for c in draft.snapshot.children)
+    draft.write(start_time=None)
     draft.stop_all()
     # GPU time is counted when the job is suspended and again when the pod has ended. Each count is a status write,
     # so it is not counted at every reconcile in between.

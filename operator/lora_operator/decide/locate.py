@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
@@ -12,6 +12,7 @@ from lora_api.status import CaptionsStatus, ConditionType, Phase, TrainingStatus
 
 from ..snapshot import Child, Pod
 from .decision import DeleteChildJob
+from .results import find_foreign
 from .stages import (
     Done,
     Ending,
@@ -19,12 +20,14 @@ from .stages import (
     Starting,
     Unusable,
     charged_failures,
+    creation,
     describe_held,
-    disruptions,
     ever_started,
     explain_pod,
     is_evicted_for_own_use,
+    is_leaving,
     last_failed,
+    lost_pods,
     read_stage,
 )
 from .status_draft import StatusDraft
@@ -74,10 +77,12 @@ def locate_stage(
         # lead to a second one.
         return Start(attempt if job_name else attempt + 1)
     state = read_stage(child, draft.snapshot.hint, draft.now, draft.has_progress(stage))
-    if isinstance(state, Done):
+    given_up = child.attempt == attempt and not job_name
+    # the result of an attempt that was given up is used if it came all the same, but a refused one ends no retry
+    if isinstance(state, Done) and not (given_up and find_foreign(draft.snapshot, state.result)):
         return child, state
-    # the attempt was given up: its child Job must end or be deleted before the next one
-    if child.attempt == attempt and not job_name:
+    # the child Job must end or be deleted before the next attempt
+    if given_up:
         if child.ended:
             return Start(attempt + 1)
         if child.active:
@@ -115,7 +120,13 @@ def charge(draft: StatusDraft, status: S, child: Child | None, state: Unusable) 
     Returns:
         The stage's new status. None when the limit is exceeded, which has failed the job.
     """
-    failures = status.failures + (_count_failures(status, child, state) if state.charged else 0)
+    if not state.charged:
+        lost = status.disruptions_in_a_row + 1
+        if lost >= draft.spec.run_policy.disruption_limit:
+            _fail_disrupted(draft, lost, state.message)
+            return None
+        return status.model_copy(update={"disruptions": status.disruptions + 1, "disruptions_in_a_row": lost})
+    failures = status.failures + _count_failures(status, child, state)
     limit = draft.spec.run_policy.backoff_limit
     if failures > limit:
         draft.fail(
@@ -153,7 +164,33 @@ def _count_failures(status: AnyStageStatus, child: Child | None, state: Unusable
     return charged_failures(child) + (0 if child.failed else 1)
 
 
-def enforce_disruption_limit(draft: StatusDraft, child: Child, since: datetime | None) -> bool:
+def count_disruptions(status: AnyStageStatus, child: Child, since: datetime | None) -> dict[str, Any]:
+    """Count the pods that were lost since the last count.
+
+    Most of them are gone a second after they have terminated, so each one is counted when it is seen first.
+
+    Args:
+        status: the stage's status.
+        child: its child Job.
+        since: time of the last progress. Pods that ended before it do not count towards the limit.
+
+    Returns:
+        The changes of the status.
+    """
+    counted = status.disruptions_counted_until
+    lost = lost_pods(child, counted)
+    if not lost:
+        return {}
+    in_a_row = sum(since is None or pod.finished_at is None or pod.finished_at > since for pod in lost)
+    return {
+        # a status of an earlier version has counted the pods that are still there
+        "disruptions": status.disruptions + len(lost) if counted else max(status.disruptions, len(lost)),
+        "disruptions_in_a_row": status.disruptions_in_a_row + in_a_row,
+        "disruptions_counted_until": max(filter(None, map(creation, lost)), default=None),
+    }
+
+
+def enforce_disruption_limit(draft: StatusDraft, child: Child, status: AnyStageStatus) -> bool:
     """Fail the job when too many pods in a row were lost without progress.
 
     Kubernetes does not charge these pods to the child Job's backoffLimit. Without this limit, a pod that is evicted
@@ -168,18 +205,25 @@ def enforce_disruption_limit(draft: StatusDraft, child: Child, since: datetime |
         reason, message = explain_pod(evicted[-1])
         draft.fail(reason, f"{message.strip()} ({len(evicted)} times, runPolicy.backoffLimit)")
         return True
-    limit = draft.spec.run_policy.disruption_limit
-    lost = disruptions(child, since)
-    if lost < limit:
+    lost = status.disruptions_in_a_row
+    # the last words of a pod that is still terminating may report progress
+    if lost < draft.spec.run_policy.disruption_limit or any(is_leaving(pod) for pod in child.pods):
         return False
-    pod = last_failed(child)
-    cause = ": ".join(explain_pod(pod)) if pod else "unknown"
+    failure = status.last_failure if isinstance(status, TrainingStatus) else None
+    if pod := last_failed(child):
+        cause = ": ".join(explain_pod(pod))
+    else:
+        cause = f"{failure.reason}: {failure.message}" if failure else "its pods are gone"
+    _fail_disrupted(draft, lost, cause)
+    return True
+
+
+def _fail_disrupted(draft: StatusDraft, lost: int, cause: str) -> None:
     draft.fail(
         Reason.DISRUPTION_LIMIT_EXCEEDED,
         f"the {draft.snapshot.pod_kind} was lost {lost} times in a row without progress (runPolicy.disruptionLimit); "
         f"the last time: {cause}",
     )
-    return True
 
 
 def report_starting(
@@ -199,7 +243,9 @@ def report_starting(
         state.message or default[1],
     )
     if ever_started(child):
-        # the start deadline is for the first pod only
+        draft.mark_started(child.stage)
+    if draft.has_started(child.stage):
+        # the start deadline is for the first pod only, which may be gone
         draft.set_waiting_phase(phase, reason, message)
         draft.requeue_with_backoff(child.created_at)
     else:

@@ -219,7 +219,8 @@ def _read_waiting(child: Child, hint: Hint | None) -> Starting:
         return state
     if pod is not None and pod.unschedulable:
         return Starting(Reason.UNSCHEDULABLE, pod.unschedulable)
-    if hint is not None:
+    failed = last_failed(child)
+    if hint is not None and not _is_older(hint, failed):
         return Starting(hint.reason, hint.message)
     if child.suspended:
         return Starting(Reason.QUEUED, f"Job {child.name} is suspended by its queue")
@@ -228,11 +229,16 @@ def _read_waiting(child: Child, hint: Hint | None) -> Starting:
         # it may take its whole grace period, and the child Job replaces it only then
         cause = explain_pod(leaving)[1] if leaving.disrupted else f"pod {leaving.name} is being deleted"
         return Starting(Reason.QUEUED, f"{cause}; waiting for it to terminate")
-    failed = last_failed(child)
     if failed is not None and pod is None:
         reason, message = explain_pod(failed)
         return Starting(Reason.QUEUED, f"retrying after {reason}: {message}")
     return Starting(Reason.QUEUED, "")
+
+
+def _is_older(hint: Hint, pod: Pod | None) -> bool:
+    """Whether what a hint says was over before a pod ended. Kubernetes keeps Events for an hour."""
+    ended = pod.finished_at if pod else None
+    return ended is not None and hint.time is not None and hint.time < ended
 
 
 def _explain_waiting(pod: Pod) -> Starting | None:
@@ -261,18 +267,23 @@ def last_failed(child: Child) -> Pod | None:
     return max(failed, key=lambda p: p.finished_at.timestamp() if p.finished_at else 0.0, default=None)
 
 
-def disruptions(child: Child, since: datetime | None = None) -> int:
-    """Count the pods that the cluster ended.
+def lost_pods(child: Child, after: datetime | None) -> list[Pod]:
+    """List the pods that the cluster ended, or is ending, of those that were created after a time; None for all.
 
-    Args:
-        child: the child Job.
-        since: count only those that ended after this time.
+    Pods of a Job are created one after another, and their times of creation come from one clock.
     """
-    return sum(
-        1
-        for pod in child.pods
-        if is_disrupted(pod) and (since is None or pod.finished_at is None or pod.finished_at > since)
-    )
+    lost = [pod for pod in child.pods if is_disrupted(pod) or is_leaving(pod)]
+    return [pod for pod in lost if after is None or ((order := creation(pod)) is not None and order > after)]
+
+
+def creation(pod: Pod) -> datetime | None:
+    """Return when a pod was created, or else when it ended."""
+    return pod.created_at or pod.finished_at
+
+
+def is_leaving(pod: Pod) -> bool:
+    """Whether the cluster is ending a pod that has not terminated yet."""
+    return pod.live and pod.deleting and bool(pod.disrupted)
 
 
 def is_disrupted(pod: Pod) -> bool:

@@ -13,7 +13,7 @@ from lora_api.stages import StageName
 from lora_api.status import MAX_ATTEMPT, Condition, ConditionType, JobStatus, Phase
 
 from ..snapshot import Child, Snapshot
-from .decision import Action, Announcement, Decision, DeleteChildJob
+from .decision import Action, Announcement, Decision, DeleteChildJob, RestoreChildJob
 from .stages import held_open_until, run_seconds
 
 PROFILE_RETRY = timedelta(minutes=1)
@@ -228,6 +228,18 @@ class StatusDraft:
         reports = (self.status.progress, self.snapshot.progress)
         return running and any(report is not None and report.step > 0 for report in reports)
 
+    def mark_started(self, stage: StageName) -> None:
+        """Record that a pod of a stage's current attempt has started."""
+        if stage == StageName.ANNOTATE and self.status.captions:
+            self.write(captions=self.status.captions.model_copy(update={"started": True}))
+        elif stage == StageName.TRAIN and self.status.training:
+            self.write(training=self.status.training.model_copy(update={"started": True}))
+
+    def has_started(self, stage: StageName) -> bool:
+        """Whether a pod of a stage's current attempt is known to have started. It may be gone."""
+        known = self.status.captions if stage == StageName.ANNOTATE else self.status.training
+        return known is not None and known.started
+
     def count_gpu_seconds(self) -> None:
         """Update `training.gpuSeconds`. Not called at every reconcile, because each change is a status write."""
         spec, training = self.snapshot.spec, self.status.training
@@ -237,6 +249,17 @@ class StatusDraft:
         held = spec.resources.train.gpus * run_seconds(child, self.now)
         total = max(training.gpu_seconds or 0, training.gpu_seconds_before + held)
         self.write(training=training.model_copy(update={"gpu_seconds": total}))
+
+    def count_ended_gpu_seconds(self, child: Child) -> None:
+        """Update `training.gpuSeconds` between two pods, and keep what pods that are gone have used."""
+        if any(pod.live and pod.started_at is not None for pod in child.pods):
+            return
+        self.count_gpu_seconds()
+        spec, training = self.snapshot.spec, self.status.training
+        if spec is not None and training is not None:
+            held = spec.resources.train.gpus * run_seconds(child, self.now)
+            gone = max(training.gpu_seconds_before, (training.gpu_seconds or 0) - held)
+            self.write(training=training.model_copy(update={"gpu_seconds_before": gone}))
 
     def stop_all(self) -> None:
         """Delete every child Job that has not ended and is not about to complete. Ended ones are kept for their logs."""
@@ -261,18 +284,43 @@ class StatusDraft:
             ):
                 continue
             ended = [pod.finished_at for pod in child.pods if pod.held_open and pod.finished_at]
+            if not ended and self._has_result_of(child) and self.status.finish_time:
+                # another replica has seen the pod's end, which this one has yet to see
+                ended = [self.status.finish_time]
             due = held_open_until(max(ended), self.now) if ended else self.now
             if self.now < due:
                 self.requeue_at(due)
             else:
                 self.actions.append(DeleteChildJob(child.name, child.uid))
 
+    def _has_result_of(self, child: Child) -> bool:
+        """Return whether the job has succeeded by this child Job."""
+        training = self.status.training
+        return self.status.phase is Phase.SUCCEEDED and training is not None and training.job_uid == child.uid
+
+    def restore_children(self) -> None:
+        """Restore what identifies a child Job whose pod runs without it: a person may have removed its labels.
+
+        If the child Job has been deleted instead, nothing happens, and its pod is about to terminate.
+        """
+        for stage in self.snapshot.orphaned_pods:
+            known = (
+                self.snapshot.status.captions
+                if stage == StageName.ANNOTATE
+                else self.snapshot.status.training
+            )
+            if known is None or not known.job_uid:
+                continue
+            if all(child.uid != known.job_uid for child in self.snapshot.children):
+                self.actions.append(RestoreChildJob(stage, known.attempt, known.job_uid))
+
     def decision(self) -> Decision:
+        self.restore_children()
         if not self.status.phase.terminal:
             self.requeue_at(self.now + RECHECK)
-            if self.snapshot.spec is not None:
-                # a number that is there before the job fails is no request to start it again
-                self.write(retries=self.snapshot.spec.run_policy.retry)
+        if self.snapshot.spec is not None and not self.snapshot.status.phase.terminal:
+            # a number that is there before the job fails is no request to start it again
+            self.write(retries=self.snapshot.spec.run_policy.retry)
         return Decision(
             status=self.status,
             actions=tuple(self.actions),
@@ -298,7 +346,8 @@ class StatusDraft:
 
 
 def _without_numbers(message: str) -> str:
-    return re.sub(r"\d+", "0", message)
+    """Replace numbers, with the units of quantities: Kubernetes writes 7900m, but 8."""
+    return re.sub(r"\d+(?:m|k|[KMGTPE]i?)?\b|\d+", "0", message)
 
 
 def _completes_by_itself(child: Child) -> bool:

@@ -20,6 +20,7 @@ from .locate import (
     Start,
     charge,
     charge_replaced,
+    count_disruptions,
     describe_running,
     enforce_disruption_limit,
     locate_stage,
@@ -35,8 +36,8 @@ from .stages import (
     StageState,
     Starting,
     Unusable,
-    disruptions,
     explain_pod,
+    is_leaving,
     last_failed,
 )
 from .status_draft import StatusDraft
@@ -81,7 +82,7 @@ def _update_from_child(draft: StatusDraft, child: Child, state: StageState) -> N
             draft.fail(reason, message)
         case Done(result):
             _finish(draft, result)
-        case _ if enforce_disruption_limit(draft, child, training.last_progress_time):
+        case _ if enforce_disruption_limit(draft, child, training):
             pass
         case Running(pod):
             if draft.snapshot.progress not in (None, draft.status.progress):
@@ -92,9 +93,12 @@ def _update_from_child(draft: StatusDraft, child: Child, state: StageState) -> N
             if problem is None and due is not None:
                 draft.requeue_at(due)
             else:
+                draft.mark_started(StageName.TRAIN)
                 draft.set_phase(Phase.TRAINING, problem or Reason.TRAINING, message)
             draft.requeue_at(state.check_at)
         case Starting():
+            if draft.has_started(StageName.TRAIN):
+                draft.count_ended_gpu_seconds(child)
             report_starting(draft, child, state, Phase.QUEUED, waiting(draft))
 
 
@@ -125,13 +129,14 @@ def _start(draft: StatusDraft, training: TrainingStatus, start: Start) -> None:
     name = child_name(draft.snapshot.name, draft.snapshot.uid, StageName.TRAIN, start.attempt)
     images = None if draft.spec.training.recipe is Recipe.NONE else _images(draft)
     draft.actions.append(StartTraining(start.attempt, captions_sha256, job_hash, images))
-    write_effective(draft)
+    write_effective(draft)  # the operator may have been upgraded since
     draft.write(
         training=training.model_copy(
             update={
                 "attempt": start.attempt,
                 "job_name": name,
                 "job_uid": "",
+                "started": False,
                 "gpu_seconds_before": training.gpu_seconds or 0,
                 "furthest_step_before": training.furthest_step,
             }
@@ -187,14 +192,14 @@ def _images(draft: StatusDraft) -> int:
 def _observe_child(draft: StatusDraft, training: TrainingStatus, child: Child) -> TrainingStatus:
     """Update the training's status from the child Job's pods: disruptions, the last failure and progress."""
     changes: dict[str, object] = {"attempt": child.attempt, "job_name": child.name, "job_uid": child.uid}
-    changes["disruptions"] = max(training.disruptions, disruptions(child))
-    pod = last_failed(child)
+    changes |= count_disruptions(training, child, training.last_progress_time)
+    pod = next(filter(is_leaving, child.pods), None) or last_failed(child)
     if pod is not None:
         reason, message = explain_pod(pod)
         changes["last_failure"] = Failure(reason=reason, message=message, node=pod.node, time=pod.finished_at)
     step = max([_reported_step(draft), *(_final_step(pod) for pod in child.pods)])
     if step > training.furthest_step:
-        changes |= {"furthest_step": step, "last_progress_time": draft.now}
+        changes |= {"furthest_step": step, "last_progress_time": draft.now, "disruptions_in_a_row": 0}
     return training.model_copy(update=changes)
 
 

@@ -46,35 +46,13 @@ def build_job(snapshot: Snapshot, config: AnnotateConfig | TrainConfig, images: 
     by one request or not at all (docs/adr/0001).
     """
     spec, profile = spec_and_profile(snapshot)
-    stage, attempt = config.stage, config.attempt
+    stage = config.stage
     pods = stage_pods(profile, stage)
-    labels = {
-        names.MANAGED_BY: names.OPERATOR,
-        "app.kubernetes.io/name": "lora-trainer",
-        "app.kubernetes.io/component": str(stage),
-        names.JOB_UID: snapshot.uid,
-        names.STAGE: str(stage),
-        names.ATTEMPT: str(attempt),
-    }
-    queue = {KUEUE_QUEUE: spec.scheduling.queue_name} if spec.scheduling.queue_name else {}
-    owner = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "name": snapshot.name,
-        "uid": snapshot.uid,
-        "controller": True,
-        "blockOwnerDeletion": False,
-    }
+    labels = _build_labels(snapshot, stage, config.attempt)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {
-            "name": names.child_name(snapshot.name, snapshot.uid, stage, attempt),
-            "namespace": snapshot.namespace,
-            "labels": labels | queue,
-            "annotations": {names.OWNER_NAME: snapshot.name},
-            "ownerReferences": [owner],
-        },
+        "metadata": build_metadata(snapshot, stage, config.attempt),
         "spec": {
             "backoffLimit": max(0, spec.run_policy.backoff_limit - _failures(snapshot, stage)),
             "ttlSecondsAfterFinished": spec.run_policy.child_ttl_seconds_after_finished,
@@ -91,6 +69,38 @@ def build_job(snapshot: Snapshot, config: AnnotateConfig | TrainConfig, images: 
                 "spec": _build_pod(spec, profile, config, images),
             },
         },
+    }
+
+
+def build_metadata(snapshot: Snapshot, stage: StageName, attempt: int) -> dict[str, Any]:
+    """Build the metadata of a stage's child Job, by which the operator finds it again."""
+    queue = snapshot.spec.scheduling.queue_name if snapshot.spec else ""
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": snapshot.name,
+        "uid": snapshot.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+    return {
+        "name": names.child_name(snapshot.name, snapshot.uid, stage, attempt),
+        "namespace": snapshot.namespace,
+        "labels": _build_labels(snapshot, stage, attempt) | ({KUEUE_QUEUE: queue} if queue else {}),
+        "annotations": {names.OWNER_NAME: snapshot.name},
+        "ownerReferences": [owner],
+    }
+
+
+def _build_labels(snapshot: Snapshot, stage: StageName, attempt: int) -> dict[str, str]:
+    """Build the labels that a child Job and its pods share."""
+    return {
+        names.MANAGED_BY: names.OPERATOR,
+        "app.kubernetes.io/name": "lora-trainer",
+        "app.kubernetes.io/component": str(stage),
+        names.JOB_UID: snapshot.uid,
+        names.STAGE: str(stage),
+        names.ATTEMPT: str(attempt),
     }
 
 
@@ -149,7 +159,7 @@ def _build_pod(
         "containers": [
             {
                 "name": names.STAGE_CONTAINER,
-                "image": images.train if training or _has_local_model(config) else images.annotate,
+                "image": images.train if _needs_torch(config) else images.annotate,
                 "imagePullPolicy": images.pull_policy,
                 "command": ["python", *command(config.stage, CLUSTER.config)],
                 "env": [
@@ -160,7 +170,7 @@ def _build_pod(
                     *({"name": name, "value": value} for name, value in ALLOCATOR.items() if training),
                 ],
                 "ports": [{"name": "progress", "containerPort": CLUSTER.progress_port}],
-                "resources": build_resources(spec, profile, config.stage, _downloads_model(config)),
+                "resources": build_resources(spec, profile, config),
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
                     "readOnlyRootFilesystem": True,
@@ -184,9 +194,11 @@ def _has_local_model(config: AnnotateConfig | TrainConfig) -> bool:
     )
 
 
-def _downloads_model(config: AnnotateConfig | TrainConfig) -> bool:
-    """Whether the base model is downloaded to the pod's own disk."""
-    return isinstance(config, TrainConfig) and not config.prefetched
+def _needs_torch(config: AnnotateConfig | TrainConfig) -> bool:
+    """Whether a stage runs a model itself, which only the train image can."""
+    if isinstance(config, TrainConfig):
+        return True
+    return _has_local_model(config) or config.segmentation is not None
 
 
 def _needs_hub(config: AnnotateConfig | TrainConfig) -> bool:
@@ -196,7 +208,9 @@ def _needs_hub(config: AnnotateConfig | TrainConfig) -> bool:
         if config.scoring:
             models += [config.scoring.likeness, config.scoring.fidelity]
         return any(model.source == "hub" for model in models) and not config.prefetched
-    return _has_local_model(config)
+    segmentation = config.segmentation
+    downloads = segmentation is not None and segmentation.source == "hub" and not config.prefetched
+    return downloads or _has_local_model(config)
 
 
 def _build_volumes(
@@ -235,15 +249,14 @@ def _build_volumes(
             add("llm-ca", str(PurePosixPath(CLUSTER.llm_ca).parent), authority(profile.llm.ca_config_map))
     add("tmp", "/tmp", {"emptyDir": {"sizeLimit": TMP_SIZE}}, writable=True)  # noqa: S108 - an emptyDir of the pod's own
     add("work", CLUSTER.work, {"emptyDir": {"sizeLimit": WORK_SIZE}}, writable=True)
-    if isinstance(config, TrainConfig):
+    if config.prefetched:
         claim = profile.model_cache.persistent_volume_claim
-        if config.prefetched:
-            add("cache", CLUSTER.cache, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
-        else:
-            add("cache", CLUSTER.cache, {"emptyDir": {"sizeLimit": WORK_SIZE}}, writable=True)
-        if config.spec.resources.train.gpus > 1:
-            # what NCCL shares between processes; a container's own /dev/shm has 64 MB
-            add("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}, writable=True)  # noqa: S108
+        add("cache", CLUSTER.cache, {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+    elif config.cache_dir:
+        add("cache", CLUSTER.cache, {"emptyDir": {"sizeLimit": WORK_SIZE}}, writable=True)
+    if isinstance(config, TrainConfig) and config.spec.resources.train.gpus > 1:
+        # what NCCL shares between processes; a container's own /dev/shm has 64 MB
+        add("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}, writable=True)  # noqa: S108
     return volumes, mounts
 
 

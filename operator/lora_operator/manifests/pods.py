@@ -11,7 +11,7 @@ from typing import Any
 from lora_api.job import JobSpec
 from lora_api.profile import Profile, StagePods
 from lora_api.scheduling import Toleration
-from lora_api.stages import StageName
+from lora_api.stages import AnnotateConfig, StageName, TrainConfig
 
 from ..quantities import parse_quantity
 from ..settings import Images
@@ -22,32 +22,48 @@ def stage_pods(profile: Profile, stage: StageName) -> StagePods:
     return profile.pods.train if stage == StageName.TRAIN else profile.pods.annotate
 
 
-def build_resources(spec: JobSpec, profile: Profile, stage: StageName, downloads: bool) -> dict[str, Any]:
+SEGMENTATION_MEMORY = "2Gi"
+"""Smallest memory of an annotation pod with a segmentation model. A CLIPSeg model of 150 million weights, torch and an
+image took 1 GB."""
+
+
+def build_resources(spec: JobSpec, profile: Profile, config: AnnotateConfig | TrainConfig) -> dict[str, Any]:
     """Build the requests and limits of the stage's container.
 
     Args:
         spec: the job.
         profile: its profile.
-        stage: the stage.
-        downloads: whether the pod downloads the base model to its own disk.
+        config: the stage's configuration.
     """
+    stage = config.stage
     requested = spec.resources.train if stage == StageName.TRAIN else spec.resources.annotate
+    memory = requested.memory
+    if isinstance(config, AnnotateConfig) and config.segmentation:
+        memory = max(memory, SEGMENTATION_MEMORY, key=parse_quantity)
     pods = stage_pods(profile, stage)
-    requests: dict[str, Any] = {"cpu": requested.cpu, "memory": requested.memory}
-    limits: dict[str, Any] = {"memory": requested.memory}
+    requests: dict[str, Any] = {"cpu": requested.cpu, "memory": memory}
+    limits: dict[str, Any] = {"memory": memory}
     if cpu_limit := requested.cpu_limit or pods.cpu_limit:
         limits["cpu"] = cpu_limit
         # Kubernetes refuses a request above the limit, and a profile's limit may be below a job's request
         requests["cpu"] = min(requested.cpu, cpu_limit, key=parse_quantity)
     if storage := requested.ephemeral_storage or pods.ephemeral_storage:
         requests["ephemeral-storage"] = limits["ephemeral-storage"] = storage
-    elif downloads and (size := profile.models[spec.base_model].size):
+    elif size := _download_size(spec, profile, config):
         # without a request the scheduler may choose a node that has no room for the model
         requests["ephemeral-storage"] = size
     # Kubernetes takes the limit of an extended resource as its request too
     if stage == StageName.TRAIN and spec.resources.train.gpus:
         limits[spec.resources.train.gpu_resource] = str(spec.resources.train.gpus)
     return {"requests": requests, "limits": limits}
+
+
+def _download_size(spec: JobSpec, profile: Profile, config: AnnotateConfig | TrainConfig) -> str:
+    """Return the disk space of the model that the pod downloads; empty if it downloads none or its size is not known."""
+    if config.prefetched:
+        return ""
+    model = profile.models[spec.base_model] if isinstance(config, TrainConfig) else config.segmentation
+    return model.size if model else ""
 
 
 def build_scheduling(spec: JobSpec, profile: Profile, stage: StageName, images: Images) -> dict[str, Any]:

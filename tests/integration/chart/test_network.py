@@ -38,16 +38,15 @@ def reach(policy: dict[str, Any]) -> set[tuple[int, str]]:
 
 DNS = (53, "selected")
 STORE = {"endpoint": "minio.minio.svc:9000"}
+NO_HUB: dict[str, Any] = {
+    "llm": None,
+    "models": {"sdxl-base-1.0": {"source": "store", "key": "m/", "repo": None, "variant": None, "vae": None}},
+}
 CASES = [
     ("defaults", {}, {DNS, (9000, "selected"), (443, INTERNET)}, {DNS, (9000, "selected"), (443, INTERNET)}),
     (
         "no LLM, model in the store",
-        {
-            "llm": None,
-            "models": {
-                "sdxl-base-1.0": {"source": "store", "key": "m/", "repo": None, "variant": None, "vae": None}
-            },
-        },
+        NO_HUB,
         {DNS, (9000, "selected")},
         {DNS, (9000, "selected")},
     ),
@@ -68,6 +67,28 @@ CASES = [
         {"llm": {"provider": "transformers"}},
         {DNS, (9000, "selected"), (443, INTERNET)},
         {DNS, (9000, "selected"), (443, INTERNET)},
+    ),
+    (
+        "segmentation model on the hub",
+        {**NO_HUB, "segmentation": {"source": "hub", "repo": "CIDAS/clipseg-rd64-refined"}},
+        {DNS, (9000, "selected"), (443, INTERNET)},
+        {DNS, (9000, "selected")},
+    ),
+    (
+        "segmentation model in the store",
+        {**NO_HUB, "segmentation": {"source": "store", "key": "models/clipseg/"}},
+        {DNS, (9000, "selected")},
+        {DNS, (9000, "selected")},
+    ),
+    (
+        "segmentation model from a cache",
+        {
+            **NO_HUB,
+            "segmentation": {"source": "hub", "repo": "CIDAS/clipseg-rd64-refined"},
+            "modelCache": {"persistentVolumeClaim": "models"},
+        },
+        {DNS, (9000, "selected")},
+        {DNS, (9000, "selected")},
     ),
     (
         "store without a port",

@@ -111,7 +111,11 @@ def store(trial: list[dict[str, Any]], tmp_path: Path) -> Iterator[tuple[str, Mi
         yield endpoint, client
     finally:
         process.terminate()
-        process.wait(20)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def answers(client: Minio) -> bool:

@@ -281,7 +281,12 @@ SCENARIOS = (
         **FAILED,
         ends={(ANNOTATE, 1): failed_with(Reason.DATASET_INVALID, 65)},
     ),
-    Scenario("no-profile", Reason.PROFILE_NOT_FOUND, **FAILED, spec={"profile": "nope"}),
+    Scenario(
+        "not-accepted",
+        Reason.CONFIGURATION_INVALID,
+        **FAILED,
+        spec={"resources": {"train": {"cpu": "2", "cpuLimit": "1"}}},
+    ),
     Scenario(
         "endless",
         Reason.DEADLINE_EXCEEDED,

@@ -217,7 +217,8 @@ class FakeKubelet:
 
     async def _report(self, pod: Object, end: End | None) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        conditions: list[Object] = []
+        # the kubelet keeps what others wrote, such as the reason of an eviction
+        conditions = [c for c in pod["status"].get("conditions", []) if c["type"] == "DisruptionTarget"]
         if end is None:
             phase, state = "Running", {"running": {"startedAt": now}}
         else:

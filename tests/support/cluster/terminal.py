@@ -73,7 +73,7 @@ class Terminal:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and self._read(1.0):
             pass
-        self.process.wait(5)
+        self.process.wait(60)
         return ESCAPES.sub("", self.written[started:])
 
     def _read(self, seconds: float) -> bool:

@@ -16,6 +16,7 @@ from lora_api.reasons import Reason
 from lora_api.stages import StageName
 from lora_api.status import JobStatus, Phase, Progress
 from lora_operator.decide import decide
+from lora_operator.decide.admission import PROFILE_GRACE
 from lora_operator.snapshot import Snapshot
 from tests.support.builders import CAPTIONED, NOW, REUSED, TRAINED, child, failed, pod, snapshot, training
 
@@ -47,6 +48,8 @@ BROKEN = child(
     pod("Failed", failed(Reason.DIVERGED, "the loss is not finite"), exit_code=65),
     failed="PodFailurePolicy",
 )
+WITHOUT_PROFILE = snapshot(profile=None)
+UNACCEPTED = snapshot(profile=None, status=JobStatus(start_time=NOW - PROFILE_GRACE))
 
 CASES: list[tuple[str, JobStatus, Phase, str, str]] = [
     ("annotating", decided(snapshot()), Phase.ANNOTATING, "Progressing", "InProgress"),
@@ -83,7 +86,8 @@ CASES: list[tuple[str, JobStatus, Phase, str, str]] = [
     ),
     ("deleted", decided(replace(RUNNING, deleting=True)), Phase.TERMINATING, "Progressing", "InProgress"),
     ("failed", decided(snapshot(status=training(), children=(BROKEN,))), Phase.FAILED, "Degraded", "Failed"),
-    ("not accepted", decided(snapshot(profile=None)), Phase.FAILED, "Degraded", "Failed"),
+    ("without its profile yet", decided(WITHOUT_PROFILE), Phase.PENDING, "Progressing", "InProgress"),
+    ("not accepted", decided(UNACCEPTED), Phase.FAILED, "Degraded", "Failed"),
 ]
 BY_NAME = {name: (status, phase, argo, flux) for name, status, phase, argo, flux in CASES}
 
@@ -124,7 +128,7 @@ def flux() -> Callable[[dict[str, Any]], str]:
 
 
 def test_the_table_has_every_phase_that_a_status_can_show() -> None:
-    assert {case[2] for case in CASES} == set(Phase) - {Phase.PENDING}
+    assert {case[2] for case in CASES} == set(Phase)
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -207,21 +207,26 @@ def status(world: World) -> dict[str, Any]:
     return found
 
 
-def test_a_training_starts_after_one_look_at_its_resource(tmp_path: Path) -> None:
+def test_a_training_starts_without_a_read(tmp_path: Path) -> None:
     world = captioned()
     asyncio.run(work(controller(world, tmp_path), 1))
-    assert world.calls == ["read loratrainingjobs", "create jobs", "patch loratrainingjobs"]
+    assert world.calls == ["create jobs", "patch loratrainingjobs"]
     assert status(world)["training"]["jobName"] in world.created
 
 
-def test_no_training_starts_on_an_old_view_of_its_resource(tmp_path: Path) -> None:
+def test_a_training_that_starts_as_its_job_is_suspended_is_stopped(tmp_path: Path) -> None:
     world = captioned()
     on = controller(world, tmp_path)
     suspended = wire_spec(annotation={"mode": "Template"}, runPolicy={"suspend": True})
+    # the watch has yet to report it
     world._keep(RESOURCES, {**world.resource, "spec": suspended})
     asyncio.run(work(on, 1))
+    assert world.created
+    assert status(world)["phase"] == "Annotating", "the status write is refused"
+    asyncio.run(work(on, 1))
     assert status(world)["phase"] == "Suspended"
-    assert not world.created
+    (name,) = world.created
+    assert ("jobs", name) not in world.objects
 
 
 def test_a_training_that_a_quota_keeps_out_is_no_attempt(tmp_path: Path) -> None:
@@ -280,7 +285,7 @@ def test_who_takes_over_doubts_all_and_who_lists_again_nothing(tmp_path: Path) -
     asyncio.run(on.resync())
     world.calls.clear()
     asyncio.run(work(on, 1))
-    assert world.calls[:2] == ["read loratrainingjobs", "create jobs"]
+    assert world.calls[:2] == ["create jobs", "patch loratrainingjobs"]
 
 
 async def scheduled(on: Controller, times: int) -> list[bool]:

@@ -23,6 +23,7 @@ from lora_api.status import (
     TrainingStatus,
 )
 from lora_operator.decide import DeleteChildJob, DeleteResource, StartAnnotation, StartTraining, decide
+from lora_operator.decide.admission import PROFILE_GRACE
 from lora_operator.names import child_name
 from lora_operator.snapshot import Hint, Pod, Refusal, Snapshot
 from tests.support.builders import (
@@ -67,6 +68,7 @@ def test_a_new_job_is_accepted_and_its_annotation_starts() -> None:
         ({}, "Auto"),
         ({"resources": {"train": {"gpus": 0}}, "training": {"mixedPrecision": "bf16"}}, "Never"),
         ({"training": {"textEncoder": {"train": True}}}, "Never"),
+        ({"training": {"tokenEmbeddings": {"train": True}}}, "Never"),
         ({"training": {"adapter": {"rankDropout": "0.1"}}}, "Never"),
         ({"training": {"compile": "Always"}}, "Always"),
     ],
@@ -91,19 +93,39 @@ REFUSED = [
         Reason.CONFIGURATION_INVALID,
     ),
     ("no LLM", {"profile": PROFILE.model_copy(update={"llm": None})}, Reason.MODEL_NOT_ALLOWED),
+    ("no segmentation model", {"spec": {"annotation": {"masks": "Model"}}}, Reason.MODEL_NOT_ALLOWED),
 ]
 
 
 @pytest.mark.parametrize(("fields", "reason"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
-def test_what_is_not_accepted_ends_at_once_and_starts_nothing(fields: dict, reason: Reason) -> None:
+def test_what_is_not_accepted_ends_and_starts_nothing(fields: dict, reason: Reason) -> None:
     decision = decide(snapshot(**fields), NOW)
     assert decision.actions == ()
+    if reason is not Reason.CONFIGURATION_INVALID:
+        # its profile may have been applied together with it
+        assert decision.status.phase == Phase.PENDING
+        assert condition(decision, "Accepted") == ("Unknown", reason)
+        assert condition(decision, "Succeeded") == ("Unknown", reason)
+        due = NOW + PROFILE_GRACE
+        assert decision.requeue_at is not None
+        assert decision.requeue_at <= due
+        decision = decide(replace(snapshot(**fields), status=decision.status), due)
+        assert decision.actions == ()
     assert decision.status.phase == Phase.FAILED
     assert condition(decision, "Accepted") == ("False", reason)
     assert condition(decision, "Succeeded") == ("False", reason)
     assert condition(decision, "Finished") == ("True", reason)
     assert condition(decision, "Stalled") == ("True", reason)
     assert decision.announcements[0].warning
+
+
+def test_a_job_that_is_applied_before_its_profile_starts_with_it() -> None:
+    waiting = decide(snapshot(profile=None), NOW)
+    assert waiting.requeue_at is not None
+    assert waiting.requeue_at <= NOW + seconds(5), "no watch reports the profile"
+    decision = decide(snapshot(status=waiting.status), NOW + seconds(90))
+    assert decision.actions == (StartAnnotation(1),)
+    assert condition(decision, "Accepted") == ("True", "Valid")
 
 
 def test_a_spec_or_a_status_that_cannot_be_read_is_named() -> None:
@@ -489,9 +511,11 @@ def test_suspend_stops_the_stage_and_resume_is_a_new_attempt() -> None:
     stopped = decide(suspended(snapshot(status=stopping.status)), NOW)
     assert stopped.status.training is not None
     assert stopped.status.training.job_name == ""
-    resumed = decide(snapshot(status=stopped.status), NOW)
+    later = NOW + seconds(100)
+    resumed = decide(snapshot(status=stopped.status), later)
     assert resumed.actions == (StartTraining(2, CAPTIONS_SHA, HASH),)
     assert condition(resumed, "Suspended") is None
+    assert resumed.status.start_time == later
 
 
 def test_gpu_seconds_are_of_all_attempts() -> None:
@@ -521,9 +545,25 @@ def test_suspend_does_not_undo_what_is_done() -> None:
 
 
 def test_suspend_before_the_start_starts_nothing() -> None:
-    decision = decide(suspended(snapshot()), NOW)
+    case = suspended(snapshot(spec={"runPolicy": {"activeDeadlineSeconds": 60}}))
+    decision = decide(case, NOW)
     assert decision.actions == ()
     assert decision.status.phase == Phase.SUSPENDED
+    assert decision.status.start_time is None
+    # the deadline counts from its start, and not from its creation
+    later = decide(replace(case, status=decision.status), NOW + seconds(100))
+    assert later.status.phase == Phase.SUSPENDED
+    resumed = snapshot(spec={"runPolicy": {"activeDeadlineSeconds": 60}}, status=later.status)
+    assert decide(resumed, NOW + seconds(200)).actions == (StartAnnotation(1),)
+
+
+def test_an_event_from_before_the_last_failure_does_not_explain_the_wait() -> None:
+    job = child(TRAIN, pod("Failed", failed(Reason.STORE_UNAVAILABLE, "the store"), exit_code=69))
+    for age, reason in ((60, "Queued"), (-1, "QuotaExceeded")):
+        hint = Hint(Reason.QUOTA_EXCEEDED, "exceeded quota", NOW - seconds(age))
+        decision = decide(snapshot(status=training(), children=(job,), hint=hint), NOW + seconds(5))
+        assert condition(decision, "Succeeded") == ("Unknown", reason)
+        assert ("retrying after StoreUnavailable" in message(decision)) is (reason == "Queued")
 
 
 def test_the_active_deadline_stops_everything() -> None:
@@ -535,6 +575,13 @@ def test_the_active_deadline_stops_everything() -> None:
     late = decide(case, NOW + seconds(100))
     assert late.actions == (DeleteChildJob(job.name, job.uid),)
     assert condition(late, "Succeeded") == ("False", "DeadlineExceeded")
+
+
+def test_the_active_deadline_does_not_undo_what_is_done() -> None:
+    job = child(TRAIN, pod("Succeeded", TRAINED), complete=True)
+    spec = {"runPolicy": {"activeDeadlineSeconds": 100}}
+    decision = decide(snapshot(spec=spec, status=training(), children=(job,)), NOW + seconds(200))
+    assert decision.status.phase == Phase.SUCCEEDED
 
 
 def test_a_stranger_with_our_name_is_a_conflict() -> None:

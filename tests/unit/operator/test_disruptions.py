@@ -27,7 +27,7 @@ from tests.support.builders import (
 )
 from tests.support.raw_children import raw_pod
 
-TRAIN = StageName.TRAIN
+ANNOTATE, TRAIN = StageName.ANNOTATE, StageName.TRAIN
 NODE_DISK = (
     "The node was low on resource: ephemeral-storage. Threshold quantity: 10Gi, available: 2Gi. "
     "Container stage was using 30Gi, request is 0, has larger consumption of ephemeral-storage. "
@@ -129,6 +129,98 @@ def test_progress_in_between_starts_the_count_again() -> None:
     worse = child(TRAIN, evicted(1), evicted(20), evicted(25), pod())
     ended = decide(replace(running, status=status, children=(worse,)), NOW + seconds(30)).status
     assert ended.phase == Phase.FAILED
+
+
+def test_gpu_seconds_include_those_of_pods_that_are_gone() -> None:
+    first = pod(uid="pod-1", started_at=NOW)
+    leaving = replace(first, deleting=True, disrupted="EvictionByEvictionAPI")
+    ended = replace(leaving, phase="Failed", exit_code=75, finished_at=NOW + seconds(1000))
+    second = pod(uid="pod-2", started_at=NOW + seconds(1100))
+    status, counts = training(), []
+    for at, pods in (
+        (900, (first,)),
+        (990, (leaving,)),
+        (1000, (ended, replace(pod("Pending"), uid="pod-2"))),
+        (1001, (replace(pod("Pending"), uid="pod-2"),)),
+        (1002, (replace(pod("Pending"), uid="pod-2"),)),
+        (1200, (second,)),
+    ):
+        report = Progress(step=at, total_steps=5000) if pods[0].running else None
+        case = snapshot(status=status, children=(child(TRAIN, *pods),), progress=report)
+        status = decide(case, NOW + seconds(at)).status
+        assert status.training is not None
+        counts.append(status.training.gpu_seconds)
+    assert counts == [900, 900, 1000, 1000, 1000, 1100]
+
+
+def test_an_annotation_that_gets_further_between_disruptions_goes_on() -> None:
+    spec = {"runPolicy": {"disruptionLimit": 2}}
+    status, phases = decide(snapshot(spec=spec), NOW).status, []
+    for number, steps in enumerate((40, 80, 120, 60, 60), start=1):
+        running = pod(uid=f"pod-{number}", created_at=NOW + seconds(100 * number))
+        lost = replace(running, phase="Failed", disrupted="EvictionByEvictionAPI", finished_at=NOW)
+        for case in (
+            snapshot(children=(child(ANNOTATE, running),), progress=Progress(step=steps, total_steps=500)),
+            snapshot(children=(child(ANNOTATE, lost),)),
+        ):
+            later = NOW + seconds(100 * number + 50)
+            status = decide(replace(case, spec=snapshot(spec=spec).spec, status=status), later).status
+        phases.append(status.phase)
+    assert phases == [Phase.ANNOTATING] * 3 + [Phase.FAILED] * 2
+    assert status.captions is not None
+    assert status.captions.done == 120
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_a_lost_pod_that_is_gone_was_counted_while_it_terminated(stage: StageName) -> None:
+    """A drained or preempted pod is deleted. Only pods that the kubelet evicted stay."""
+    spec = {"runPolicy": {"disruptionLimit": 3}}
+    status = training() if stage == TRAIN else decide(snapshot(spec=spec), NOW).status
+    counts, causes = [], []
+    for number in range(1, 4):
+        running = pod(uid=f"pod-{number}", created_at=NOW + seconds(10 * number))
+        leaving = replace(running, deleting=True, disrupted="EvictionByEvictionAPI")
+        gone = child(stage, replace(pod("Pending"), uid="next", created_at=NOW + seconds(10 * number + 5)))
+        for job in (child(stage, running), child(stage, leaving), child(stage, leaving), gone):
+            decision = decide(snapshot(spec=spec, status=status, children=(job,)), NOW + seconds(60))
+            status = decision.status
+        part = status.training if stage == TRAIN else status.captions
+        assert part is not None
+        counts.append((part.disruptions, part.disruptions_in_a_row))
+        causes.append(condition(decision, "Succeeded"))
+    assert counts == [(1, 1), (2, 2), (3, 3)]
+    assert [str(each[1]) for each in causes if each][-1] == "DisruptionLimitExceeded"
+    if stage == TRAIN:
+        assert "EvictionByEvictionAPI" in message(decision)
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_the_start_deadline_does_not_apply_to_the_replacement_of_a_pod_that_is_gone(stage: StageName) -> None:
+    spec = {"runPolicy": {"startDeadlineSeconds": 60}}
+    status = decide(snapshot(spec=spec), NOW).status
+    if stage == TRAIN:
+        status = status.model_copy(update={"captions": training().captions, "training": training().training})
+    leaving = pod(deleting=True, disrupted="EvictionByEvictionAPI")
+    for job in (child(stage, pod()), child(stage, leaving), child(stage, pod("Pending")), child(stage)):
+        decision = decide(snapshot(spec=spec, status=status, children=(job,)), NOW + seconds(7200))
+        status = decision.status
+        assert status.phase != Phase.FAILED, message(decision)
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_interruptions_in_pods_that_other_containers_keep_running_end(stage: StageName) -> None:
+    spec = {"runPolicy": {"disruptionLimit": 3}}
+    status = training() if stage == TRAIN else decide(snapshot(spec=spec), NOW).status
+    for attempt in range(1, 9):
+        stopped = replace(pod(), exit_code=75, message="", finished_at=NOW, uid=f"pod-{attempt}")
+        job = child(stage, stopped, attempt=attempt)
+        for children in ((job,), ()):
+            decision = decide(snapshot(spec=spec, status=status, children=children), NOW + seconds(30))
+            status = decision.status
+        if status.phase == Phase.FAILED:
+            break
+    assert condition(decision, "Succeeded") == ("False", "DisruptionLimitExceeded")
+    assert attempt == 3
 
 
 def test_a_node_that_does_not_respond_is_reported() -> None:

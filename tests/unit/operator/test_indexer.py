@@ -117,6 +117,17 @@ def test_anyone_may_borrow_our_labels() -> None:
     assert (list(cache.pods), list(cache.children)) == ([], [])
 
 
+def test_a_child_job_that_lost_a_label_is_reported_once() -> None:
+    cache = Cache()
+    body = job("statue")
+    assert cache.children.update(body)
+    del body["metadata"]["labels"][names.JOB_UID]
+    for version, reported in (("2", True), ("3", False)):
+        body["metadata"]["resourceVersion"] = version
+        assert cache.children.update(body) is reported
+        assert not list(cache.children)
+
+
 def test_a_list_of_ones_own_leaves_the_others() -> None:
     found = indexer(thing("a", 1), thing("b", 2, owner="v"))
     replace(found, 9, [], owner="u")

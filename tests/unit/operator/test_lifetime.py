@@ -11,10 +11,12 @@ from lora_api.reasons import Reason
 from lora_api.stages import StageName
 from lora_api.status import JobStatus, Phase
 from lora_operator.decide import Decision, DeleteChildJob, StartAnnotation, StartTraining, decide
+from lora_operator.decide.admission import PROFILE_GRACE
 from lora_operator.observe import Resource
 from lora_operator.snapshot import Snapshot
-from lora_operator.staleness import ReadDepth, required_read
+from lora_operator.staleness import must_read_again
 from tests.support.builders import (
+    ADAPTER,
     CAPTIONED,
     CAPTIONS_SHA,
     HASH,
@@ -55,7 +57,7 @@ def test_a_resource_that_is_being_deleted_stops_its_stages_and_starts_none(case:
     assert decision.actions == tuple(DeleteChildJob(job.name, job.uid) for job in active)
     assert decision.status.phase == Phase.TERMINATING
     assert condition(decision, "Succeeded") == ("Unknown", "Terminating")
-    assert required_read(replace(case, deleting=True), decision, unverified=True) == ReadDepth.NONE
+    assert not must_read_again(replace(case, deleting=True), decision, unverified=True)
 
 
 def test_an_end_is_not_undone_by_deletion() -> None:
@@ -115,11 +117,32 @@ def test_a_failed_job_is_started_again_in_place(
 
 
 def test_a_job_that_was_not_accepted_is_checked_again() -> None:
-    end = decide(snapshot(profile=None), NOW)
+    new = decide(snapshot(profile=None), NOW)
+    end = decide(snapshot(profile=None, status=new.status), NOW + PROFILE_GRACE)
     assert condition(end, "Accepted") == ("False", "ProfileNotFound")
-    decision = decide(retried(snapshot(status=end.status), 1), NOW)
+    decision = decide(retried(snapshot(status=end.status), 1), NOW + PROFILE_GRACE)
     assert decision.actions == (StartAnnotation(1),)
     assert condition(decision, "Accepted") == ("True", "Valid")
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_a_job_whose_result_was_refused_starts_a_new_attempt(stage: StageName) -> None:
+    """For example one that was published while the profile had another bucket."""
+    captions = CAPTIONED.captions
+    assert captions is not None
+    if stage == TRAIN:
+        adapter = ADAPTER.model_copy(update={"uri": ADAPTER.uri.replace("s3://loras/", "s3://other/")})
+        result = TRAINED.model_copy(update={"adapter": adapter})
+    else:
+        foreign = captions.model_copy(update={"key": "another/job/captions/metadata.jsonl"})
+        result = CAPTIONED.model_copy(update={"captions": foreign})
+    status = training() if stage == TRAIN else decide(snapshot(), NOW).status
+    case = snapshot(status=status, children=(child(stage, pod("Succeeded", result), complete=True),))
+    end = decide(case, NOW)
+    assert condition(end, "Succeeded") == ("False", "ResultRefused")
+    (start,) = decide(replace(retried(case, 1), status=end.status), NOW).actions
+    assert isinstance(start, StartAnnotation | StartTraining)
+    assert start.attempt == 2
 
 
 def test_only_a_failed_job_is_retried() -> None:
@@ -140,6 +163,27 @@ def test_a_number_that_was_set_before_the_failure_starts_nothing() -> None:
     assert decide(replace(retried(case, 4), status=end.status), NOW).actions == (
         StartTraining(2, CAPTIONS_SHA, HASH),
     )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        snapshot(spec={"resources": {"train": {"cpu": "2", "cpuLimit": "1"}}}),
+        snapshot(status_error="status: no"),
+    ],
+)
+def test_a_number_that_a_new_job_has_does_not_start_it_again(case: Snapshot) -> None:
+    end = decide(retried(case, 3), NOW)
+    assert (end.status.phase, end.status.retries) == (Phase.FAILED, 3)
+
+
+def test_a_number_that_was_lowered_may_be_raised_again() -> None:
+    case, end = failed_job(TRAIN)
+    case = replace(case, status=end.status.model_copy(update={"retries": 3}))
+    lowered = decide(retried(case, 0), NOW)
+    assert (lowered.status.phase, lowered.actions) == (Phase.FAILED, ())
+    raised = decide(retried(replace(case, status=lowered.status), 1), NOW)
+    assert raised.actions == (StartTraining(2, CAPTIONS_SHA, HASH),)
 
 
 def test_a_retry_that_was_requested_while_no_operator_ran_is_not_missed() -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, cast
 
+import pytest
+
 from lora_operator.api import Api
 from lora_operator.handlers import HEARTBEAT_SECONDS, EventHandlers
 from lora_operator.settings import Images, ProfilesFile, Settings
+from tests.support.raw_children import raw_pod
 
 
 def handlers() -> EventHandlers:
@@ -58,3 +61,21 @@ def test_it_is_not_ready_while_it_lists_what_there_is() -> None:
         return [*answers, found.readiness_error()]
 
     assert asyncio.run(listing()) == ["listing the existing jobs", ""]
+
+
+@pytest.mark.parametrize(
+    ("change", "at_once"),
+    [
+        ({"phase": "Pending"}, False),
+        ({"phase": "Running"}, False),
+        ({"phase": "Succeeded"}, True),
+        ({"phase": "Failed"}, True),
+    ],
+)
+def test_only_the_end_of_a_pod_is_acted_on_at_once(change: dict[str, Any], at_once: bool) -> None:
+    async def queued() -> int:
+        found = handlers()
+        found._receive_pod("MODIFIED", raw_pod(**change))
+        return len(found._controller.queue)
+
+    assert asyncio.run(queued()) == at_once

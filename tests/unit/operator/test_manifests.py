@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lora_api.profile import HubModel, ModelCache
+from lora_api.profile import HubModel, ModelCache, StoreModel
 from lora_api.stages import AnnotateConfig, StageName, TrainConfig, stage_config_adapter
 from lora_operator import names
 from lora_operator.decide import StartAnnotation, StartTraining
@@ -98,6 +98,62 @@ def test_a_model_inside_the_pod_needs_torch_and_no_key() -> None:
     pod = pod_spec(job(STARTS[0], profile=PROFILE.model_copy(update={"llm": llm})))
     assert pod["containers"][0]["image"] == "train:1"
     assert "llm" not in [volume["name"] for volume in pod["volumes"]]
+
+
+SEGMENTATION = {
+    "hub": HubModel(source="hub", repo="CIDAS/clipseg-rd64-refined", size="700Mi"),
+    "store": StoreModel(source="store", key="models/clipseg/"),
+}
+MASKS = {"annotation": {"mode": "Template", "masks": "Model"}}
+
+
+def test_masks_by_a_model_are_made_in_a_pod_that_can_run_it() -> None:
+    profile = PROFILE.model_copy(update={"segmentation": SEGMENTATION["hub"]})
+    config = build_stage_config(snapshot(spec=MASKS, profile=profile), STARTS[0], CLUSTER)
+    assert isinstance(config, AnnotateConfig)
+    assert (config.segmentation, config.cache_dir, config.prefetched) == (
+        SEGMENTATION["hub"],
+        "/cache",
+        False,
+    )
+    pod = pod_spec(job(STARTS[0], spec=MASKS, profile=profile))
+    (container,) = pod["containers"]
+    assert container["image"] == "train:1"
+    (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "cache"]
+    assert mount == {"name": "cache", "mountPath": "/cache"}
+    assert container["resources"]["limits"] == {"memory": "2Gi"}
+    assert container["resources"]["requests"]["memory"] == "2Gi"
+    assert container["resources"]["requests"]["ephemeral-storage"] == "700Mi"
+    more = {**MASKS, "resources": {"annotate": {"memory": "3000Mi"}}}
+    (container,) = pod_spec(job(STARTS[0], spec=more, profile=profile))["containers"]
+    assert container["resources"]["limits"] == {"memory": "3000Mi"}
+
+    # A job without them gets the same pod as under a profile without a model.
+    assert job(STARTS[0], profile=profile) == job(STARTS[0])
+    (container,) = pod_spec(job(STARTS[0], profile=profile))["containers"]
+    assert (container["image"], container["resources"]["limits"]) == ("annotate:1", {"memory": "1Gi"})
+
+
+@pytest.mark.parametrize(
+    ("source", "claim", "is_offline"), [("hub", "", False), ("hub", "models", True), ("store", "", True)]
+)
+def test_a_segmentation_model_is_fetched_only_where_it_is_not_cached(
+    source: str, claim: str, is_offline: bool
+) -> None:
+    profile = PROFILE.model_copy(
+        update={
+            "segmentation": SEGMENTATION[source],
+            "model_cache": ModelCache(persistent_volume_claim=claim),
+        }
+    )
+    pod = pod_spec(job(STARTS[0], spec=MASKS, profile=profile))
+    (container,) = pod["containers"]
+    assert ({"name": "HF_HUB_OFFLINE", "value": "1"} in container["env"]) is is_offline
+    (volume,) = [volume for volume in pod["volumes"] if volume["name"] == "cache"]
+    if claim:
+        assert volume["persistentVolumeClaim"] == {"claimName": "models", "readOnly": True}
+    else:
+        assert "emptyDir" in volume
 
 
 def test_the_failure_policy_charges_only_the_stages_own_faults() -> None:

@@ -130,6 +130,26 @@ def test_events_explain_what_nothing_else_does(reason: str, message: str, expect
     assert observe_hint([{"reason": "Scheduled", "note": "fine"}]) is None
 
 
+def test_every_missing_secret_is_named_at_once() -> None:
+    def event(name: str, minute: int) -> dict[str, str]:
+        return {
+            "reason": "FailedMount",
+            "note": f'MountVolume.SetUp failed for volume "{name}" : secret "{name}" not found',
+            "deprecatedLastTimestamp": f"2026-03-01T12:{minute:02d}:00Z",
+        }
+
+    hints = [
+        observe_hint([event("store", first), event("anthropic", second), event("created-since", 1)])
+        for first, second in ((10, 9), (11, 12))
+    ]
+    assert hints[0] is not None
+    assert hints[1] is not None
+    assert hints[0].message == hints[1].message, "a write for each of the kubelet's attempts"
+    assert '"anthropic" not found; ' in hints[0].message
+    assert '"store" not found' in hints[0].message
+    assert "created-since" not in hints[0].message
+
+
 def test_events_are_read_only_if_nothing_else_explains_a_delay() -> None:
     later = NOW + seconds(5)
 

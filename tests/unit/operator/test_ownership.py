@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -113,7 +114,7 @@ def test_only_pods_of_existing_child_jobs_are_polled() -> None:
     assert [item.pod.name for item in cache.running_pods()] == ["p"]
 
 
-def seen(*attempts: int, pods: tuple[dict[str, Any], ...] = ()) -> Any:
+def seen(*attempts: int, pods: tuple[dict[str, Any], ...] = (), status: dict[str, Any] | None = None) -> Any:
     body = {
         "metadata": {
             "namespace": "studio",
@@ -124,7 +125,7 @@ def seen(*attempts: int, pods: tuple[dict[str, Any], ...] = ()) -> Any:
             "resourceVersion": "5",
         },
         "spec": wire_spec(),
-        "status": annotated(training=TrainingStatus(attempt=1)).to_wire(),
+        "status": status or annotated(training=TrainingStatus(attempt=1)).to_wire(),
     }
     jobs = [observe_job(raw_job(attempt=attempt)) for attempt in attempts]
     return read_snapshot(Resource.of(body), jobs, [observe_stage_pod(each) for each in pods], {})
@@ -132,6 +133,13 @@ def seen(*attempts: int, pods: tuple[dict[str, Any], ...] = ()) -> Any:
 
 def test_an_attempt_that_the_operator_cannot_have_started_is_not_seen() -> None:
     assert [each.attempt for each in seen(1, 2, 99).children] == [1, 2]
+
+
+def test_every_attempt_of_a_job_with_an_invalid_status_can_be_stopped() -> None:
+    found = seen(1, 2, 99, status={"startTime": "0000-12-31T00:00:00Z"})
+    decision = decide(found, datetime.now(UTC))
+    assert condition(decision, "Succeeded") == ("False", "StatusInvalid")
+    assert len([action for action in decision.actions if isinstance(action, DeleteChildJob)]) == 3
 
 
 def test_a_pod_of_an_earlier_job_of_the_same_name_is_not_its_pod() -> None:

@@ -10,6 +10,7 @@ from lora_api.reasons import Reason
 from lora_api.stages import StageName
 from lora_api.status import Progress
 from lora_operator.decide import decide
+from lora_operator.names import child_name
 from lora_operator.observe import classify_refusal, observe_hint
 from lora_operator.snapshot import Hint
 from tests.support.builders import NOW, child, condition, message, pod, seconds, snapshot, training
@@ -35,6 +36,24 @@ def test_the_random_part_of_a_pods_name_is_no_news() -> None:
     assert "statue-train-3f9c01ab-*" in hints[0].message
 
 
+LONG = child_name("n" * 253, "uid", TRAIN, 1)[:58]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Error creating: Pod "statue-train-3f9c01ab-{}" is invalid: spec.containers[0].resources.requests: Invalid value: "4"',
+        'admission webhook "policy" denied the request: Pod/studio/statue-annotate-3f9c01ab-{}: no labels',
+        f'Error creating: pods "{LONG}{{}}" is forbidden: exceeded quota: gpus',
+    ],
+)
+def test_the_random_part_is_no_news_whoever_writes_the_name(words: str) -> None:
+    hints = [observe_hint([event(words.format(suffix))]) for suffix in ("x7k2p", "q9zzb")]
+    assert hints[0] == hints[1]
+    assert hints[0] is not None
+    assert words.split("{}")[1] in hints[0].message
+
+
 def test_a_quota_that_the_pod_does_not_name_a_limit_for_is_a_quota() -> None:
     assert classify_refusal(LIMITS) == Reason.QUOTA_EXCEEDED
     hint = observe_hint([event(LIMITS)])
@@ -43,7 +62,10 @@ def test_a_quota_that_the_pod_does_not_name_a_limit_for_is_a_quota() -> None:
     assert "must specify limits.cpu" in hint.message
 
 
+CPU = "exceeded quota: gpus, requested: limits.cpu=4, used: limits.cpu={}, limited: limits.cpu=8"
 MESSAGES = [
+    (CPU.format("7900m"), CPU.format("8"), True),
+    (CPU.format("8"), CPU.format("8").replace("limits.cpu", "limits.memory"), False),
     (QUOTA.format("*", 4), QUOTA.format("*", 3), True),
     ("0/3 nodes are available: 3 Insufficient cpu.", "0/5 nodes are available: 5 Insufficient cpu.", True),
     ("0/3 nodes are available: 3 Insufficient cpu.", "0/3 nodes are available: 3 had taints.", False),

@@ -117,6 +117,16 @@ def test_a_result_is_taken_while_another_container_runs_on_and_the_pod_is_stoppe
     assert DeleteChildJob(job.name, job.uid) in stopped.actions
 
 
+def test_a_replica_that_has_yet_to_see_the_pods_end_leaves_it_time_to_end() -> None:
+    case = held_open(TRAIN, 0, WELL[TRAIN])
+    taken = decide(case, NOW)
+    (job,) = case.children
+    behind = snapshot(status=taken.status, children=(child(TRAIN, pod("Running")),))
+    waiting = decide(behind, NOW)
+    assert (waiting.actions, waiting.requeue_at) == ((), LATER)
+    assert decide(behind, LATER).actions == (DeleteChildJob(job.name, job.uid),)
+
+
 @pytest.mark.parametrize("stage", list(StageName))
 def test_a_sidecar_that_fails_does_not_fail_a_stage_that_has_ended_well(stage: StageName) -> None:
     bad = replace(pod("Failed", WELL[stage]), exit_code=0)

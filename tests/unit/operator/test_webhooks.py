@@ -27,7 +27,7 @@ from lora_api.status import JobStatus, Phase, WebhookStatus
 from lora_operator import webhooks
 from lora_operator.decide import WEBHOOK_GRACE, DeleteResource, SendWebhook, decide
 from lora_operator.snapshot import Snapshot
-from lora_operator.staleness import ReadDepth, required_read
+from lora_operator.staleness import must_read_again
 from lora_operator.webhooks import WebhookError, Webhooks, build_delivery, deliver, parse_secrets, post
 from tests.support.builders import (
     NOW,
@@ -89,7 +89,7 @@ def test_the_end_is_announced_once_it_is_in_the_status() -> None:
     assert not sent(first)
     second = decide(replace(running, status=first.status), NOW)
     assert sent(second) == [SendWebhook(webhook(), NOW + seconds(3600))]
-    assert required_read(replace(running, status=first.status), second, False) == ReadDepth.NONE
+    assert not must_read_again(replace(running, status=first.status), second, False)
 
 
 def test_a_job_that_runs_is_not_announced() -> None:

@@ -95,3 +95,18 @@ def test_the_earliest_requested_time_is_kept() -> None:
 
     run(work, script)
     assert seen == ["a"]
+
+
+def test_what_is_processed_earlier_is_not_processed_again() -> None:
+    seen = []
+
+    async def work(key: str) -> None:
+        seen.append(key)
+
+    async def script(queue: WorkQueue[str]) -> None:
+        queue.add_after("a", 0.1)
+        queue.add("a")
+        await asyncio.sleep(0.3)
+
+    run(work, script)
+    assert seen == ["a"]
