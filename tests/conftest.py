@@ -19,6 +19,13 @@ from lora_trainer.store import Store
 # Tests run in parallel; one thread each avoids contention.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The settings and keys of the person who runs the tests.
+for name in list(os.environ):
+    if name.startswith(("LORA_", "ANTHROPIC_", "OPENAI_", "AWS_", "HF_")) and not name.startswith(
+        ("LORA_TEST_", "LORA_SCREENSHOTS")
+    ):
+        del os.environ[name]
+
 DATA = Path(
     os.environ.get(
         "LORA_TEST_PHOTOGRAPHS", Path(__file__).parents[1] / ".." / "shared" / "data" / "dreambooth"

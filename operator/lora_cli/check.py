@@ -74,6 +74,7 @@ def check(
             *_check_profile(file, profile),
             *_check_key(file.spec, profile, images),
             *check_images(file.spec, images),
+            *_check_masks(file.spec),
             *_check_recipe(file.spec, images),
             *_check_cost(file.spec, profile, images),
             *_check_disk(file.spec, home),
@@ -133,6 +134,19 @@ def check_images(spec: JobSpec, folder: Path | None) -> Iterator[Finding]:
     yield Finding("images", Verdict.OK if fits else Verdict.FAILED, message)
 
 
+def _check_masks(spec: JobSpec) -> Iterator[Finding]:
+    """Say where to look at masks that a model makes: loading it here would take a download and minutes."""
+    from lora_api.job import Masks
+
+    if spec.annotation.masks is Masks.MODEL:
+        yield Finding(
+            "masks",
+            Verdict.WARNING,
+            f"not checked: see them with `lora images check DIR --masks Model --model MODEL --class "
+            f"'{spec.concept.class_name}' --sheet sheet.png`",
+        )
+
+
 def _check_recipe(spec: JobSpec, images: Path | None) -> Iterator[Finding]:
     if has_recipe(spec):
         yield Finding("recipe", Verdict.OK, describe_recipe(spec, _count_images(spec, images)))
@@ -144,9 +158,11 @@ def _with_recipe(spec: JobSpec, images: Path | None) -> JobSpec:
 
 def _count_images(spec: JobSpec, images: Path | None) -> int:
     """Count the images of a folder; return the most that the job takes where there is none to count."""
+    from lora_trainer.errors import StageError
+
     try:
         return count_images(spec, images)
-    except CommandError:  # check_images reports a folder without images
+    except (CommandError, StageError):  # check_images reports a folder without images
         return spec.dataset.max_images
 
 

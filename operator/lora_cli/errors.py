@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -56,6 +57,16 @@ class MachineError(CommandError):
     """This machine lacks something: room on a disk, a writable folder, a program."""
 
     exit_code = Exit.SETUP
+
+
+def require_folder(folder: Path) -> None:
+    """Check that a folder of photographs exists.
+
+    Raises:
+        UsageError: when it does not.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: name the folder that holds the photographs")
 
 
 @contextmanager

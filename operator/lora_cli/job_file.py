@@ -57,7 +57,7 @@ def read_job(path: Path, assignments: Iterable[str] = ()) -> JobFile:
     """
     jobs = read_jobs([path], assignments)
     if len(jobs) > 1:
-        raise UsageError(f"{_source(path)} holds {len(jobs)} jobs; this command takes one")
+        raise UsageError(f"{source_of(path)} holds {len(jobs)} jobs; this command takes one")
     return jobs[0]
 
 
@@ -71,7 +71,7 @@ def read_jobs(paths: Iterable[Path], assignments: Iterable[str] = ()) -> list[Jo
     messages: list[str] = []
     for path in paths:
         try:
-            jobs += _read_file(path, list(assignments))
+            jobs += _parse_documents(read_file(path), source_of(path), list(assignments))
         except InvalidManifestError as error:
             messages.append(str(error))
     if messages:
@@ -91,20 +91,20 @@ def parse_job(text: str, source: str, assignments: Iterable[str] = ()) -> list[J
     Raises:
         InvalidManifestError: when a job is invalid; the message names each wrong field and its line.
     """
-    try:
-        documents = read_documents(text)
-    except ManifestError as error:
-        raise InvalidManifestError(f"{source}:{error.line}: {error}") from None
-    if not documents:
-        raise InvalidManifestError(f"{source}:1: holds no job")
-    messages = [line for document in documents for line in _messages(document, source, list(assignments))]
-    if messages:
-        raise InvalidManifestError("\n".join(messages))
-    return [JobFile(item.data, parse_spec(without_nulls(item.data["spec"])), source) for item in documents]
+    return _parse_documents(_parse(text, source), source, list(assignments))
 
 
-def _read_file(path: Path, assignments: list[str]) -> list[JobFile]:
-    source = _source(path)
+def read_file(path: Path) -> list[Document]:
+    """Read the documents of a file, whatever they hold.
+
+    Args:
+        path: path of the file; `-` for stdin.
+
+    Raises:
+        UsageError: when the file cannot be read.
+        InvalidManifestError: when it is not YAML or JSON; the message has the line.
+    """
+    source = source_of(path)
     try:
         data = sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -112,10 +112,27 @@ def _read_file(path: Path, assignments: list[str]) -> list[JobFile]:
         raise UsageError(f"cannot read {source}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InvalidManifestError(f"{source}:1: is not UTF-8 text (byte {error.start})") from None
-    return parse_job(text, source, assignments)
+    return _parse(text, source)
 
 
-def _source(path: Path) -> str:
+def _parse(text: str, source: str) -> list[Document]:
+    try:
+        return read_documents(text)
+    except ManifestError as error:
+        raise InvalidManifestError(f"{source}:{error.line}: {error}") from None
+
+
+def _parse_documents(documents: list[Document], source: str, assignments: list[str]) -> list[JobFile]:
+    if not documents:
+        raise InvalidManifestError(f"{source}:1: holds no job")
+    messages = [line for document in documents for line in _messages(document, source, assignments)]
+    if messages:
+        raise InvalidManifestError("\n".join(messages))
+    return [JobFile(item.data, parse_spec(without_nulls(item.data["spec"])), source) for item in documents]
+
+
+def source_of(path: Path) -> str:
+    """Return the name of a file for messages."""
     return "stdin" if str(path) == STDIN else str(path)
 
 
@@ -126,12 +143,12 @@ def _messages(document: Document, source: str, assignments: list[str]) -> Iterat
     """
     before = find_problems(document.data)
     if before and not assignments:
-        yield from _locate(before, document, source)
+        yield from locate(before, document, source)
         return
     data = copy.deepcopy(document.data)
     spec = data.get("spec") if isinstance(data, dict) else None
     if not isinstance(spec, dict):
-        yield from _locate(before, document, source)
+        yield from locate(before, document, source)
         return
     for assignment in assignments:
         assign(spec, assignment)
@@ -144,10 +161,11 @@ def _messages(document: Document, source: str, assignments: list[str]) -> Iterat
         if given is not None:
             yield f"--set {'.'.join(given)}: {problem}"
         else:
-            yield from _locate([problem], document, source)
+            yield from locate([problem], document, source)
 
 
-def _locate(problems: Iterable[Problem], document: Document, source: str) -> Iterator[str]:
+def locate(problems: Iterable[Problem], document: Document, source: str) -> Iterator[str]:
+    """Yield a message with the line for each problem, in the order of the lines."""
     for problem in sorted(problems, key=lambda problem: document.line(problem.path)):
         yield f"{source}:{document.line(problem.path)}: {problem}"
 
@@ -162,6 +180,8 @@ def assign(spec: dict[str, Any], assignment: str) -> None:
     if not separator or not all(field.split(".")):
         raise UsageError(f"--set {assignment}: write FIELD=VALUE")
     *parents, last = field.split(".")
+    if parents and parents[0] == "spec":
+        raise UsageError(f"--set {assignment}: leave out 'spec.', fields are looked up there")
     place = spec
     for parent in parents:
         place = place.setdefault(parent, {})

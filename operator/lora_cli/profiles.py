@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
-from lora_api.profile import Profile
+from lora_api.profile import Profile, Profiles
 
 from .errors import UsageError
+from .job_file import InvalidManifestError, locate, read_file, source_of
+from .manifests.checks import explain
 
 DEFAULT_PROFILE = Profile.model_validate(
     yaml.safe_load(Path(__file__).with_name("default_profile.yaml").read_text())
@@ -20,6 +23,26 @@ DEFAULT_PROFILE_NAME = "default"
 """Name of the profile of jobs that name none."""
 
 
+def read_profiles(path: Path) -> dict[str, Profile]:
+    """Read a profiles file.
+
+    Raises:
+        UsageError: when the file cannot be read.
+        InvalidManifestError: when it is not valid; the message names each wrong field and its line.
+    """
+    documents, source = read_file(path), source_of(path)
+    if not documents:
+        raise InvalidManifestError(f"{source}:1: holds no profiles")
+    document, *more = documents
+    if more:
+        raise InvalidManifestError(f"{source}:{more[0].first_line}: a profiles file has one document")
+    try:
+        return Profiles.model_validate(document.data, by_alias=True, by_name=False).profiles
+    except ValidationError as error:
+        problems = explain(error, Profiles, document.data)
+        raise InvalidManifestError("\n".join(locate(problems, document, source))) from None
+
+
 def read_profile(path: Path | None, name: str) -> Profile:
     """Read a profile.
 
@@ -29,12 +52,10 @@ def read_profile(path: Path | None, name: str) -> Profile:
 
     Raises:
         UsageError: when the file has no such profile.
-        SettingsError: when the file cannot be read.
+        UsageError, InvalidManifestError: as `read_profiles`.
     """
     if path is None:
         return DEFAULT_PROFILE
-    from lora_operator.settings import read_profiles
-
     profiles = read_profiles(path)
     if name not in profiles:
         raise UsageError(f"{path} has no profile {name!r}; it has: {', '.join(sorted(profiles))}")

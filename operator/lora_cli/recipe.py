@@ -17,7 +17,7 @@ def count_images(spec: JobSpec, folder: Path | None) -> int:
     """Count the images of a folder; without a folder, return the most that the job takes.
 
     Raises:
-        UsageError: when the folder has no images, or too many files.
+        UsageError, NoInputError, BadDataError: as `captions_of`.
     """
     from .local.new_job import captions_of
 

@@ -32,7 +32,8 @@ def validate(
         if profiles is not None:
             # Imported here: a plain check does not need the operator.
             from lora_operator.decide.admission import find_problem
-            from lora_operator.settings import read_profiles
+
+            from .profiles import read_profiles
 
             known = read_profiles(profiles)
             problems = [

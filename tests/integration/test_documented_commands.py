@@ -68,6 +68,9 @@ ELSEWHERE = {
     r"lora images check \./photos --sheet sheet\.png": (
         "tests/integration/annotate/test_images_check.py::test_problems_are_named_and_shown"
     ),
+    r"lora images check \./photos --masks Model --model clipseg --class backpack --sheet sheet\.png": (
+        "tests/integration/annotate/test_images_check.py::test_masks_of_a_model_in_a_folder_are_shown"
+    ),
     r"lora validate job\.yaml": CLI + "test_a_job_is_submitted_shown_suspended_and_resumed",
     r"lora estimate job\.yaml --gpu T4": ESTIMATE,
     r"lora (submit job\.yaml|list)": CLI + "test_a_job_is_submitted_shown_suspended_and_resumed",
@@ -93,6 +96,7 @@ ELSEWHERE = {
 EXTERNAL = {
     r"cosign .*|docker buildx .*|for image in .*cosign copy.*|helm pull oci://.*": "need a published release",
     r"python -c .*stabilityai/stable-diffusion-xl-base-1\.0.*|(export )?AWS_ACCESS_KEY_ID=.*|aws s3 cp .*": "need SDXL's weights and a store",
+    r"hf download CIDAS/clipseg-rd64-refined --local-dir clipseg": "needs the weights of CLIPSeg",
     r"kubectl create secret .* kubeseal .*": "needs the sealed-secrets controller",
     r"\.venv/bin/pip install pre-commit|\.venv/bin/pre-commit install": "change the contributor's clone",
     r"kubectl patch customresourcedefinition .*storedVersions.*": "needs a release with the next version of the API",

@@ -204,7 +204,7 @@ def test_every_port_of_the_store_is_for_its_owner(tmp_path: Path) -> None:
                 assert store.credentials.secret_key.encode() not in pages
         assert http(s3, "GET /loras") == 403
         assert http(s3, "GET /") == 403
-        sockets = [path for _, port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
+        sockets = [path for path in unix_sockets(store.pid) if path.is_absolute()]
         assert sockets
         private = [tmp_path / "store", tmp_path / "store/tls", tmp_path / "store/tls/tls.key", *sockets]
         assert [path for path in private if path.stat().st_mode & 0o077] == []
@@ -221,12 +221,25 @@ def page(port: int, path: str) -> bytes:
     return b""
 
 
-def listening(pid: int) -> set[tuple[str, int]]:
-    """Return the addresses and ports that a process listens on, over IPv4 and IPv6."""
+def open_files(pid: int) -> list[str]:
+    """Return the targets of a process's file descriptors, like `socket:[4026]`."""
     targets = []
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
             targets.append(str(file.readlink()))
+    return targets
+
+
+def unix_sockets(pid: int) -> list[Path]:
+    """Return the paths of the Unix sockets that a process has bound."""
+    targets = open_files(pid)
+    rows = (line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:])
+    return [Path(row[7]) for row in rows if len(row) > 7 and f"socket:[{row[6]}]" in targets]
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Return the addresses and ports that a process listens on, over IPv4 and IPv6."""
+    targets = open_files(pid)
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -283,8 +296,8 @@ def test_a_taken_port_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         taken.bind(("127.0.0.1", 0))
         taken.listen()
 
-        def once_taken(host: str, count: int) -> list[int]:
-            ports = choose(host, count)
+        def once_taken(host: str, count: int, other_than: int) -> list[int]:
+            ports = choose(host, count, other_than)
             if not chosen:
                 ports[3] = taken.getsockname()[1]
             chosen.append(ports)
@@ -294,6 +307,16 @@ def test_a_taken_port_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         with seaweed.Seaweed(tmp_path / "store", ["loras"]) as store:
             assert store.running
         assert len(chosen) == 2
+
+
+def test_no_port_is_the_grpc_port_of_another() -> None:
+    """SeaweedFS refuses to start otherwise."""
+    from lora_cli.local.seaweed import GRPC_OFFSET, PORTS, free_ports
+
+    assert not set(PORTS) & {port + GRPC_OFFSET for port in PORTS}
+    ports = free_ports("127.0.0.1", 200, other_than=PORTS[0])
+    assert len(set(ports)) == 200
+    assert PORTS[0] not in ports
 
 
 @pytest.mark.parametrize("place", ["file/home", "/proc/home"])
@@ -360,6 +383,36 @@ def test_a_demo_ends_with_its_page_and_store(home: Path, number: signal.Signals)
     wait_for_page(port)
     process.send_signal(number)
     assert process.wait(60) == Exit.OK
+    assert is_free("127.0.0.1", port)
+
+
+def test_the_page_of_a_killed_demo_ends(home: Path) -> None:
+    (home / "store").mkdir(parents=True)
+    port = free_port()
+    process = subprocess.Popen(
+        [LORA, "demo", "--home", str(home), "--port", str(port)], env=environment(), stdout=subprocess.DEVNULL
+    )
+    wait_for_page(port)
+    process.kill()
+    process.wait()
+    wait_until(lambda: is_free("127.0.0.1", port), "the page still runs")
+
+
+def test_a_demo_whose_store_was_killed_says_so_and_ends(home: Path) -> None:
+    (home / "store").mkdir(parents=True)
+    port = free_port()
+    with subprocess.Popen(
+        [LORA, "demo", "--home", str(home), "--port", str(port)],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        wait_for_page(port)
+        os.kill(json.loads((home / "store/store.json").read_text())["pid"], signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == Exit.SETUP
+    assert "the local store has ended" in error
     assert is_free("127.0.0.1", port)
 
 

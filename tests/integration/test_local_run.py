@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from tests.support.quickstart import command, environment, lora_run, result_of, status_of, write_tiny_model
+from tests.support.quickstart import (
+    QUICKSTART,
+    command,
+    environment,
+    lora_run,
+    result_of,
+    status_of,
+    write_tiny_model,
+)
+from tests.support.segmenter import write_segmenter
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +83,36 @@ def test_masks_by_grabcut_change_the_loss(
         json.loads((result_of(home) / "manifest.json").read_text()) for home in (uninterrupted[0], tmp_path)
     )
     assert masked["firstLoss"] != plain["firstLoss"]
+    assert masked["finalLoss"] != plain["finalLoss"]
+    assert masked["inputHash"] != plain["inputHash"]
+    assert masked["adapter"]["sha256"] != plain["adapter"]["sha256"]
+
+
+def test_masks_by_a_model_change_the_loss(
+    uninterrupted: tuple[Path, str], tiny_model: Path, tmp_path: Path
+) -> None:
+    segmenter = write_segmenter(tmp_path / "clipseg")
+    profiles = yaml.safe_load((QUICKSTART / "profiles.yaml").read_text())
+    profiles["profiles"]["default"]["segmentation"] = {"source": "store", "key": "models/clipseg/"}
+    (tmp_path / "profiles.yaml").write_text(yaml.safe_dump(profiles))
+
+    def run(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+        settings = ["annotation.masks=Model", "training.masking.outsideWeight=0.2"]
+        words = [*command(home, tiny_model, *settings), *options]
+        return subprocess.run(
+            words, check=False, env=environment(), capture_output=True, text=True, timeout=300
+        )
+
+    refused = run(tmp_path / "refused")
+    assert refused.returncode == 64
+    assert "spec.annotation.masks: profile 'default' has no segmentation model" in refused.stderr
+    home = tmp_path / "home"
+    ran = run(home, "--profiles", str(tmp_path / "profiles.yaml"), "--put", f"{segmenter}:models/clipseg")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    plain, masked = (
+        json.loads((result_of(path) / "manifest.json").read_text()) for path in (uninterrupted[0], home)
+    )
+    # the first sample may be an image without a mask
     assert masked["finalLoss"] != plain["finalLoss"]
     assert masked["inputHash"] != plain["inputHash"]
     assert masked["adapter"]["sha256"] != plain["adapter"]["sha256"]

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from playwright.sync_api import Browser, BrowserContext, Route
+from playwright.sync_api import Error as PlaywrightError
 from safetensors.numpy import load, save
 
 from lora_api.keys import JobKeys
@@ -71,6 +73,26 @@ def serve_home(home: Path, model: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+def new_context(browser: Browser, **options: Any) -> BrowserContext:
+    """Open a context in which changes of the machine's network do not matter.
+
+    Chromium ends its requests with ERR_NETWORK_CHANGED when the network changes, on loopback too, and a page without
+    one of its scripts stays empty. The cluster's tests change it with each pod. So Playwright requests the scripts.
+    """
+    context = browser.new_context(**options)
+    context.route("**/static/**", _answer)
+    return context
+
+
+def _answer(route: Route) -> None:
+    try:
+        # retried: the server may have closed a connection that is used again
+        route.fulfill(response=route.fetch(max_retries=5))
+    except PlaywrightError:
+        with suppress(PlaywrightError):  # the page may have been closed
+            route.abort()
 
 
 def wait_for_page(port: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import socket
 
-PORTS = range(15_000, 32_000)
-"""Below Linux's ephemeral ports, so that no outgoing connection takes a port before its server does."""
+PORTS = [*range(15_000, 20_000), *range(23_000, 30_000)]
+"""Below Linux's ephemeral ports, so that no outgoing connection takes a port before its server does, and none of the
+local store's."""
 
 
 def free_port() -> int:

@@ -198,6 +198,8 @@ def api_errors(jobs: LoraTrainingJobClient) -> Iterator[None]:
         raise _explain(error, jobs.namespace) from None
     except NotServedError:
         raise ClusterError(NO_RESOURCE) from None
+    except BrokenPipeError:
+        raise  # the reader of stdout has ended, as `head` does; aiohttp has a class of its own for a closed connection
     except (ClientError, TimeoutError, OSError) as error:
         raise ClusterUnavailableError(
             f"the API server at {jobs.host} cannot be reached: {error or type(error).__name__}"

@@ -115,7 +115,7 @@ def _set_suspend(text: str, namespace: str, context: str, output: Format | None,
             before = await client.get(job.name)
             phase = (before.get("status") or {}).get("phase", "")
             if phase in ("Succeeded", "Failed"):
-                raise ClusterError(f"{job} has ended ({phase}): submit it again under another name")
+                raise ClusterError(f"{job} has ended ({phase}){_advice(phase, value)}")
             return await client.patch_spec(job.name, {"runPolicy": {"suspend": value}})
 
         changed = on_cluster(patch, context, job.namespace)
@@ -123,6 +123,12 @@ def _set_suspend(text: str, namespace: str, context: str, output: Format | None,
             write(changed, output)
         else:
             say(f"{job} will {'stop; a training saves a checkpoint first' if value else 'resume'}")
+
+
+def _advice(phase: str, suspend: bool) -> str:
+    if suspend or phase == "Succeeded":
+        return f", so it cannot be {'suspended' if suspend else 'resumed'}"
+    return ": raise runPolicy.retry to start it again, or submit it under another name"
 
 
 def logs(

@@ -14,6 +14,8 @@ from ..options import Context, JobName, Namespace, Output
 from ..references import JobReference
 
 if TYPE_CHECKING:
+    from lora_api.status import JobStatus
+
     from .client import LoraTrainingJobClient
 
 Object = Mapping[str, Any]
@@ -82,6 +84,9 @@ def _summary(job: Object) -> Iterator[tuple[str, str]]:
     concept = spec.get("concept", {})
     yield "Concept", f"{concept.get('token')} {concept.get('className')}"
     yield "Images", spec.get("dataset", {}).get("prefix", "")
+    for title, field in (("Profile", "profile"), ("Base model", "baseModel")):
+        if field in spec:
+            yield title, spec[field]
     if status.dataset:
         yield "Trained on", f"{status.dataset.images} images, {len(status.dataset.skipped)} skipped"
         if status.dataset.warnings:
@@ -89,19 +94,41 @@ def _summary(job: Object) -> Iterator[tuple[str, str]]:
     if status.captions and status.captions.usage and status.captions.usage.cost_usd is not None:
         yield "Captions", f"{status.captions.total}, {status.captions.usage.cost_usd} USD"
     if status.training and status.training.gpu_seconds is not None:
-        yield "GPU time", f"{status.training.gpu_seconds} s in {status.training.attempt} attempts"
+        attempts = status.training.attempt
+        yield (
+            "GPU time",
+            f"{status.training.gpu_seconds} s in {attempts} attempt{'s' if attempts != 1 else ''}",
+        )
     if status.adapter:
         yield "Adapter", status.adapter.uri
         yield "sha256", status.adapter.sha256
-    if "training" in spec:
-        yield "Training", yaml.safe_dump(spec["training"], default_flow_style=True, width=10_000).strip()
+    yield from _recipe(spec, status)
+    for title, field in (("Annotation", "annotation"), ("Training", "training")):
+        if field in spec:
+            yield title, yaml.safe_dump(spec[field], default_flow_style=True, width=10_000).strip()
+
+
+def _recipe(spec: Object, status: JobStatus) -> Iterator[tuple[str, str]]:
+    """Yield what the recipe of a job sets. The number of images is known once the captions are written."""
+    from lora_api.job import InvalidResourceError, parse_spec
+
+    from ..recipe import describe_recipe, has_recipe
+
+    try:
+        parsed = parse_spec(spec, stored=True)
+    except InvalidResourceError:
+        return  # the conditions name what is wrong with it
+    if has_recipe(parsed):
+        captions = status.captions
+        yield "Recipe", describe_recipe(parsed, captions.total if captions and captions.sha256 else None)
 
 
 def _print_conditions(job: Object) -> None:
     from .table import status_of
 
     for condition in status_of(job).conditions:
-        label(condition.type, f"{condition.status}  {condition.reason}  {condition.message}")
+        what = f"{condition.type:<13}  {condition.status:<7}  {condition.reason}  {condition.message}"
+        label("Condition", what.rstrip())
 
 
 def _print_events(events: list[Object]) -> None:

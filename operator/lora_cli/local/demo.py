@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +28,9 @@ from ..store_access import StoreAddress
 
 GRACE_SECONDS = 5.0
 """Time between SIGTERM and SIGKILL for the page's process."""
+POLL_SECONDS = 0.5
+PR_SET_PDEATHSIG = 1
+"""The option of prctl(2) that sets the signal which a process gets when its parent ends."""
 
 
 def demo(
@@ -81,7 +86,11 @@ class Page:
 
 
 def _serve(page: Page, address: StoreAddress) -> int:
-    """Run the page in a process of the trainer, configured like the demo's pod. Return its exit code."""
+    """Run the page in a process of the trainer, configured like the demo's pod. Return its exit code.
+
+    Raises:
+        SeaweedError: when the store has ended, for example because it was killed.
+    """
     folder = page.folder
     store = page.profile.store.model_copy(
         update={"endpoint": address.endpoint, "secure": False, "ca_config_map": ""}
@@ -109,12 +118,33 @@ def _serve(page: Page, address: StoreAddress) -> int:
     # Handle SIGTERM and a closed terminal like Ctrl-C, so that the page's process does not outlive the command.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    with subprocess.Popen(command, env=environment) as process:
+    with subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent) as process:  # noqa: PLW1509 - there are no threads
         try:
-            return process.wait()
+            return _wait(process, page.home / "store", address)
         except KeyboardInterrupt:
             _end(process)
             return 0
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, also by SIGKILL: it would keep the port, without a store."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wait(process: subprocess.Popen[bytes], store: Path, address: StoreAddress) -> int:
+    """Wait until the page's process ends, and return its exit code. End it when its store has ended."""
+    from .seaweed import SeaweedError
+    from .shared_store import still_runs
+
+    while (code := process.poll()) is None:
+        if not still_runs(store, address):
+            _end(process)
+            raise SeaweedError(
+                f"the local store has ended, and the page with it: run the same command again; "
+                f"{store / 'seaweed.log'} may show why it ended"
+            )
+        time.sleep(POLL_SECONDS)
+    return code
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

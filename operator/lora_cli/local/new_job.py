@@ -10,7 +10,7 @@ from lora_api.draft import draft_manifest, slug
 from lora_api.job import AnnotationMode, Recipe
 from lora_api.profile import Profile
 
-from ..errors import UsageError
+from ..errors import require_folder
 from .preflight import llm_key
 
 
@@ -42,15 +42,17 @@ def choose_mode(folder: Path, profile: Profile) -> tuple[AnnotationMode, str]:
         The mode, and a message with the reason.
 
     Raises:
-        UsageError: when the folder has no images.
+        UsageError, NoInputError, BadDataError: as `captions_of`.
     """
-    if all(text.strip() for text in captions_of(folder).values()):
+    captioned = [bool(text.strip()) for text in captions_of(folder).values()]
+    if all(captioned):
         return AnnotationMode.EXISTING, "the captions beside the images are used"
+    kept = f" for the {captioned.count(False)} images without one" if any(captioned) else ""
     if llm_key(profile):
-        return AnnotationMode.LLM, "a language model writes the captions"
+        return AnnotationMode.LLM, f"a language model writes the captions{kept}"
     return (
         AnnotationMode.TEMPLATE,
-        "no API key is set, so every caption is a template; a key gives better ones",
+        f"no API key is set, so the caption is a template{kept or ' for every image'}; a key gives better ones",
     )
 
 
@@ -58,12 +60,11 @@ def captions_of(folder: Path) -> dict[str, str]:
     """Read the captions of a folder, by file name of the image. The text is empty for an image without a caption.
 
     Raises:
-        UsageError: when the folder has no images, or too many files.
+        UsageError: when there is no such folder.
+        NoInputError: when the folder has no images.
+        BadDataError: when the folder has too many files, or one whose name is not UTF-8.
     """
     from lora_trainer.annotate.inspection import read_captions
-    from lora_trainer.errors import StageError
 
-    try:
-        return read_captions(folder)[0]
-    except StageError as error:
-        raise UsageError(str(error)) from None
+    require_folder(folder)
+    return read_captions(folder)[0]

@@ -25,6 +25,12 @@ GRPC_COMPONENTS = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "MSG_BR
 """Parts of SeaweedFS that have a certificate for gRPC, as in its security.toml."""
 
 
+GRPC_OFFSET = 10000
+"""What SeaweedFS adds to a port for its gRPC port."""
+PORTS = range(20000, 22768)
+"""Ports to choose from. Linux uses none of them, and none of their gRPC ports, for outgoing connections."""
+
+
 class SeaweedError(MachineError):
     """The local store did not start; the message names its log."""
 
@@ -111,7 +117,7 @@ class Seaweed:
         self._process = None
 
     def _launch(self, port: int) -> None:
-        master, volume, filer, s3, admin = free_ports(self._host, 5)
+        master, volume, filer, s3, admin = free_ports(self._host, 5, other_than=port)
         self.endpoint = f"{self._host}:{port or s3}"
         options = {
             "dir": ".",  # relative to the working directory, because SeaweedFS splits a path at commas
@@ -183,12 +189,12 @@ def _program() -> str:
     return program
 
 
-def free_ports(host: str, count: int) -> list[int]:
-    """Choose free ports whose gRPC ports are free too. SeaweedFS adds 10,000 to a port for its gRPC port."""
+def free_ports(host: str, count: int, other_than: int = 0) -> list[int]:
+    """Choose different free ports whose gRPC ports are free too."""
     ports: list[int] = []
     while len(ports) < count:
-        port = 20000 + secrets.randbelow(30000)
-        if port not in ports and is_free(host, port) and is_free(host, port + 10000):
+        port = secrets.choice(PORTS)
+        if port not in (*ports, other_than) and is_free(host, port) and is_free(host, port + GRPC_OFFSET):
             ports.append(port)
     return ports
 

@@ -108,6 +108,15 @@ def _running(folder: Path) -> StoreAddress | None:
     return None
 
 
+def still_runs(folder: Path, address: StoreAddress) -> bool:
+    """Return whether the store that a command uses has not ended. Another one may have been started in its place."""
+    try:
+        pid = int(json.loads((folder / ADDRESS).read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return _read(folder) == address and Path(f"/proc/{pid}").exists()
+
+
 def _start(folder: Path, buckets: list[str]) -> StoreAddress:
     """Start a server process, wait until its store answers, and return the address."""
     require_space(folder)

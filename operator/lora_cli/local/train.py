@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,9 @@ import typer
 
 from lora_api.training import Recipe
 
-from ..console import Format, say, write
+from ..console import Format, say, warn, write
 from ..errors import UsageError, report_errors
+from ..manifests.hints import find_hints
 from ..manifests.writer import dump_yaml
 from ..options import Again, Assign, Home, Output, Put
 from .new_job import NewJob
@@ -68,7 +70,7 @@ def train(
     with report_errors():
         file, reason = _make(NewJob(folder, token, class_name, name, steps, recipe), assign or [], profiles)
         if print_:
-            write(file.document, Format.YAML)
+            write(file.document, output or Format.YAML)
             return
         from .session import Options, run_local
 
@@ -88,13 +90,18 @@ def init(
     steps: Steps = None,
     recipe: RecipeName = Recipe.NONE,
     assign: Assign = None,
-    file: Annotated[Path, typer.Option("--file", "-f", help="The file to write.")] = Path("job.yaml"),
+    file: Annotated[Path, typer.Option("--file", "-f", help="The file to write; - is stdout.")] = Path(
+        "job.yaml"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     output: Output = None,
 ) -> None:
     """Write a job's file for a folder of photographs, for `lora run` and `lora submit`."""
     with report_errors():
         job, reason = _make(NewJob(folder, token, class_name, name, steps, recipe), assign or [], None)
+        if str(file) == "-":
+            write(job.document, output or Format.YAML)
+            return
         if file.exists() and not force:
             raise UsageError(f"{file} exists: name another one with --file, or replace it with --force")
         file.write_text(dump_yaml(job.document))
@@ -102,12 +109,13 @@ def init(
             write(job.document, output)
             return
         say(f"{file} written; {reason}")
-        say(f"check it with: lora check {file} --images {folder}")
-        say(f"train it with: lora run {file} --images {folder}")
+        options = f"{shlex.quote(str(file))} --images {shlex.quote(str(folder))}"
+        say(f"check it with: lora check {options}")
+        say(f"train it with: lora run {options}")
 
 
 def _make(job: NewJob, assignments: list[str], profiles: Path | None) -> tuple[JobFile, str]:
-    """Build a valid job.
+    """Build a valid job, and warn of settings that often give a bad result.
 
     Returns:
         The job, and a message that says how its captions are made.
@@ -125,6 +133,8 @@ def _make(job: NewJob, assignments: list[str], profiles: Path | None) -> tuple[J
             [file] = parse_job(dump_yaml(make_document(job, mode)), DRAFT, assignments)
     except InvalidManifestError as error:
         raise UsageError("\n".join(map(_name_option, str(error).splitlines()))) from None
+    for hint in find_hints(file.spec):
+        warn(_name_option(hint))
     return file, reason
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from lora_api import API_VERSION, KIND
 from lora_api.fields import is_label_key
@@ -69,7 +69,7 @@ def check_spec(spec: Any) -> list[Problem]:
         JobSpec.model_validate(spec, by_alias=True, by_name=False)
         parse_spec(spec)  # limits of the whole spec, such as its size
     except ValidationError as error:
-        return list(_explain(error))
+        return list(explain(error, JobSpec, spec, ("spec",)))
     except InvalidResourceError as error:
         return [Problem((), str(error))]
     return []
@@ -156,22 +156,49 @@ def _unknown(values: Mapping[str, Any], known: Collection[str], root: Path) -> I
             yield Problem((*root, key), f"is not a field{did_you_mean(str(key), known)}")
 
 
-def _explain(error: ValidationError) -> Iterator[Problem]:
+def explain(error: ValidationError, model: type[BaseModel], data: Any, root: Path = ()) -> Iterator[Problem]:
+    """Yield the problems of an object.
+
+    Args:
+        error: what pydantic found.
+        model: the model of the object.
+        data: the object as it was given.
+        root: path of the object in its document.
+    """
     for item in error.errors(include_url=False):
-        path = tuple(item["loc"])
-        yield Problem(("spec", *path), _message(item, path))
+        path = _without_tags(item["loc"], data)
+        yield Problem((*root, *path), _message(item, path, model))
 
 
-def _message(item: Any, path: Path) -> str:
+def _without_tags(path: Path, data: Any) -> Path:
+    """Leave out of pydantic's path the parts that name the member of a union, which are no fields of the document."""
+    kept: list[str | int] = []
+    for index, part in enumerate(path):
+        if index < len(path) - 1 and isinstance(data, Mapping) and part not in data:
+            continue
+        kept.append(part)
+        if isinstance(data, Mapping):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            data = data[part]
+    return tuple(kept)
+
+
+def _message(item: Any, path: Path, model: type[BaseModel]) -> str:
     """Describe a pydantic error: the given value, and what the field must be."""
     kind, context, given = item["type"], item.get("ctx", {}), item.get("input")
     match kind:
         case "extra_forbidden":
-            return f"is not a field{did_you_mean(str(path[-1]), fields_at(path[:-1]))}"
+            return f"is not a field{did_you_mean(str(path[-1]), fields_at(path[:-1], model))}"
         case "missing":
             return "is missing"
+        case "union_tag_not_found":
+            return f"lacks the field {_names(context['discriminator'])[0]}"
+        case "union_tag_invalid":
+            (field,), choices = _names(context["discriminator"]), _names(context["expected_tags"])
+            return f"{field} is {_show(context['tag'])}; it must be one of {', '.join(choices)}"
         case "enum" | "literal_error":
-            choices = re.findall(r"'([^']*)'", context["expected"])
+            choices = _names(context["expected"])
             return f"is {_show(given)}; it must be one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
         case "value_error" if "in quotes" in item["msg"] and isinstance(given, int | float):
             return (
@@ -188,6 +215,11 @@ def _message(item: Any, path: Path) -> str:
         return f"is {_show(given)}: {item['msg']}"
     expected = EXPECTED[kind].format(**context)
     return f"is {_show(given)}; it must be {expected}{_quote_hint(given, str if kind == 'string_type' else None)}"
+
+
+def _names(text: str) -> list[str]:
+    """Return the quoted words of a message."""
+    return re.findall(r"'([^']*)'", text)
 
 
 def _bool(given: bool) -> str:
@@ -242,13 +274,13 @@ def did_you_mean(given: str, known: Collection[str]) -> str:
 
 
 @cache
-def _schema() -> dict[str, Any]:
-    return JobSpec.model_json_schema(by_alias=True)
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema(by_alias=True)
 
 
-def schema_at(path: Path) -> dict[str, Any]:
-    """Return the JSON schema of a field under `spec`; empty for an unknown field."""
-    schema = _schema()
+def schema_at(path: Path, model: type[BaseModel] = JobSpec) -> dict[str, Any]:
+    """Return the JSON schema of a field of a model, by default of `spec`; empty for an unknown field."""
+    schema = _schema(model)
     definitions = schema.get("$defs", {})
     for part in path:
         schema = _dereference(schema, definitions)
@@ -266,9 +298,12 @@ def _patterns() -> dict[str, str]:
     return {schema_at(path)["pattern"]: words for path, words in EXAMPLES.items()}
 
 
-def fields_at(path: Path) -> list[str]:
-    """Return the names of the fields of an object under `spec`."""
-    return list(schema_at(path).get("properties", {}))
+def fields_at(path: Path, model: type[BaseModel] = JobSpec) -> list[str]:
+    """Return the names of the fields of an object of a model, by default of `spec`; of a union those of all members."""
+    schema = schema_at(path, model)
+    definitions = _schema(model).get("$defs", {})
+    members = [_dereference(member, definitions) for member in schema.get("oneOf", [schema])]
+    return list(dict.fromkeys(name for member in members for name in member.get("properties", {})))
 
 
 def _dereference(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

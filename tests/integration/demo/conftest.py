@@ -19,7 +19,7 @@ from lora_cli.local.seaweed import Seaweed
 from lora_cli.local.shared_store import SERVER
 from lora_cli.profiles import DEFAULT_PROFILE
 from lora_trainer.store import Store
-from tests.support.demo_server import Demo, publish_another, serve
+from tests.support.demo_server import Demo, new_context, publish_another, serve
 from tests.support.quickstart import QUICKSTART, lora_run, write_tiny_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -42,9 +42,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context = new_context(browser, viewport={"width": 1440, "height": 900})
     context.set_default_timeout(TIMEOUT_MS)
-    yield context.new_page()
+    page = context.new_page()
+    # pytest shows what is printed of a test that failed
+    page.on("console", lambda message: print("console:", message.text))
+    page.on("pageerror", lambda error: print("page error:", error))
+    page.on("requestfailed", lambda request: print("request failed:", request.url, request.failure))
+    page.on("websocket", lambda socket: socket.on("close", lambda _: print("socket closed:", socket.url)))
+    yield page
+    print("page at the end:", page.url, page.locator("body").inner_text()[:2000])
     context.close()
 
 

@@ -15,9 +15,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from lora_api.keys import JobKeys
 from lora_api.manifest import sha256_hex
-from tests.support.demo_server import Demo, serve
+from tests.support.demo_server import Demo, new_context, serve
 
-from .test_pages import assert_shown, choose, open_page, pixels_of, set_steps, settle
+from .test_pages import assert_shown, choose, expect_alert, open_page, pixels_of, set_steps, settle
 
 STEPS = ("· step 4 · ", r"#\d · ")
 """Labels of the row of a checkpoint, and of the published adapter."""
@@ -54,8 +54,7 @@ def test_a_prompt_that_is_too_long_shows_what_is_ignored(page: Page, demo: Demo)
     box = page.get_by_label("Prompt", exact=True)
     box.fill("on a beach, " * 30 + "with a zebra")
     box.press("Control+Enter")
-    alert = page.get_by_role("alert").filter(has_text="The model reads 75")
-    expect(alert).to_contain_text("with a zebra")
+    expect_alert(page, "The model reads 75", "with a zebra")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -63,7 +62,7 @@ def test_the_page_is_narrow_dark_and_local(
     browser: Browser, demo: Demo, screenshots: Path, scheme: str
 ) -> None:
     """It follows the system's color scheme, fits a phone, and requests nothing from other hosts."""
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    context = new_context(browser, viewport={"width": 390, "height": 844}, color_scheme=scheme)
     page = context.new_page()
     hosts: set[str] = set()
     page.on("request", lambda request: hosts.add(request.url))

@@ -15,7 +15,7 @@ from tests.support.demo_server import serve_home
 from tests.support.quickstart import status_of
 
 from .test_new_job import fill, manifest, prepare
-from .test_pages import settle
+from .test_pages import expect_alert, settle
 
 STEPS = 40
 """Enough for a stop before the end."""
@@ -102,12 +102,12 @@ def test_too_many_photographs_are_reported_before_the_start(page: Page, url: str
     chooser.value.set_files(sorted(folder.iterdir()))
     fill(page, "Token", "CUS")
     fill(page, "Class", "ring")
-    alert = page.get_by_role("alert")
-    expect(alert).to_contain_text("40 photographs, and the job takes 5 to 20: remove 20")
+    expect_alert(page, "40 photographs, and the job takes 5 to 20: remove 20")
+    settle(page)
     expect(button(page, "Train")).to_be_disabled()
     page.locator("summary", has_text="Manifest").click()
     draft = page.get_by_label("Manifest", exact=True)
     expect(draft).to_have_value(re.compile(r"token: CUS\s+className: ring"))
     fill(page, "Manifest", draft.input_value().replace("dataset:\n", "dataset:\n    maxImages: 40\n"))
-    expect(alert).to_contain_text("5 to 20 give the best result")
+    expect_alert(page, "5 to 20 give the best result")
     expect(button(page, "Train")).to_be_enabled()

@@ -18,7 +18,7 @@ from lora_trainer.demo.adapters import fetch_adapter
 from lora_trainer.errors import BadDataError
 from tests.support.demo_server import Demo, publish_another, serve
 
-from .test_pages import assert_shown, choose, open_page
+from .test_pages import assert_shown, choose, expect_alert, open_page
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_only_base_models_of_the_profile_are_offered(page: Page, demo: Demo) -> 
     wait_for_catalog(page)
     open_page(page, demo, "Generate")
     choose(page, "unknown-base")
-    expect(page.get_by_role("alert")).to_contain_text("is not in the profile 'default'")
+    expect_alert(page, "is not in the profile 'default'")
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_disabled()
 
 

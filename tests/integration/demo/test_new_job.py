@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tests.support.demo_server import Demo, serve, serve_home
 from tests.support.quickstart import QUICKSTART, SMALL
 
-from .test_pages import settle
+from .test_pages import expect_alert, settle
 
 IMAGES = sorted((QUICKSTART / "images").iterdir())
 
@@ -73,7 +73,7 @@ def test_photographs_become_a_downloaded_adapter(
     expect(draft).to_have_value(re.compile(r"name: cus-ring\n(.|\n)*mode: Existing"), timeout=30_000)
     fill(page, "Manifest", manifest(rank=0))
     page.get_by_role("button", name="Train", exact=True).click()
-    expect(page.get_by_role("alert")).to_contain_text("rank")
+    expect_alert(page, "rank")
     fill(page, "Manifest", manifest())
     page.get_by_role("button", name="Train", exact=True).click()
     save = page.get_by_role("button", name="Download for diffusers")
@@ -92,13 +92,35 @@ def test_photographs_become_a_downloaded_adapter(
     assert {url for url in requested if not url.startswith(own)} == set()
 
 
+def test_the_draft_has_the_chosen_recipe(page: Page, own_demo: str) -> None:
+    prepare(page, own_demo)
+    page.locator("summary", has_text="Settings").click()
+    settle(page)
+    page.get_by_role("combobox", name="Recipe", exact=True).click()
+    page.get_by_role("option").filter(has_text="For a person").click()
+    # The steps of the recipe decide how often previews are generated. For a moment, there are the old and the new box.
+    draft = page.get_by_label("Manifest", exact=True).first
+    expect(draft).to_have_value(re.compile(r"recipe: Person\n(.|\n)*everySteps: 240"))
+
+
+def test_a_token_that_is_a_word_is_warned_of(page: Page, own_demo: str) -> None:
+    page.goto(f"{own_demo}/new")
+    fill(page, "Token", "ring")
+    fill(page, "Class", "ring")
+    expect_alert(page, "is the class itself")
+    fill(page, "Token", "photo")
+    expect_alert(page, "is a common word")
+    fill(page, "Token", "CUS")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_a_text_file_with_an_images_name_is_reported(page: Page, own_demo: str, tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("not an image")
     page.goto(f"{own_demo}/new")
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Upload", exact=True).click()
     chooser.value.set_files([*IMAGES, tmp_path / "notes.jpg"])
-    expect(page.get_by_role("alert").filter(has_text="Not images")).to_contain_text("notes.jpg")
+    expect_alert(page, "Not images", "notes.jpg")
 
 
 def test_a_job_that_cannot_start_shows_the_reason(page: Page, own_demo: str) -> None:

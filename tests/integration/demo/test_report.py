@@ -16,6 +16,17 @@ HOSTILE = (
     """<script>window.harmed = 1</script>"'><img src=x onerror="window.harmed = 2">&lt;b&gt;{{ 7 * 7 }}"""
 )
 MAX_BYTES = 5 << 20
+PAPER_WIDTH = 688
+"""Width of A4 paper within the margins, in CSS pixels."""
+BROKEN_NUMBERS = """
+[...document.querySelectorAll(".settings b")].filter((value) => {
+  const range = document.createRange();
+  range.selectNodeContents(value);
+  const lines = new Set([...range.getClientRects()].map((line) => line.top));
+  return /^[0-9.]+$/.test(value.textContent.trim()) && lines.size > 1;
+}).map((value) => value.textContent)
+"""
+"""Expression for the numbers among the settings that continue on another line."""
 
 
 def assert_whole(page: Page) -> None:
@@ -45,6 +56,10 @@ def test_the_report_opens_from_disk_without_a_network(
     assert set(asked) <= {"file", "data"}
     page.screenshot(path=screenshots / f"report-{device}.png")
     page.screenshot(path=screenshots / f"report-{device}-whole.png", full_page=True)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": PAPER_WIDTH, "height": 900})
+    assert page.evaluate(BROKEN_NUMBERS) == []
+    assert_whole(page)
     context.close()
 
 

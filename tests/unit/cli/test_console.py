@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from unittest.mock import Mock
 
 import pytest
 from rich.console import Console
 
 from lora_cli import console
+from lora_cli.cluster.client import api_errors
 from lora_cli.cluster.table import job_table
 
 HOSTILE = [
@@ -102,3 +104,8 @@ def test_lines_are_not_wrapped_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> N
     lines = capfd.readouterr().out.splitlines()
     assert len(lines[0]) == 1000
     assert json.loads("".join(lines[1:]))
+
+
+def test_a_closed_pipe_is_not_reported_as_an_unreachable_api_server() -> None:
+    with pytest.raises(BrokenPipeError), api_errors(Mock(host="https://cluster.example.com")):
+        raise BrokenPipeError(32, "Broken pipe")

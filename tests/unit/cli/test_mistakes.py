@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,11 +71,81 @@ def test_a_value_out_of_range_is_named(
     assert arguments[-2] in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--port", "0"], "Invalid value for '--port': it must be greater than or equal to 1"),
+        (["images", "check", "x", "--crop", "Foo"], "Invalid value for '--crop': 'Foo' is not one of"),
+        (["runs", "-o", "xml"], "Invalid value for '--output' / '-o': 'xml' is not one of 'json', 'yaml'."),
+        (["validate"], "Missing argument 'FILE...'."),
+        (["lst"], "No such command 'lst'. Did you mean 'list'?"),
+        (["--nosuch"], "No such option: --nosuch"),
+        (["captions", "pul"], "No such command 'pul'. Did you mean 'pull'?"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_of_plain_text(arguments: list[str], message: str) -> None:
+    """Typer draws a box, wraps it at 80 columns also in a pipe, and shows pydantic's words."""
+    result = lora(*arguments)
+    assert result.exit_code == Exit.USAGE
+    problem, hint = result.stderr.splitlines()
+    assert problem.startswith(f"lora: {message}")
+    assert hint.endswith("-h` shows the options")
+
+
+def test_a_command_without_arguments_prints_its_help() -> None:
+    result = lora()
+    assert result.exit_code == Exit.USAGE
+    assert "Usage:" in result.output
+
+
+@pytest.mark.parametrize("command", ["train", "init"])
+def test_a_token_that_is_a_word_is_warned_of(photos: Path, command: str) -> None:
+    option = ["--print"] if command == "train" else ["--file", "-"]
+    for token, message in (("ring", "is the class itself"), ("photo", "is a common word"), ("CUS", "")):
+        result = lora(command, photos, "--token", token, "--class", "ring", *option)
+        assert result.exit_code == Exit.OK
+        assert (
+            result.stderr == ""
+            if not message
+            else f"lora: warning: --token: {token!r} {message}" in result.stderr
+        )
+
+
+def test_the_format_of_a_printed_manifest_is_chosen(photos: Path) -> None:
+    train = ["train", photos, "--token", "CUS", "--class", "ring", "--print"]
+    assert json.loads(lora(*train, "-o", "json").stdout) == yaml.safe_load(lora(*train).stdout)
+
+
+def test_init_writes_to_stdout(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    result = lora("init", photos, "--token", "CUS", "--class", "ring", "-f", "-")
+    assert yaml.safe_load(result.stdout)["kind"] == "LoraTrainingJob"
+    assert not Path("-").exists()
+
+
+def test_the_commands_that_init_suggests_can_be_pasted(photos: Path, tmp_path: Path) -> None:
+    folder = photos.rename(tmp_path / "Anna's photos")
+    file = tmp_path / "a job.yaml"
+    result = lora("init", folder, "--token", "CUS", "--class", "ring", "-f", file)
+    suggested = [line.split(": ", 1)[1] for line in result.stdout.splitlines() if "it with: " in line]
+    assert [shlex.split(command)[2:] for command in suggested] == [[str(file), "--images", str(folder)]] * 2
+
+
+def test_an_assignment_below_spec_is_explained(photos: Path) -> None:
+    result = lora(
+        "train", photos, "--token", "CUS", "--class", "x", "--print", "--set", "spec.training.rank=4"
+    )
+    assert result.exit_code == Exit.USAGE
+    assert (
+        result.stderr == "lora: --set spec.training.rank=4: leave out 'spec.', fields are looked up there\n"
+    )
+
+
 @pytest.mark.parametrize("command", [["train"], ["init"], ["images", "check"], ["captions", "check"]])
 def test_a_folder_that_does_not_exist_is_named(command: list[str], tmp_path: Path) -> None:
     options = ["--token", "CUS", "--class", "x"] if command[0] in ("train", "init") else []
     result = lora(*command, tmp_path / "absent", *options)
-    assert result.exit_code in (Exit.USAGE, Exit.NO_INPUT)
+    assert result.exit_code == Exit.USAGE
     assert f"{tmp_path / 'absent'} is not a folder" in result.stderr
 
 
@@ -82,7 +154,7 @@ def test_a_folder_without_images_says_what_to_do(command: list[str], tmp_path: P
     """Local runs have no dataset.prefix to correct."""
     options = ["--token", "CUS", "--class", "x"] if command[0] in ("train", "init") else []
     result = lora(*command, tmp_path, *options)
-    assert result.exit_code in (Exit.USAGE, Exit.NO_INPUT)
+    assert result.exit_code == Exit.NO_INPUT
     assert f"{tmp_path} has no images: put photographs into it" in result.stderr
     assert "prefix" not in result.stderr
 
@@ -91,7 +163,7 @@ def test_a_folder_with_far_too_many_files_is_refused(tmp_path: Path) -> None:
     for number in range(1001):
         (tmp_path / f"{number}.jpg").touch()
     result = lora("train", tmp_path, "--token", "CUS", "--class", "x")
-    assert result.exit_code == Exit.USAGE
+    assert result.exit_code == Exit.BAD_DATA
     assert "more than 1000 files" in result.stderr
 
 
@@ -99,7 +171,7 @@ def test_a_file_name_that_is_not_utf8_is_named(photos: Path) -> None:
     """It cannot be the key of an object."""
     shutil.copy(photos / "00.jpg", os.fsencode(photos) + b"/x\xff.jpg")
     result = lora("train", photos, "--token", "CUS", "--class", "x", "--print")
-    assert result.exit_code == Exit.USAGE
+    assert result.exit_code == Exit.BAD_DATA
     assert r"'x\udcff.jpg'" in result.stderr
     assert "rename the file" in result.stderr
 

@@ -50,13 +50,15 @@ def test_the_manifest_of_a_folder_is_printed_and_valid(photos: Path) -> None:
     assert yaml.safe_load(with_key.stdout)["spec"]["annotation"]["mode"] == "LLM"
 
 
-@pytest.mark.parametrize("recipe", ["Auto", "Subject", "Person", "Style", "None"])
-def test_a_recipe_is_named_in_the_manifest(photos: Path, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "every"), [("Auto", 200), ("Subject", 200), ("Person", 240), ("Style", 200), ("None", 100)]
+)
+def test_a_recipe_is_named_in_the_manifest(photos: Path, recipe: str, every: int) -> None:
     ran = lora("train", photos, "--token", "CUS", "--class", "backpack", "--recipe", recipe, "--print")
     assert ran.returncode == 0, ran.stderr
     training = yaml.safe_load(ran.stdout)["spec"]["training"]
     assert training.get("recipe", "None") == recipe
-    assert training["preview"]["everySteps"] == (100 if recipe == "None" else 200)
+    assert training["preview"]["everySteps"] == every
     assert "maxSteps" not in training
 
 
@@ -78,13 +80,27 @@ def test_the_values_of_a_recipe_are_shown_before_the_job_runs(photos: Path, tmp_
     assert "recipe Subject sets nothing" in everything.stdout, everything.stderr
 
 
-EXPLICIT = ("rank=4", "alpha=4", "maxSteps=9", "adapter.targets=Attention", "textEncoder.train=false")
+EXPLICIT = (
+    "rank=4",
+    "alpha=4",
+    "maxSteps=9",
+    "adapter.targets=Attention",
+    "lrScheduler=constant",
+    "textEncoder.train=false",
+)
 """The fields that the recipe of a subject sets."""
 
 
 def test_captions_beside_the_images_are_used(photos: Path) -> None:
-    assert choose_mode(photos, DEFAULT_PROFILE)[0] == AnnotationMode.TEMPLATE
-    for image in photos.glob("*.jpg"):
+    mode, reason = choose_mode(photos, DEFAULT_PROFILE)
+    assert mode == AnnotationMode.TEMPLATE
+    assert "a template for every image" in reason
+    first, *others = photos.glob("*.jpg")
+    first.with_suffix(".txt").write_text("a photo of CUS backpack")
+    mode, reason = choose_mode(photos, DEFAULT_PROFILE)
+    assert mode == AnnotationMode.TEMPLATE
+    assert f"a template for the {len(others)} images without one" in reason
+    for image in others:
         image.with_suffix(".txt").write_text("a photo of CUS backpack")
     assert choose_mode(photos, DEFAULT_PROFILE)[0] == AnnotationMode.EXISTING
 
@@ -107,7 +123,7 @@ def test_any_folder_has_a_name(text: str, photos: Path) -> None:
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     ran = lora("train", tmp_path, "--token", "CUS", "--class", "backpack")
-    assert ran.returncode == 64
+    assert ran.returncode == 66
     assert "has no images" in ran.stderr
 
 
@@ -151,3 +167,30 @@ def test_the_check_counts_cost_and_missing_keys(photos: Path, tmp_path: Path) ->
     assert "0.0020 USD for 6 images" in found["captions"]["message"]  # 6 x (2500 x 0.10 + 150 x 0.50) / 10**6
     assert "USD" in found["time"]["message"]
     assert "on L4" in found["gpu"]["message"]
+
+
+def test_the_check_names_a_missing_segmentation_model_and_where_its_masks_are_shown(
+    photos: Path, tmp_path: Path
+) -> None:
+    model, file, profiles = QUICKSTART.parent / "shapes-sdxl", tmp_path / "job.yaml", tmp_path / "p.yaml"
+    lora("init", photos, "--token", "CUS", "--class", "tea pot", "-f", file, ANTHROPIC_API_KEY="x")
+    options = [
+        "check", file, "--images", photos, "--model", model, "--gpu", "L4", "--home", tmp_path, "-o", "json",
+        "--set", "training.resolution=64", "--set", "annotation.masks=Model",
+    ]  # fmt: skip
+
+    def findings(*more: object) -> dict[str, dict[str, str]]:
+        ran = lora(*options, *more, ANTHROPIC_API_KEY="x")
+        return {finding["name"]: finding for finding in json.loads(ran.stdout)["findings"]}
+
+    without = findings()
+    assert without["profile"]["verdict"] == "failed"
+    assert "spec.annotation.masks" in without["profile"]["message"]
+    named = {
+        **DEFAULT_PROFILE.to_wire(),
+        "segmentation": {"source": "hub", "repo": "CIDAS/clipseg-rd64-refined"},
+    }
+    profiles.write_text(yaml.safe_dump({"profiles": {"default": named}}))
+    found = findings("--profiles", profiles)
+    assert found["profile"]["verdict"] == "ok"
+    assert "--masks Model --model MODEL --class 'tea pot'" in found["masks"]["message"]
