@@ -119,8 +119,9 @@ images: ## Build the three container images (BUILDER=docker)
 	$(BUILDER) build -t lora-annotate:dev -f trainer_image/Dockerfile --target annotate .
 	$(BUILDER) build -t lora-train:dev -f trainer_image/Dockerfile --target train .
 
-reference: $(ENV) ## Generate docs/reference/commands.md from the command's definitions
+reference: $(ENV) ## Generate the reference pages of fields, values, metrics and commands
 	$(BIN)/python -m tools.command_reference
+	$(BIN)/python -m tools.reference_pages
 
 docs: $(ENV) ## Build the documentation site into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f docs/site/mkdocs.yml

@@ -27,6 +27,7 @@ import argparse
 import os
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -38,16 +39,21 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from rich.progress import track
+from safetensors.torch import load_file
+from torch import Tensor
 
 from benchmarks.classifier_scorer import previews, scored_by_the_classifier
 from benchmarks.trials import SETTINGS, WORLD, Workbench
 from lora_api.job import ConceptType
 from lora_cli.local.seaweed import Seaweed
+from lora_trainer.new_tokens import names_of, put
+from lora_trainer.train.model.adapter import ADAPTER
 from lora_trainer.train.sampling.contact_sheet import contact_sheet
 from tools.shapes import classifier, concepts, pipeline, styles
-from tools.shapes.concepts import CONCEPTS, Captions
+from tools.shapes.concepts import CONCEPTS, TOKEN, Captions
 from tools.shapes.drawing import Style
 from tools.shapes.scores import Scores, score
 
@@ -77,6 +83,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "logit-normal": {"timesteps": {"distribution": "LogitNormal", "mean": "0.5"}},
     "crop jitter": {"augmentation": {"cropJitter": "0.1"}},
     "CAME": {"optimizer": "CAME"},
+    "token embeddings": {"tokenEmbeddings": {"train": True}, "textEncoder": {"train": False}},
     "schedule-free Prodigy": {
         "optimizer": "ProdigyScheduleFree",
         "learningRate": "1",
@@ -100,11 +107,13 @@ IMAGES = {5: "recipe Auto, five images", 10: "recipe Auto, ten images"}
 """Rows by the number of images."""
 TWICE = 2 * SETTINGS["maxSteps"]
 """Steps of trainings that are twice too long."""
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "Last": {"maxSteps": TWICE},
-    "BestScore": {"maxSteps": TWICE, "validation": {"everySteps": 50, "samples": 1, "publish": "BestScore"}},
+BEST, LAST = "published: BestScore", "published: Last"
+"""Rows that compare the step of the best score with the last one, in the same trainings."""
+TOO_LONG: dict[str, Any] = {
+    "maxSteps": TWICE,
+    "validation": {"everySteps": 50, "samples": 1, "publish": "BestScore"},
 }
-"""Settings that compare the last step with the one of the best score."""
+"""Settings of these trainings."""
 QUICK_CONCEPTS = 2
 """Number of concepts of a quick run, and of the trials with other captions."""
 WORKERS = 2
@@ -135,6 +144,27 @@ Outcome = list[tuple[str, Scores, list[Image.Image]]]
 """Rows of the table with the scores and images of a concept."""
 
 
+class NewTokensPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
+    """The small base model with trained tokens, which prompts get in place of the concept's token."""
+
+    @classmethod
+    def open(cls, embeddings: Path) -> NewTokensPipeline:
+        loaded: NewTokensPipeline = cls.from_pretrained(pipeline.FOLDER, dtype=torch.float32)
+        matrices = load_file(embeddings)
+        loaded._tokens = names_of(len(matrices["clip_l"]))
+        for key, tokenizer, encoder in (
+            ("clip_l", loaded.tokenizer, loaded.text_encoder),
+            ("clip_g", loaded.tokenizer_2, loaded.text_encoder_2),
+        ):
+            loaded.load_textual_inversion(
+                matrices[key], token=loaded._tokens, tokenizer=tokenizer, text_encoder=encoder
+            )
+        return loaded
+
+    def __call__(self, prompts: list[str], **settings: Any) -> Any:
+        return super().__call__([put(self._tokens, prompt, TOKEN) for prompt in prompts], **settings)
+
+
 class TrialRunner:
     """The part of a worker process that trains, generates and scores."""
 
@@ -150,7 +180,7 @@ class TrialRunner:
             return [self._run_style(trial, trial.style)]
         concept = CONCEPTS[trial.concept]
         if trial.captions is None:
-            return [self._score(trial.row, concept)]
+            return [self._score(trial.row, concept, self._pipeline)]
         with scored_by_the_classifier(concept):
             config = self._workbench.prepare(
                 concept.class_name,
@@ -161,15 +191,19 @@ class TrialRunner:
                 **_with_previews(trial.settings, concept),
             )
             trained = self._workbench.train(config)
-        self._pipeline.load_lora_weights(trained.adapter)
-        outcome = [self._score(trial.row, concept)]
-        self._pipeline.unload_lora_weights()
+        scored = NewTokensPipeline.open(trained.embeddings) if trained.embeddings else self._pipeline
+        scored.load_lora_weights(trained.adapter, adapter_name=ADAPTER)
+        outcome = [self._score(trial.row, concept, scored)]
+        if trial.row == BEST:
+            _put(scored, trained.learned)
+            outcome.append(self._score(LAST, concept, scored))
+        scored.unload_lora_weights()
         if trial.settings.get("method") == "DreamBoothExtract":
             unet = self._pipeline.unet
             learned = {name.removeprefix("unet."): value for name, value in trained.learned.items()}
             before = {name: unet.state_dict()[name].clone() for name in learned}
             unet.load_state_dict(learned, strict=False)
-            outcome.append(self._score(FULL, concept))
+            outcome.append(self._score(FULL, concept, self._pipeline))
             unet.load_state_dict(before, strict=False)
         return outcome
 
@@ -191,9 +225,22 @@ class TrialRunner:
         scores = Scores(judged.style, judged.prompt, judged.class_, 0.0)
         return trial.row, scores, list(concepts.to_images(images))
 
-    def _score(self, row: str, concept: concepts.Concept) -> tuple[str, Scores, list[Image.Image]]:
-        scores, images = score(self._pipeline, concept, self._classifier)
+    def _score(
+        self, row: str, concept: concepts.Concept, scored: StableDiffusionXLPipeline
+    ) -> tuple[str, Scores, list[Image.Image]]:
+        scores, images = score(scored, concept, self._classifier)
         return row, scores, list(concepts.to_images(images))
+
+
+def _put(loaded: StableDiffusionXLPipeline, weights: Mapping[str, Tensor]) -> None:
+    """Replace the weights of a loaded adapter by those of another step of its training."""
+    by_component: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, value in weights.items():
+        component, _, path = name.partition(".")
+        by_component[component][path] = value
+    for component, values in by_component.items():
+        unknown = getattr(loaded, component).load_state_dict(values, strict=False).unexpected_keys
+        assert not unknown, unknown
 
 
 def _with_previews(settings: dict[str, Any], concept: concepts.Concept) -> dict[str, Any]:
@@ -238,11 +285,7 @@ def recipe_trials(concept_count: int, seeds: tuple[int, ...]) -> list[Trial]:
             for images, row in IMAGES.items()
             for index in range(few)
         ]
-        trials += [
-            Trial(f"published: {publish}", index, Captions.GOOD, settings, seed=seed)
-            for publish, settings in PUBLISHED.items()
-            for index in range(few)
-        ]
+        trials += [Trial(BEST, index, Captions.GOOD, TOO_LONG, seed=seed) for index in range(few)]
     return trials
 
 
@@ -316,7 +359,7 @@ def main() -> None:
         "recipe_prompt": means[AUTO].prompt / base.prompt,
         "style": fmean(means[f"{AUTO}, {style}"].concept for style in styles.STYLES),
         "five_images": means[IMAGES[5]].concept - means[IMAGES[10]].concept,
-        "best_score_gain": overall(means["published: BestScore"]) - overall(means["published: Last"]),
+        "best_score_gain": overall(means[BEST]) - overall(means[LAST]),
     }
     print("\nRESULT " + " ".join(f"{name}={value:.3f}" for name, value in figures.items()))
 

@@ -22,6 +22,7 @@ from lora_api.stages import StoreAccess, TrainConfig
 from lora_cli.local.seaweed import Seaweed
 from lora_trainer.progress import Reporter
 from lora_trainer.store import Store
+from lora_trainer.train.export.embeddings_file import FILE_NAME as EMBEDDINGS
 from lora_trainer.train.stage import work
 from tests.support.quickstart import QUICKSTART
 from tools.shapes.concepts import TOKEN
@@ -51,6 +52,8 @@ class Trained:
     adapter: Path
     learned: dict[str, Tensor]
     """The trained parameters by name: with DreamBoothExtract the UNet's layers before extraction."""
+    embeddings: Path | None = None
+    """The embeddings of new tokens; None where none were trained."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ class Workbench:
         step = training.max_steps - training.extraction.factor_steps
         bucket = Store(self.access).output
         weights = load(bucket.get(config.keys.checkpoint(step) + "weights.safetensors"))
-        return Trained(Path(config.work_dir) / "attempt-1" / "adapter.safetensors", weights)
+        folder = Path(config.work_dir) / "attempt-1"
+        embeddings = folder / EMBEDDINGS if training.token_embeddings.train else None
+        return Trained(folder / "adapter.safetensors", weights, embeddings)
 
     def prepare(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from lora_api.profile import Profiles
 from lora_api.reasons import Reason
-from tools.command_reference import PAGE, render
+from tools import command_reference, reference_pages
 
 ROOT = Path(__file__).parents[2]
 NOT_SUCCEEDED = {Reason.VALID, Reason.CAPTIONED}
@@ -37,8 +38,15 @@ def test_the_charts_and_the_quickstarts_profiles_are_valid() -> None:
     Profiles.model_validate(yaml.safe_load((ROOT / "examples/quickstart/profiles.yaml").read_text()))
 
 
-def test_the_command_reference_is_up_to_date() -> None:
-    assert PAGE.read_text() == render(), "run: make reference"
+@pytest.mark.parametrize(
+    ("page", "make"),
+    [
+        ("reference/commands.md", command_reference.render),
+        *reference_pages.PAGES.items(),
+    ],
+)
+def test_the_reference_is_up_to_date(page: str, make: Callable[[], str]) -> None:
+    assert (ROOT / "docs" / page).read_text() == make(), "run: make reference"
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"])

@@ -1,4 +1,4 @@
-"""Generate the reference pages from the models and the metrics of the code."""
+"""Generation of reference pages from the models and the metrics of the code. It is run by `make reference`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 from prometheus_client.metrics import MetricWrapperBase
 
 import lora_operator.metrics as operator_metrics
@@ -17,17 +15,10 @@ from lora_api.profile import Profile
 from lora_api.status import JobStatus
 from lora_trainer.progress import Reporter
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 HEAD = "| Field | Type | Default | Range | Meaning |\n|---|---|---|---|---|\n"
 
 Schema = Mapping[str, Any]
-
-
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages; called by MkDocs."""
-    for name, make in PAGES.items():
-        files.append(File.generated(config, name, content=make()))
-    return files
 
 
 def job() -> str:
@@ -173,3 +164,8 @@ PAGES = {
     "reference/values.md": values,
 }
 """Functions that return a page, by the page's path in the docs."""
+
+
+if __name__ == "__main__":
+    for path, make in PAGES.items():
+        (ROOT / "docs" / path).write_text(make())
