@@ -164,6 +164,21 @@ def test_pickled_weights_are_not_loaded(models: dict[str, Path], tmp_path: Path)
         Segmenter(tmp_path, "dog")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}      cut off"),
+        ("config.json", b'{"model_type": "clipseg", "text_config": 3}'),
+        ("processor_config.json", b'{"image_processor": {"size": "large"}}'),
+    ],
+)
+def test_a_model_with_a_damaged_file_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    write_segmenter(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadConfigurationError, match="cannot be loaded"):
+        Segmenter(tmp_path, "dog")
+
+
 @pytest.mark.parametrize("layout", ["one file", "hub"])
 def test_a_fetched_model_has_all_that_is_loaded(tmp_path: Path, layout) -> None:
     folder = write_segmenter(tmp_path / "all", layout=layout)

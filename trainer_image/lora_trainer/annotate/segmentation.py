@@ -1,8 +1,8 @@
 """Masks of subjects by a segmentation model, for images without a mask of their own.
 
-The model is a CLIPSeg (Lueddecke and Ecker 2022, arXiv:2112.10003), which marks what a text names: here, the concept's
-class. It runs on the CPU, so that a job gets the same masks on every machine with the same libraries. It needs torch and
-transformers, which the training image contains and the annotation image does not.
+The model is a CLIPSeg (Lueddecke and Ecker 2022, arXiv:2112.10003), which segments what a text names: here, the concept's
+class. It runs on the CPU: the masks are part of the input hash, and results differ between kinds of GPUs. It needs torch
+and transformers, which the training image contains and the annotation image does not.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ THRESHOLD = 0.3
 
 
 class Segmenter:
-    """A segmentation model that is asked for one thing."""
+    """A segmentation model with a fixed prompt."""
 
     def __init__(self, folder: Path, prompt: str) -> None:
         """
         Args:
             folder: folder of a model that transformers loads, with weights in safetensors.
-            prompt: name of the thing to mark, for example `dog`.
+            prompt: name of the subject, for example `dog`.
 
         Raises:
             BadSetupError: ModelUnavailable, when torch or transformers is missing.
@@ -50,6 +50,8 @@ class Segmenter:
         try:
             import torch
             import transformers
+            from huggingface_hub.errors import StrictDataclassError
+            from safetensors import SafetensorError
         except ImportError as error:
             raise BadSetupError(
                 f"masks by a model need the training image, which has {error.name}", Reason.MODEL_UNAVAILABLE
@@ -68,7 +70,7 @@ class Segmenter:
                 folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
             self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
             raise BadConfigurationError(
                 f"the segmentation model of the profile cannot be loaded: {error}"
             ) from error
