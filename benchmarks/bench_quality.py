@@ -49,7 +49,7 @@ from benchmarks.classifier_scorer import previews, scored_by_the_classifier
 from benchmarks.trials import SETTINGS, WORLD, Workbench
 from lora_api.job import ConceptType
 from lora_cli.local.seaweed import Seaweed
-from lora_trainer.new_tokens import names_of, put
+from lora_trainer.new_tokens import insert_tokens, token_names
 from lora_trainer.train.model.adapter import ADAPTER
 from lora_trainer.train.sampling.contact_sheet import contact_sheet
 from tools.shapes import classifier, concepts, pipeline, styles
@@ -151,7 +151,7 @@ class NewTokensPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
     def open(cls, embeddings: Path) -> NewTokensPipeline:
         loaded: NewTokensPipeline = cls.from_pretrained(pipeline.FOLDER, dtype=torch.float32)
         matrices = load_file(embeddings)
-        loaded._tokens = names_of(len(matrices["clip_l"]))
+        loaded._tokens = token_names(len(matrices["clip_l"]))
         for key, tokenizer, encoder in (
             ("clip_l", loaded.tokenizer, loaded.text_encoder),
             ("clip_g", loaded.tokenizer_2, loaded.text_encoder_2),
@@ -162,7 +162,9 @@ class NewTokensPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
         return loaded
 
     def __call__(self, prompts: list[str], **settings: Any) -> Any:
-        return super().__call__([put(self._tokens, prompt, TOKEN) for prompt in prompts], **settings)
+        return super().__call__(
+            [insert_tokens(self._tokens, prompt, TOKEN) for prompt in prompts], **settings
+        )
 
 
 class TrialRunner:

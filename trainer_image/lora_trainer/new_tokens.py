@@ -11,22 +11,22 @@ PREFIX = "token_embeddings"
 """First part of the names of the embeddings' parameters, in checkpoints too."""
 
 
-def names_of(count: int) -> list[str]:
+def token_names(count: int) -> list[str]:
     """Return the names of new tokens, as diffusers' train_dreambooth_lora_sdxl_advanced.py has them: <s0>, <s1>, ..."""
     return [f"<s{number}>" for number in range(count)]
 
 
 def tokens_of(training: Training) -> list[str]:
     """Return the new tokens of a job; empty where it trains none."""
-    return names_of(training.token_embeddings.tokens) if training.token_embeddings.train else []
+    return token_names(training.token_embeddings.tokens) if training.token_embeddings.train else []
 
 
-def names(text: str, word: str) -> bool:
+def has_word(text: str, word: str) -> bool:
     """Return whether a text has the concept's token as a whole word."""
     return _whole(word).search(text) is not None
 
 
-def put(tokens: Sequence[str], text: str, word: str) -> str:
+def insert_tokens(tokens: Sequence[str], text: str, word: str) -> str:
     """Put the new tokens in place of the concept's token in a text; part of a longer word stays.
 
     Args:
@@ -43,7 +43,7 @@ def trigger(concept: Concept, tokens: Sequence[str]) -> str:
 
 def opening(concept: Concept, tokens: Sequence[str]) -> str:
     """Return `Concept.opening`, with the new tokens if there are any."""
-    return put(tokens, concept.opening, concept.token)
+    return insert_tokens(tokens, concept.opening, concept.token)
 
 
 def _whole(word: str) -> re.Pattern[str]:

@@ -7,10 +7,10 @@ import torch
 from torch.nn import Embedding
 
 from lora_api.job import Concept
-from lora_trainer.new_tokens import names, names_of, opening, put, trigger
+from lora_trainer.new_tokens import has_word, insert_tokens, opening, token_names, trigger
 from lora_trainer.train.model.token_embeddings import ExtendedEmbedding
 
-NEW = names_of(2)
+NEW = token_names(2)
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,9 @@ NEW = names_of(2)
     ],
 )
 def test_the_token_is_replaced_as_a_whole_word(text: str, word: str, expected: str) -> None:
-    assert put(NEW, text, word) == expected
-    assert names(text, word) == (text != expected)
-    assert put([], text, word) == text
+    assert insert_tokens(NEW, text, word) == expected
+    assert has_word(text, word) == (text != expected)
+    assert insert_tokens([], text, word) == text
 
 
 def test_openings_and_triggers_have_the_new_tokens() -> None:

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..new_tokens import put
+from ..new_tokens import insert_tokens
 from ..train.model.base_model import BaseModel
 from ..train.model.token_embeddings import KEYS
 from .generation_request import AppliedAdapter, GenerationRequest
@@ -99,7 +99,7 @@ class ImageGenerator:
         """Put the new tokens of adapters in place of their concepts' tokens; load those that are not loaded."""
         for adapter in adapters:
             if adapter.embeddings:
-                text = put(self._load_tokens(adapter.embeddings), text, adapter.word)
+                text = insert_tokens(self._load_tokens(adapter.embeddings), text, adapter.word)
         return text
 
     def _load_tokens(self, path: Path) -> list[str]:

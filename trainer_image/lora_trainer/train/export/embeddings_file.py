@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ...new_tokens import PREFIX
 from ..model.token_embeddings import TokenEmbeddings
 from .adapter_file import ExportError
-from .metadata import NOTE
+from .metadata import TOKENS_KEY
 from .tensors import write_tensors
 
 FILE_NAME = "embeddings.safetensors"
@@ -29,7 +29,7 @@ def write_embeddings(path: Path, embeddings: TokenEmbeddings) -> None:
         name.removeprefix(f"{PREFIX}."): parameter.detach()
         for name, parameter in embeddings.parameters().items()
     }
-    write_tensors(path, tensors, {"format": "pt", NOTE: "".join(embeddings.tokens)})
+    write_tensors(path, tensors, {"format": "pt", TOKENS_KEY: "".join(embeddings.tokens)})
     read = load_file(path)
     for key, tensor in tensors.items():
         if key not in read or not torch.equal(read[key], tensor.cpu()):

@@ -22,14 +22,14 @@ from ...new_tokens import tokens_of, trigger
 from .tensors import tensors_to_bytes
 
 THUMBNAIL_SIDE = 256
-NOTE = "token_embeddings"
-"""Key of the metadata that names the new tokens of an adapter, in its files and in that of their embeddings."""
+TOKENS_KEY = "token_embeddings"
+"""Metadata key of the new tokens, in the adapter's files and in that of the embeddings."""
 
 
-def summarize(config: TrainConfig) -> dict[str, str]:
-    """Build the metadata of a file in diffusers' format: what it is, its trigger and its base model.
+def common_metadata(config: TrainConfig) -> dict[str, str]:
+    """Build the metadata of an adapter in any format: what it is, its trigger and its base model.
 
-    It does not name the job, so that equal trainings write equal files.
+    The file in diffusers' format has no other. It does not name the job, so that equal trainings write equal files.
     """
     spec, tokens = config.spec, tokens_of(config.spec.training)
     summary = {
@@ -40,8 +40,8 @@ def summarize(config: TrainConfig) -> dict[str, str]:
         "modelspec.trigger_phrase": trigger(spec.concept, tokens),
         "lora_training.base_model": config.base_model.identity(),
     }
-    # Later trainings recognise an adapter that needs embeddings by it.
-    return summary | ({NOTE: "".join(tokens)} if tokens else {})
+    # `load_initial_adapter` recognises an adapter that needs embeddings by this key.
+    return summary | ({TOKENS_KEY: "".join(tokens)} if tokens else {})
 
 
 def describe(
@@ -59,7 +59,7 @@ def describe(
     size = f"{training.resolution}x{training.resolution}"
     arguments = _network_arguments(training.adapter, training.rank, training.alpha)
     metadata = {
-        **summarize(config),
+        **common_metadata(config),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": config.name,
         "modelspec.resolution": size,

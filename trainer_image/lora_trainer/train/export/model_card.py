@@ -11,7 +11,7 @@ from lora_api.keys import file_name_of
 from lora_api.manifest import Manifest
 from lora_api.profile import HubModel
 
-from ...new_tokens import opening, put, trigger
+from ...new_tokens import insert_tokens, opening, trigger
 from ..report.snippet import local_name, usage_snippet
 
 FILE_NAME = "README.md"
@@ -137,7 +137,7 @@ def _widgets(manifest: Manifest) -> Sequence[dict[str, object]]:
     last = {preview.prompt: preview.key for preview in manifest.previews}
     return [
         {
-            "text": put(tokens, prompt, concept.token) if concept else prompt,
+            "text": insert_tokens(tokens, prompt, concept.token) if concept else prompt,
             "output": {"url": file_name_of(key)},
         }
         for prompt, key in list(last.items())[:MAX_WIDGETS]

@@ -43,7 +43,7 @@ from .embeddings_file import FILE_NAME as EMBEDDINGS
 from .embeddings_file import write_embeddings
 from .events import FILE_NAME as EVENTS
 from .events import write_events
-from .metadata import describe, summarize
+from .metadata import common_metadata, describe
 from .model_card import FILE_NAME as CARD
 from .model_card import model_card
 from .publish import commit
@@ -84,7 +84,7 @@ class Results:
         paths = {form: self.folder / FILE_NAMES[form] for form in self.config.spec.output.formats}
         for form, path in paths.items():
             if form == "diffusers":
-                write_diffusers(path, self.modules, summarize(self.config))
+                write_diffusers(path, self.modules, common_metadata(self.config))
             else:
                 write_kohya(path, self.modules, self._describe())
         for path in paths.values():

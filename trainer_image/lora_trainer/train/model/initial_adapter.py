@@ -17,7 +17,7 @@ from lora_api.training import InitialAdapter
 from ...errors import BadConfigurationError
 from ...store import Bucket, ObjectChangedError, ObjectMissingError
 from ..export.kohya import with_text_model
-from ..export.metadata import NOTE
+from ..export.metadata import TOKENS_KEY
 from .adapter import ADAPTER, Adapted, adapter_layers
 
 FIELD = "training.from"
@@ -64,9 +64,9 @@ def load_initial_adapter(path: Path, modules: Adapted, training: Training) -> No
         raise BadConfigurationError(
             f"{FIELD}: the file is not an adapter in diffusers' format: {error}"
         ) from error
-    if NOTE in own:
+    if TOKENS_KEY in own:
         raise BadConfigurationError(
-            f"{FIELD}: the adapter was trained with token embeddings ({own[NOTE]}), which this job would lose; start from "
+            f"{FIELD}: the adapter was trained with token embeddings ({own[TOKENS_KEY]}), which this job would lose; start from "
             "another adapter, or train without training.from"
         )
     _refuse_other_scale(metadata, training)

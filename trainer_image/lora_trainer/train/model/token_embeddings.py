@@ -24,7 +24,7 @@ from transformers import CLIPTokenizer
 from lora_api.job import Training
 
 from ...errors import BadConfigurationError, BadDataError
-from ...new_tokens import PREFIX, names, put, tokens_of
+from ...new_tokens import PREFIX, has_word, insert_tokens, tokens_of
 from ..data.encode import TextEmbedding, encode_text
 from ..data.rng import generator_for
 from .base_model import TextEncoderModel
@@ -120,7 +120,7 @@ class TokenEmbeddings:
 
     def encode(self, text: str) -> TextEmbedding:
         """Encode a text, with the new tokens in place of the concept's token."""
-        return encode_text(self.models, put(self.tokens if self.is_active else [], text, self.word))
+        return encode_text(self.models, insert_tokens(self.tokens if self.is_active else [], text, self.word))
 
     def too_long(self, texts: Sequence[str]) -> list[str]:
         """List the texts whose end the text encoders do not see, because the new tokens take more room."""
@@ -128,7 +128,8 @@ class TokenEmbeddings:
         return [
             text
             for text in dict.fromkeys(texts)
-            if len(tokenizer(put(self.tokens, text, self.word)).input_ids) > tokenizer.model_max_length
+            if len(tokenizer(insert_tokens(self.tokens, text, self.word)).input_ids)
+            > tokenizer.model_max_length
         ]
 
     @torch.no_grad()
@@ -162,7 +163,7 @@ def refuse_unnamed(captions: Sequence[str], word: str) -> None:
     Raises:
         BadDataError: if none has it.
     """
-    if not any(names(caption, word) for caption in captions):
+    if not any(has_word(caption, word) for caption in captions):
         raise BadDataError(
             f"{FIELD}.train: no caption has the token {word!r}, in whose place the new tokens are put; write it into "
             "the captions, or set train to false"
