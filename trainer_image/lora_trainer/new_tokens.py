@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from lora_api.job import Concept, Training
 
+from .whole_words import word_pattern
+
 PREFIX = "token_embeddings"
 """First part of the names of the embeddings' parameters, in checkpoints too."""
 
@@ -21,19 +23,16 @@ def tokens_of(training: Training) -> list[str]:
     return token_names(training.token_embeddings.tokens) if training.token_embeddings.train else []
 
 
-def has_word(text: str, word: str) -> bool:
-    """Return whether a text has the concept's token as a whole word."""
-    return _whole(word).search(text) is not None
-
-
 def insert_tokens(tokens: Sequence[str], text: str, word: str) -> str:
-    """Put the new tokens in place of the concept's token in a text; part of a longer word stays.
+    """Put the new tokens in place of the concept's token in a text.
+
+    The token is replaced where it is a whole word, in upper or lower case.
 
     Args:
         tokens: the new tokens; empty leaves the text as it is.
         word: the concept's token.
     """
-    return _whole(word).sub("".join(tokens), text) if tokens else text
+    return re.sub(word_pattern(word), "".join(tokens), text, flags=re.IGNORECASE) if tokens else text
 
 
 def trigger(concept: Concept, tokens: Sequence[str]) -> str:
@@ -44,7 +43,3 @@ def trigger(concept: Concept, tokens: Sequence[str]) -> str:
 def opening(concept: Concept, tokens: Sequence[str]) -> str:
     """Return `Concept.opening`, with the new tokens if there are any."""
     return insert_tokens(tokens, concept.opening, concept.token)
-
-
-def _whole(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 from markdown_it import MarkdownIt
 
+from lora_api.dataset import Concept
 from lora_api.keys import JobKeys
-from lora_api.manifest import FileEntry, Manifest, sha256_hex
+from lora_api.manifest import EmbeddingsEntry, FileEntry, Manifest, sha256_hex
 from lora_api.profile import HubModel
 from lora_api.status import AdapterStatus
 from lora_trainer.demo import jobs
-from lora_trainer.demo.catalog import read_catalog
+from lora_trainer.demo.catalog import read_catalog, shared_token
 from lora_trainer.demo.markup import escape_markdown, sandboxed_page
 from lora_trainer.demo.settings import read_settings
 from lora_trainer.errors import BadDataError
@@ -105,6 +106,17 @@ def test_a_manifest_under_the_key_of_another_job_is_not_shown() -> None:
     listed = SimpleNamespace(list=lambda *_: [StoredObject(key, 9, "") for key in stored])
     found = read_catalog(listed, lambda key: stored[key].model_dump_json(by_alias=True).encode())  # type: ignore[arg-type]
     assert found.adapters == [manifest_of(KEYS)]
+
+
+def test_tokens_that_differ_in_case_meet_in_a_prompt() -> None:
+    plain, tuned = (
+        manifest_of(KEYS).model_copy(update={"concept": Concept(token=token, class_name="statue")})
+        for token in ("cus", "CUS")
+    )
+    embeddings = EmbeddingsEntry(key=f"{KEYS.attempt(1)}embeddings.safetensors", tokens=["<s0>"])
+    tuned = tuned.model_copy(update={"embeddings": embeddings})
+    assert shared_token([plain, tuned]) == "CUS"
+    assert shared_token([tuned]) == shared_token([plain, plain.model_copy()]) == ""
 
 
 def test_a_file_that_was_changed_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:

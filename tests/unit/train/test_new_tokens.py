@@ -7,8 +7,9 @@ import torch
 from torch.nn import Embedding
 
 from lora_api.job import Concept
-from lora_trainer.new_tokens import has_word, insert_tokens, opening, token_names, trigger
+from lora_trainer.new_tokens import insert_tokens, opening, token_names, trigger
 from lora_trainer.train.model.token_embeddings import ExtendedEmbedding
+from lora_trainer.whole_words import has_word
 
 NEW = token_names(2)
 
@@ -19,7 +20,8 @@ NEW = token_names(2)
         ("a photo of CUS statue", "CUS", "a photo of <s0><s1> statue"),
         ("CUS, CUS's shadow", "CUS", "<s0><s1>, <s0><s1>'s shadow"),
         ("CUSP and aCUS", "CUS", "CUSP and aCUS"),
-        ("cus", "CUS", "cus"),
+        ("a photo of cus statue", "CUS", "a photo of <s0><s1> statue"),  # CLIP ignores case
+        ("an ohwx  man", "ohwx man", "an <s0><s1>"),
         ("an ohwx man-made thing", "ohwx man", "an <s0><s1>-made thing"),
     ],
 )

@@ -16,12 +16,13 @@ from lora_api.status import SkippedImage, Usage
 
 from ..errors import BadConfigurationError, BadDataError
 from ..store import Bucket
+from ..whole_words import has_word
 from .budget import Budget
 from .caption_format import assemble, template
 from .captioner import Captioner, Failed
 from .existing import CaptionFiles
 from .intake import DatasetImage, name_each
-from .lint import names_token, without_opening
+from .lint import without_opening
 from .providers.factory import make_provider
 from .rules import check_words
 from .tokens import TEXT_TOKENS, count_tokens, cut_to_tokens
@@ -123,7 +124,7 @@ def _checked(text: str, config: AnnotateConfig) -> Caption:
     concept = config.spec.concept
     words = check_words(without_opening(text, concept.token, concept.class_name))
     warnings = [f"its caption: {message}" for _, message in words]
-    if not names_token(text, concept.token):
+    if not has_word(text, concept.token):
         warnings.append(f"its caption does not name {config.spec.concept.token}")
     if count_tokens(text) > TEXT_TOKENS:
         text = cut_to_tokens(text)

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from ..whole_words import has_word, word_pattern
 from .rules import Problem, check_words
 from .tokens import TEXT_TOKENS, count_tokens
 
@@ -56,18 +57,13 @@ def check_caption(text: str, token: str, noun: str) -> Iterator[tuple[Problem, s
         yield Problem.TEMPLATE_ONLY, "it names the concept and describes nothing"
     yield from check_words(rest)
     if token:
-        if not names_token(text, token):
+        if not has_word(text, token):
             yield Problem.MISSING_TOKEN, f"it does not name {token!r}"
-        elif noun and not re.search(_word(f"{token} {noun}"), text, re.IGNORECASE):
+        elif noun and not has_word(text, f"{token} {noun}"):
             yield Problem.OTHER_CLASS, f"{token!r} is not followed by {noun!r}"
     count = count_tokens(text)
     if count > TEXT_TOKENS:
         yield Problem.OVER_BUDGET, f"{count} CLIP tokens; what is beyond {TEXT_TOKENS} is not read"
-
-
-def names_token(text: str, token: str) -> bool:
-    """Whether a caption has the token as a word of its own, in upper or lower case."""
-    return re.search(_word(token), text, re.IGNORECASE) is not None
 
 
 def without_opening(text: str, token: str, noun: str = "") -> str:
@@ -75,7 +71,7 @@ def without_opening(text: str, token: str, noun: str = "") -> str:
     if not token:
         return text
     named = f"{token} {noun}" if noun else token
-    pattern = rf"{OPENING}{_word(named)}(?: style\b)?|{OPENING}{_word(token)}"
+    pattern = rf"{OPENING}{word_pattern(named)}(?: style\b)?|{OPENING}{word_pattern(token)}"
     match = re.search(pattern, text, re.IGNORECASE)
     if match is None:
         return text
@@ -95,16 +91,11 @@ def usual_token(captions: Mapping[str, str]) -> str:
     return word if word not in ("a", "an", "the") and count * 2 > len(captions) else ""
 
 
-def _word(text: str) -> str:
-    """Return a pattern for whole words with any white space between them."""
-    return r"(?<!\w)" + r"\s+".join(map(re.escape, text.split())) + r"(?!\w)"
-
-
 def _usual_noun(captions: Mapping[str, str], token: str) -> str:
     nouns = Counter(
         match[1].lower()
         for text in captions.values()
-        if (match := re.search(_word(token) + r"\s+(\w[\w-]*)", text, re.IGNORECASE))
+        if (match := re.search(word_pattern(token) + r"\s+(\w[\w-]*)", text, re.IGNORECASE))
     )
     return nouns.most_common(1)[0][0] if nouns else ""
 

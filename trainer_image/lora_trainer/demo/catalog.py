@@ -75,10 +75,13 @@ def share_base_model(manifests: Sequence[Manifest]) -> bool:
 
 
 def shared_token(manifests: Sequence[Manifest]) -> str:
-    """Return a token that an adapter has embeddings for and another adapter uses too; empty if there is none."""
+    """Return a token that an adapter has embeddings for and another adapter uses too; empty if there is none.
+
+    Case is ignored, as in prompts (`insert_tokens`).
+    """
     for manifest in manifests:
-        others = [each.concept.token for each in manifests if each is not manifest and each.concept]
-        if manifest.embeddings and manifest.concept and manifest.concept.token in others:
+        others = [each.concept.token.lower() for each in manifests if each is not manifest and each.concept]
+        if manifest.embeddings and manifest.concept and manifest.concept.token.lower() in others:
             return manifest.concept.token
     return ""
 

@@ -29,7 +29,7 @@ TOKENS_KEY = "token_embeddings"
 def common_metadata(config: TrainConfig) -> dict[str, str]:
     """Build the metadata of an adapter in any format: what it is, its trigger and its base model.
 
-    The file in diffusers' format has no other. It does not name the job, so that equal trainings write equal files.
+    It does not name the job, so that equal trainings write equal files in diffusers' format.
     """
     spec, tokens = config.spec, tokens_of(config.spec.training)
     summary = {

@@ -24,7 +24,8 @@ from transformers import CLIPTokenizer
 from lora_api.job import Training
 
 from ...errors import BadConfigurationError, BadDataError
-from ...new_tokens import PREFIX, has_word, insert_tokens, tokens_of
+from ...new_tokens import PREFIX, insert_tokens, tokens_of
+from ...whole_words import has_word
 from ..data.encode import TextEmbedding, encode_text
 from ..data.rng import generator_for
 from .base_model import TextEncoderModel
