@@ -27,7 +27,6 @@ import argparse
 import os
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -42,18 +41,16 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from rich.progress import track
-from safetensors.torch import load_file
-from torch import Tensor
 
 from benchmarks.classifier_scorer import previews, scored_by_the_classifier
+from benchmarks.trained_pipeline import NewTokensPipeline, replace_weights
 from benchmarks.trials import SETTINGS, WORLD, Workbench
 from lora_api.job import ConceptType
 from lora_cli.local.seaweed import Seaweed
-from lora_trainer.new_tokens import insert_tokens, token_names
 from lora_trainer.train.model.adapter import ADAPTER
 from lora_trainer.train.sampling.contact_sheet import contact_sheet
 from tools.shapes import classifier, concepts, pipeline, styles
-from tools.shapes.concepts import CONCEPTS, TOKEN, Captions
+from tools.shapes.concepts import CONCEPTS, Captions
 from tools.shapes.drawing import Style
 from tools.shapes.scores import Scores, score
 
@@ -144,29 +141,6 @@ Outcome = list[tuple[str, Scores, list[Image.Image]]]
 """Rows of the table with the scores and images of a concept."""
 
 
-class NewTokensPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
-    """The small base model with trained tokens, which prompts get in place of the concept's token."""
-
-    @classmethod
-    def open(cls, embeddings: Path) -> NewTokensPipeline:
-        loaded: NewTokensPipeline = cls.from_pretrained(pipeline.FOLDER, dtype=torch.float32)
-        matrices = load_file(embeddings)
-        loaded._tokens = token_names(len(matrices["clip_l"]))
-        for key, tokenizer, encoder in (
-            ("clip_l", loaded.tokenizer, loaded.text_encoder),
-            ("clip_g", loaded.tokenizer_2, loaded.text_encoder_2),
-        ):
-            loaded.load_textual_inversion(
-                matrices[key], token=loaded._tokens, tokenizer=tokenizer, text_encoder=encoder
-            )
-        return loaded
-
-    def __call__(self, prompts: list[str], **settings: Any) -> Any:
-        return super().__call__(
-            [insert_tokens(self._tokens, prompt, TOKEN) for prompt in prompts], **settings
-        )
-
-
 class TrialRunner:
     """The part of a worker process that trains, generates and scores."""
 
@@ -197,7 +171,7 @@ class TrialRunner:
         scored.load_lora_weights(trained.adapter, adapter_name=ADAPTER)
         outcome = [self._score(trial.row, concept, scored)]
         if trial.row == BEST:
-            _put(scored, trained.learned)
+            replace_weights(scored, trained.learned)
             outcome.append(self._score(LAST, concept, scored))
         scored.unload_lora_weights()
         if trial.settings.get("method") == "DreamBoothExtract":
@@ -232,17 +206,6 @@ class TrialRunner:
     ) -> tuple[str, Scores, list[Image.Image]]:
         scores, images = score(scored, concept, self._classifier)
         return row, scores, list(concepts.to_images(images))
-
-
-def _put(loaded: StableDiffusionXLPipeline, weights: Mapping[str, Tensor]) -> None:
-    """Replace the weights of a loaded adapter by those of another step of its training."""
-    by_component: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name, value in weights.items():
-        component, _, path = name.partition(".")
-        by_component[component][path] = value
-    for component, values in by_component.items():
-        unknown = getattr(loaded, component).load_state_dict(values, strict=False).unexpected_keys
-        assert not unknown, unknown
 
 
 def _with_previews(settings: dict[str, Any], concept: concepts.Concept) -> dict[str, Any]:

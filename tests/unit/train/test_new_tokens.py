@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from torch.nn import Embedding
 
 from lora_api.job import Concept
 from lora_trainer.new_tokens import insert_tokens, opening, token_names, trigger
-from lora_trainer.train.model.token_embeddings import ExtendedEmbedding
+from lora_trainer.train.model.tiny import write_tiny_sdxl
+from lora_trainer.train.model.token_embeddings import ExtendedEmbedding, load_into
 from lora_trainer.whole_words import has_word
 
 NEW = token_names(2)
@@ -53,3 +57,16 @@ def test_only_the_further_rows_get_a_gradient(dtype: torch.dtype) -> None:
     found.float().sum().backward()
     assert base.weight.grad is None
     assert torch.equal(extended.rows.grad, torch.ones(2, 4))
+
+
+def test_both_encoders_of_a_pipeline_get_their_own_matrix(tmp_path: Path) -> None:
+    write_tiny_sdxl(tmp_path)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path)
+    matrices = {key: torch.randn(2, 32) for key in ("clip_l", "clip_g")}
+    load_into(pipeline, matrices, NEW)
+    for key, tokenizer, encoder in (
+        ("clip_l", pipeline.tokenizer, pipeline.text_encoder),
+        ("clip_g", pipeline.tokenizer_2, pipeline.text_encoder_2),
+    ):
+        ids = tokenizer(" ".join(NEW), add_special_tokens=False).input_ids
+        assert torch.equal(encoder.get_input_embeddings().weight[ids], matrices[key])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ..new_tokens import insert_tokens
 from ..train.model.base_model import BaseModel
-from ..train.model.token_embeddings import KEYS
+from ..train.model.token_embeddings import KEYS, load_into
 from .generation_request import AppliedAdapter, GenerationRequest
 
 
@@ -105,13 +105,8 @@ class ImageGenerator:
     def _load_tokens(self, path: Path) -> list[str]:
         if path not in self._tokens:
             embeddings = load_file(path)
-            # Unlike <s0>, names that differ between adapters.
+            # Not <s0>: adapters that are applied together need different names.
             names = [f"<{path.stem[:16]}-{number}>" for number in range(len(embeddings[KEYS[0]]))]
-            encoders = (self._pipeline.text_encoder, self._pipeline.text_encoder_2)
-            tokenizers = (self._pipeline.tokenizer, self._pipeline.tokenizer_2)
-            for key, encoder, tokenizer in zip(KEYS, encoders, tokenizers, strict=True):
-                self._pipeline.load_textual_inversion(
-                    embeddings[key], token=names, text_encoder=encoder, tokenizer=tokenizer
-                )
+            load_into(self._pipeline, embeddings, names)
             self._tokens[path] = names
         return self._tokens[path]

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 from torch.nn import Embedding, Module, Parameter
 from torch.nn.functional import embedding
@@ -151,6 +152,23 @@ class TokenEmbeddings:
             yield
         finally:
             self.is_active = True
+
+
+def load_into(
+    pipeline: StableDiffusionXLPipeline, matrices: Mapping[str, Tensor], tokens: Sequence[str]
+) -> None:
+    """Add new tokens with their embeddings to a pipeline's text encoders and tokenizers.
+
+    Args:
+        matrices: the content of a file of embeddings: clip_l and clip_g, (tokens, width of the encoder).
+        tokens: their names, one for each row.
+    """
+    encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
+    tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
+    for key, encoder, tokenizer in zip(KEYS, encoders, tokenizers, strict=True):
+        pipeline.load_textual_inversion(
+            matrices[key], token=list(tokens), text_encoder=encoder, tokenizer=tokenizer
+        )
 
 
 def steps_of(training: Training) -> int:
