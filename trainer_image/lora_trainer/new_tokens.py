@@ -11,6 +11,8 @@ from .whole_words import word_pattern
 
 PREFIX = "token_embeddings"
 """First part of the names of the embeddings' parameters, in checkpoints too."""
+MATRICES = ("clip_l", "clip_g")
+"""Names of the text encoders' matrices in files of embeddings, as diffusers' script and ComfyUI have them."""
 
 
 def token_names(count: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from lora_api.manifest import FileEntry, Manifest
@@ -20,40 +21,42 @@ def fetch_adapter(bucket: Bucket, manifest: Manifest, folder: Path) -> Path:
         folder: folder of downloaded adapters. The file is named by its sha256, and is not downloaded again.
 
     Raises:
-        BadDataError: if the sha256 is malformed, the file is missing, or its content differs.
+        BadDataError: if the sha256 is malformed, the manifest does not list the file, it is missing, or its content differs.
     """
     expected = manifest.adapter.sha256
     if not SHA256.fullmatch(expected):
         # The sha256 becomes a file name, and a manifest from the store must not be able to choose a path.
         raise BadDataError(f"the manifest of {manifest.namespace}/{manifest.name} has no valid sha256")
-    entry = next((entry for entry in manifest.files if entry.sha256 == expected), None)
-    return _fetch(bucket, manifest, entry, folder / f"{expected}.safetensors", expected)
+    return _fetch(bucket, manifest, lambda entry: entry.sha256 == expected, folder)
 
 
 def fetch_embeddings(bucket: Bucket, manifest: Manifest, folder: Path) -> Path | None:
     """Download the embeddings of an adapter's new tokens and verify their sha256; None if it has none.
 
     Args:
-        folder: folder of downloaded adapters.
+        folder: folder of downloaded adapters. The file is named by its sha256, and is not downloaded again.
 
     Raises:
-        BadDataError: as in `fetch_adapter`.
+        BadDataError: if the manifest does not list the file, it is missing, or its content differs.
     """
     if manifest.embeddings is None:
         return None
-    entry = next((entry for entry in manifest.files if entry.key == manifest.embeddings.key), None)
-    expected = entry.sha256 if entry else ""
-    return _fetch(bucket, manifest, entry, folder / f"{expected}.safetensors", expected)
+    key = manifest.embeddings.key
+    return _fetch(bucket, manifest, lambda entry: entry.key == key, folder)
 
 
-def _fetch(bucket: Bucket, manifest: Manifest, entry: FileEntry | None, path: Path, expected: str) -> Path:
-    """Download a file of a manifest to a path, unless it is there with the expected sha256."""
-    if path.is_file() and file_sha256(path) == expected:
-        return path
+def _fetch(bucket: Bucket, manifest: Manifest, is_wanted: Callable[[FileEntry], bool], folder: Path) -> Path:
+    """Download one file of a manifest, unless it is in the folder."""
+    entry = next(filter(is_wanted, manifest.files), None)
     if entry is None:
-        raise BadDataError(f"the manifest of {manifest.namespace}/{manifest.name} does not list its adapter")
+        raise BadDataError(
+            f"the manifest of {manifest.namespace}/{manifest.name} does not list all files of its adapter"
+        )
+    path = folder / f"{entry.sha256}.safetensors"
+    if path.is_file() and file_sha256(path) == entry.sha256:
+        return path
     try:
-        bucket.get_verified_file(entry.key, path, expected, entry.bytes)
+        bucket.get_verified_file(entry.key, path, entry.sha256, entry.bytes)
     except ObjectMissingError:
         raise BadDataError(
             f"{bucket.uri(entry.key)} is missing from the store: restore the file or train again"

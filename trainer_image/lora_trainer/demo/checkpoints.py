@@ -11,7 +11,7 @@ from lora_api.keys import file_name_of, is_below
 from lora_api.manifest import CheckpointManifest, Manifest
 
 from ..errors import BadDataError
-from ..new_tokens import PREFIX
+from ..new_tokens import MATRICES, PREFIX
 from ..store import Bucket, ObjectChangedError, ObjectMissingError, ObjectTooLargeError
 from .catalog import job_keys
 
@@ -79,14 +79,15 @@ def fetch_checkpoint(bucket: Bucket, manifest: Manifest, published: Path, step: 
     tensors = load_file(published)
     with safe_open(published, "pt") as file:
         metadata = file.metadata()
-    missing = [key for key in tensors if _common_name(key) not in weights]
+    embeddings = [f"{PREFIX}.{key}" for key in MATRICES] if manifest.embeddings else []
+    missing = [key for key in (*tensors, *embeddings) if _common_name(key) not in weights]
     if missing:
         raise BadDataError(f"the checkpoint of step {step} of {name} has no weights for {missing[0]}")
     built = {key: weights[_common_name(key)].to(tensor.dtype) for key, tensor in tensors.items()}
-    if manifest.embeddings:
-        start = f"{PREFIX}."
-        tokens = {key.removeprefix(start): t for key, t in weights.items() if key.startswith(start)}
-        save_file(tokens, part, {"format": "pt"})
+    if embeddings:
+        save_file(
+            {key.removeprefix(f"{PREFIX}."): weights[key] for key in embeddings}, part, {"format": "pt"}
+        )
         part.replace(embeddings_of(path))
     save_file(built, part, metadata)
     part.replace(path)

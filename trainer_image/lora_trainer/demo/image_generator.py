@@ -12,9 +12,9 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..new_tokens import insert_tokens
+from ..new_tokens import MATRICES, insert_tokens
 from ..train.model.base_model import BaseModel
-from ..train.model.token_embeddings import KEYS, load_into
+from ..train.model.token_embeddings import load_into
 from .generation_request import AppliedAdapter, GenerationRequest
 
 
@@ -106,7 +106,7 @@ class ImageGenerator:
         if path not in self._tokens:
             embeddings = load_file(path)
             # Not <s0>: adapters that are applied together need different names.
-            names = [f"<{path.stem[:16]}-{number}>" for number in range(len(embeddings[KEYS[0]]))]
+            names = [f"<{path.stem[:16]}-{number}>" for number in range(len(embeddings[MATRICES[0]]))]
             load_into(self._pipeline, embeddings, names)
             self._tokens[path] = names
         return self._tokens[path]

@@ -25,15 +25,13 @@ from transformers import CLIPTokenizer
 from lora_api.job import Training
 
 from ...errors import BadConfigurationError, BadDataError
-from ...new_tokens import PREFIX, insert_tokens, tokens_of
+from ...new_tokens import MATRICES, PREFIX, insert_tokens, tokens_of
 from ...whole_words import has_word
 from ..data.encode import TextEmbedding, encode_text
 from ..data.rng import generator_for
 from .base_model import TextEncoderModel
 
 log = logging.getLogger(__name__)
-KEYS = ("clip_l", "clip_g")
-"""Names of the text encoders' matrices in files of embeddings, as diffusers' script and ComfyUI have them."""
 EXPONENT = 0.1
 """Part of the way, on a logarithmic scale, that a step brings the standard deviation back to that of the model."""
 FIELD = "training.tokenEmbeddings"
@@ -95,7 +93,7 @@ class TokenEmbeddings:
         """
         tokens = tokens_of(training)
         extended, stds = [], {}
-        for key, model in zip(KEYS, models, strict=True):
+        for key, model in zip(MATRICES, models, strict=True):
             tokenizer = copy.deepcopy(model.tokenizer)  # the model may be shared by variants
             first = len(tokenizer)
             if tokenizer.add_tokens(tokens) != len(tokens):
@@ -165,7 +163,7 @@ def load_into(
     """
     encoders = (pipeline.text_encoder, pipeline.text_encoder_2)
     tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
-    for key, encoder, tokenizer in zip(KEYS, encoders, tokenizers, strict=True):
+    for key, encoder, tokenizer in zip(MATRICES, encoders, tokenizers, strict=True):
         pipeline.load_textual_inversion(
             matrices[key], token=list(tokens), text_encoder=encoder, tokenizer=tokenizer
         )
