@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_api.job import parse_spec
+from lora_api.job import Training, parse_spec
 from lora_api.manifest import Manifest
 from lora_api.profile import StoreModel
 from lora_api.stages import StoreAccess, TrainConfig
@@ -110,16 +110,31 @@ def records(*losses: float | None, held_out: dict[int, float] | None = None) -> 
 
 
 @pytest.mark.parametrize(
-    ("place", "field"),
+    ("place", "training", "field"),
     [
-        ("the UNet's prediction at timestep 7", "training.learningRate"),
-        ("the text embedding of 'a photo'", "training.textEncoder.learningRate"),
+        ("the UNet's prediction at timestep 7", {}, "training.learningRate"),
+        ("the latent of the image with the caption 'an embedding'", {}, "training.learningRate"),
+        (
+            "the text embedding of 'a photo'",
+            {"textEncoder": {"train": True}},
+            "training.textEncoder.learningRate",
+        ),
+        (
+            "the text embedding of 'a photo'",
+            {"tokenEmbeddings": {"train": True}},
+            "training.tokenEmbeddings.learningRate",
+        ),
     ],
 )
-def test_a_loss_that_is_not_finite_is_reported_with_its_origin(place: str, field: str) -> None:
+def test_a_loss_that_is_not_finite_is_reported_with_its_origin(
+    place: str, training: dict[str, Any], field: str
+) -> None:
     steps = records(*[0.1] * 50)
     steps[20] = replace(steps[20], loss=None, not_finite=place)
-    finding = assess(report_data(records=steps)).findings[0]
+    data = report_data(records=steps)
+    spec = data.config.spec.model_copy(update={"training": Training.model_validate(training)})
+    data = replace(data, config=data.config.model_copy(update={"spec": spec}))
+    finding = assess(data).findings[0]
     assert finding.field == field
     assert (
         f"1 of 50 steps had a loss that is infinite or not a number, and were skipped. In step 21, {place}"

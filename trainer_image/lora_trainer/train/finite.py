@@ -49,13 +49,17 @@ def encoding_error(what: str, dtype: torch.dtype) -> str:
     )
 
 
+TEXT_EMBEDDING = "the text embedding"
+"""Beginning of the places that are results of the text encoders, not of the UNet."""
+
+
 def divergence_advice(place: str, dtype: torch.dtype) -> str:
     """Advise which settings to change.
 
     Args:
         place: a result of `loop.locate_not_finite`.
     """
-    if "embedding" in place:
+    if place.startswith(TEXT_EMBEDDING):
         return "lower training.textEncoder.learningRate or training.tokenEmbeddings.learningRate"
     advice = "lower training.learningRate, or raise training.lrWarmupSteps"
     if dtype == torch.float16:

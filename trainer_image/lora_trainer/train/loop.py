@@ -32,7 +32,7 @@ from .data.rng import image_index, sample_rng, sample_timestep
 from .data.streams import SampleStream
 from .data.transfer import to_device
 from .ema import EMA
-from .finite import DivergedError, all_finite, divergence_advice, quote
+from .finite import TEXT_EMBEDDING, DivergedError, all_finite, divergence_advice, quote
 from .graphs import PassGraphs
 from .model.flat_parameters import FlatParameters
 from .model.precision import autocast
@@ -373,7 +373,7 @@ def locate_not_finite(state: TrainState, step: int) -> str:
                 item = _sample(state, stream, sample, index)
                 batch = _batch(state, [item])
                 if not all_finite([batch.text, batch.pooled]):
-                    return f"the text embedding of {quote(item.caption)}"
+                    return f"{TEXT_EMBEDDING} of {quote(item.caption)}"
                 if not all_finite([batch.latents]):
                     return f"the latent of the image with the caption {quote(item.caption)}"
                 if not all_finite([predict(state.unet, state.noise_scheduler, batch)]):

@@ -16,6 +16,9 @@ from statistics import fmean
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from lora_api.job import Training
+
+from ..finite import TEXT_EMBEDDING
 from ..records import Record, mean_loss
 from .report_data import ReportData
 
@@ -64,7 +67,7 @@ class Assessment:
 def assess(data: ReportData) -> Assessment:
     """Assess a training from its report's data."""
     findings = [
-        *_check_losses(data.records),
+        *_check_losses(data.records, data.config.spec.training),
         *_check_held_out(data.records),
         *_check_previews(data),
         *_check_amount(data),
@@ -82,19 +85,22 @@ def assess(data: ReportData) -> Assessment:
     return Assessment(Level.NOTE, "No problems found. Judge the result by the previews.", ordered)
 
 
-def _check_losses(records: Sequence[Record]) -> Iterator[Finding]:
+def _check_losses(records: Sequence[Record], training: Training) -> Iterator[Finding]:
     """Find losses that are not finite, and a loss that grew."""
     not_finite = [record for record in records if record.loss is None]
     if not_finite:
         place = not_finite[0].not_finite or "the loss"
-        in_encoder = "embedding" in place
+        rate, field = "the learning rate", "training.learningRate"
+        if place.startswith(TEXT_EMBEDDING) and training.token_embeddings.train:
+            rate, field = "the learning rate of the embeddings", "training.tokenEmbeddings.learningRate"
+        elif place.startswith(TEXT_EMBEDDING):
+            rate, field = "the learning rate of the text encoders", "training.textEncoder.learningRate"
         yield Finding(
             Level.PROBLEM,
             "The loss was not finite in some steps",
             f"{len(not_finite)} of {len(records)} steps had a loss that is infinite or not a number, and were skipped. In "
-            f"step {not_finite[0].step}, {place} was not finite. Lower the learning rate"
-            + (" of the text encoders." if in_encoder else "."),
-            "training.textEncoder.learningRate" if in_encoder else "training.learningRate",
+            f"step {not_finite[0].step}, {place} was not finite. Lower {rate}.",
+            field,
         )
     tenth = max(1, len(records) // 10)
     first, last = mean_loss(records[:tenth]), mean_loss(records[-tenth:])
