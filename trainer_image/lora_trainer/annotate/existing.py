@@ -5,21 +5,15 @@ Every file and every row either becomes the caption of an image or is named in a
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from io import StringIO
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import unquote
-
-from lora_api.caption_rows import MAX_CAPTION_CHARACTERS, MAX_LINE_BYTES, MAX_MORE_CAPTIONS, MAX_REPEATS
-from lora_api.json_bounds import load_json
 
 from ..store import ObjectMissingError, StoredObject
 from .caption_format import plain_text
+from .caption_lists import csv_rows, json_rows
 from .file_names import normal_name, without_suffix
 from .sources import Source
 from .text_encoding import UnreadableTextError, decode_text
@@ -29,14 +23,6 @@ MAX_TEXT_BYTES = 16 << 10
 TEXT_SUFFIXES = (".txt", ".caption")
 LIST_NAMES = ("metadata.jsonl", "metadata.csv")
 CAPTION_SUFFIXES = {*TEXT_SUFFIXES, ".jsonl", ".ndjson", ".csv"}
-DELIMITERS = ",;\t|"
-NAME_COLUMNS = (
-    "file_name", "filename", "file", "image", "path", "name", "file_path", "filepath", "image_path", "image_file",
-    "image_name", "img", "img_path",
-)  # fmt: skip
-"""Accepted names of the column with the image's name. The first one with a value is used."""
-TEXT_COLUMNS = ("text", "caption", "prompt", "description", "captions")
-"""Accepted names of the column with the caption. The first one with a value is used."""
 OUTSIDE_PATH = re.compile(
     r"file:|[a-z][a-z0-9+.-]{1,20}://|[\\/]|[a-z]:[\\/]|(?:.*[\\/])?\.\.[\\/]", re.IGNORECASE
 )
@@ -190,7 +176,7 @@ def _take_text(name: str, text: str, targets: Sequence[str], result: CaptionFile
 def _take_rows(name: str, text: str, key: str, index: ImageIndex, result: CaptionFiles) -> None:
     """Add the captions of a list to their images, or a warning for each row that is not used."""
     folder = key[: len(key) - len(PurePosixPath(key).name)]
-    rows = _csv_rows(text) if key.lower().endswith(".csv") else _json_rows(text)
+    rows = csv_rows(text) if key.lower().endswith(".csv") else json_rows(text)
     for number, row in rows:
         where = f"{name} line {number}"
         if isinstance(row, str):
@@ -213,151 +199,3 @@ def _take_rows(name: str, text: str, key: str, index: ImageIndex, result: Captio
                 result.more[targets[0]] = row.more
             if row.repeats:
                 result.repeats[targets[0]] = row.repeats
-
-
-@dataclass(frozen=True)
-class ImageRow:
-    """The columns of a row that are used."""
-
-    file_name: str
-    text: str
-    more: tuple[str, ...] = ()
-    """Further captions."""
-    repeats: int | None = None
-    notes: tuple[str, ...] = ()
-    """What is wrong with columns that are not used."""
-
-
-Row = tuple[int, ImageRow | str]
-"""The number of a line, and either its columns, or a message that says why it cannot be used."""
-
-
-def _json_rows(text: str) -> Iterator[Row]:
-    # str.splitlines() would also split at U+2028 and others inside a caption.
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if text.lstrip()[:1] == "[" and (items := _json_list(text)) is not None:
-        lines = [json.dumps(item) for item in items]
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = load_json(line.strip().removesuffix(",").encode(), MAX_LINE_BYTES)
-        except ValueError:
-            yield number, "it is not JSON"
-            continue
-        if not isinstance(row, dict):
-            yield number, "it is not a JSON object"
-            continue
-        yield number, _row({_column(column): value for column, value in row.items()})
-
-
-def _json_list(text: str) -> list[Any] | None:
-    """Return the items of a file that is one JSON list of objects; None for any other file."""
-    try:
-        data = load_json(text.encode())
-    except ValueError:
-        return None
-    return data if isinstance(data, list) and all(isinstance(item, dict) for item in data) else None
-
-
-def _column(name: str) -> str:
-    """Return a column's name in the form of the lists above: `File Name` is `file_name`."""
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
-
-
-def _csv_rows(text: str) -> Iterator[Row]:
-    first, _, rest = text.partition("\n")
-    skipped = 0
-    if first.lower().startswith("sep="):  # written by Excel
-        first, text, skipped = rest.partition("\n")[0], rest, 1
-    delimiter = max(DELIMITERS, key=lambda mark: (_is_header(first.split(mark)), first.count(mark)))
-    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
-    header: list[str] = []
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            why = "a quotation mark is not closed, so it and all rows behind it cannot be read"
-            yield (
-                skipped + reader.line_num,
-                why if "unexpected end" in str(error) else f"it is not CSV: {error}",
-            )
-            continue
-        if not row:
-            continue
-        if not header:
-            header = [_column(column) for column in row]
-            if not _is_header(row):
-                yield skipped + 1, "its first line must name the columns file_name and text"
-                return
-            continue
-        yield skipped + reader.line_num, _csv_row(header, row, delimiter)
-
-
-def _is_header(columns: Iterable[str]) -> bool:
-    names = {_column(column.strip().strip('"')) for column in columns}
-    return bool(names.intersection(NAME_COLUMNS) and names.intersection(TEXT_COLUMNS))
-
-
-def _csv_row(header: list[str], row: list[str], delimiter: str) -> ImageRow | str:
-    if len(row) > len(header):
-        # A caption with commas and without quotes. It is complete only where it is the last column.
-        if header[-1] not in TEXT_COLUMNS:
-            return f"it has {len(row)} columns and the first line {len(header)}: put the caption in quotes"
-        last = len(header) - 1
-        row = [*row[:last], f"{delimiter} ".join(row[last:])]
-    return _row(dict(zip(header, row, strict=False)))
-
-
-def _row(columns: dict[str, Any]) -> ImageRow | str:
-    names = [_path(columns[column]) for column in NAME_COLUMNS if column in columns]
-    name = next((text for text in names if text), "")
-    if not name:
-        return "it has no file_name"
-    texts = [columns[column] for column in TEXT_COLUMNS if column in columns]
-    if not texts:
-        return "it has no text"
-    value, captions = next(filter(None, texts), texts[0]), columns.get("captions")
-    more = [] if value is captions else _list(captions)
-    if isinstance(value, list):  # several captions of one image
-        strings = [item for item in value if isinstance(item, str)]
-        value, more = (strings[0] if strings else ""), [*strings[1:], *more]
-    if value is not None and not isinstance(value, str):
-        return "its text is not a string"
-    if value is not None and len(value) > MAX_CAPTION_CHARACTERS:
-        return f"its text has more than {MAX_CAPTION_CHARACTERS} characters"
-    return _with_extras(ImageRow(name, value or ""), more, columns.get("repeats"))
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value] if value else []
-
-
-def _with_extras(row: ImageRow, more: list[Any], repeats: Any) -> ImageRow:
-    """Add further captions and the number of repeats, which a CSV has as text, to a row."""
-    texts = [
-        plain_text(item) for item in more if isinstance(item, str) and len(item) <= MAX_CAPTION_CHARACTERS
-    ]
-    used = tuple(dict.fromkeys(text for text in texts if text))[:MAX_MORE_CAPTIONS]
-    notes = []
-    if len(used) < len(more):
-        notes.append(
-            f"{len(more) - len(used)} of its further captions, which must be different texts of at most "
-            f"{MAX_CAPTION_CHARACTERS} characters, {MAX_MORE_CAPTIONS} at most"
-        )
-    number = (
-        int(repeats) if isinstance(repeats, str) and re.fullmatch(r"[0-9]{1,3}", repeats.strip()) else repeats
-    )
-    is_number = isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= MAX_REPEATS
-    if number not in (None, "") and not is_number:
-        notes.append(f"its repeats, which must be a whole number from 1 to {MAX_REPEATS}")
-    return replace(row, more=used, repeats=number if is_number else None, notes=tuple(notes))
-
-
-def _path(value: Any) -> str:
-    """Return the name in a column, which Hugging Face's datasets also write as an object with a path."""
-    if isinstance(value, dict):
-        value = value.get("path")
-    return value.strip() if isinstance(value, str) else ""
