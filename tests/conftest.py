@@ -19,7 +19,7 @@ from lora_trainer.store import Store
 # Tests run in parallel; one thread each avoids contention.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The settings and keys of the person who runs the tests.
+# Tests must not depend on the settings and keys of the person who runs them.
 for name in list(os.environ):
     if name.startswith(("LORA_", "ANTHROPIC_", "OPENAI_", "AWS_", "HF_")) and not name.startswith(
         ("LORA_TEST_", "LORA_SCREENSHOTS")

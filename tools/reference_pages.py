@@ -22,21 +22,25 @@ Schema = Mapping[str, Any]
 
 
 def job() -> str:
+    """Return the page of the fields of a job's spec."""
     about = "The fields of a `LoraTrainingJob`. Only those marked *required* must be set."
     return f"# The job's `spec`\n\n{about}\n\n{describe(JobSpec, 'spec')}"
 
 
 def status() -> str:
+    """Return the page of the fields of a job's status."""
     about = "The status of a `LoraTrainingJob`. Only the operator writes it."
     return f"# The job's `status`\n\n{about}\n\n{describe(JobStatus, 'status')}"
 
 
 def profile() -> str:
+    """Return the page of the fields of a profile."""
     about = "The fields of a profile, which an administrator defines by name under `profiles` ([guide](../how-to/profiles.md))."
     return f"# Profiles\n\n{about}\n\n{describe(Profile, 'profile')}"
 
 
 def values() -> str:
+    """Return the page of the chart's values: the chart's README, with its links to the docs."""
     return (ROOT / "charts/lora-training-operator/README.md").read_text().replace("../../docs/", "../")
 
 
@@ -86,6 +90,7 @@ def child_objects(path: str, field: Schema, definitions: Mapping[str, Schema]) -
 
 
 def kind(field: Schema, definitions: Mapping[str, Schema]) -> str:
+    """Return the type of a field, or its values if they are a fixed set."""
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
@@ -102,6 +107,7 @@ def kind(field: Schema, definitions: Mapping[str, Schema]) -> str:
 
 
 def default(field: Schema, required: bool, is_object: bool) -> str:
+    """Return the default of a field; empty for an object, whose fields have their own."""
     if required:
         return "*required*"
     value = field.get("default")
@@ -113,6 +119,7 @@ def default(field: Schema, required: bool, is_object: bool) -> str:
 
 
 def bounds(field: Schema) -> str:
+    """Return the limits of a field's value, and the rules for its text."""
     low, high = field.get("minimum"), field.get("maximum")
     words = [rule["message"].removeprefix("must be ") for rule in field.get("x-kubernetes-validations", [])]
     if low is not None or high is not None:

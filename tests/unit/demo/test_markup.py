@@ -108,7 +108,7 @@ def test_a_manifest_under_the_key_of_another_job_is_not_shown() -> None:
     assert found.adapters == [manifest_of(KEYS)]
 
 
-def test_tokens_that_differ_in_case_meet_in_a_prompt() -> None:
+def test_tokens_that_differ_only_in_case_are_shared() -> None:
     plain, tuned = (
         manifest_of(KEYS).model_copy(update={"concept": Concept(token=token, class_name="statue")})
         for token in ("cus", "CUS")

@@ -107,7 +107,7 @@ def _choose(adapters: Sequence[Manifest], mode: str) -> tuple[list[Choice], list
             )
             return [], []
     if mode == GRID:
-        # Each adapter is applied alone, so that those of one token do not meet.
+        # Each adapter is applied alone, so adapters of the same token cannot conflict.
         strengths = st.multiselect("Strengths", STRENGTHS, default=[0.0, 0.5, 1.0, 1.5])
         choices = [Choice(manifest, 1.0) for manifest in chosen]
         if len(chosen) == 1 and (kept := checkpoints(chosen[0])):

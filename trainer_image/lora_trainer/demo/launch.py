@@ -21,7 +21,7 @@ OPTIONS = {
     "server.fileWatcherType": "none",
     # A color for each scheme, because a single theme.primaryColor would turn off dark mode.
     "theme.light.primaryColor": "#b4472b",
-    # Streamlit writes white on it, and writes it on the dark ground: both have a contrast of 4.2.
+    # White text on this color, and text in this color on the dark background, both have a contrast ratio of 4.2.
     "theme.dark.primaryColor": "#cc5730",
 }
 LOOPBACK = "127.0.0.1"

@@ -105,7 +105,7 @@ class TrainingContext:
         return encode_text(self.text_encoders, text) if self.text_encoders else self.embeddings[text]
 
     def warn_of_long_captions(self) -> None:
-        """Warn of captions that fit into the text encoders with the concept's token, but not with the new tokens."""
+        """Warn of captions that are too long for the text encoders with the new tokens."""
         if self.token_embeddings and (cut := self.token_embeddings.too_long(self.data.captions)):
             log.warning(
                 "with the new tokens, the text encoders do not see the end of %d captions, such as %s: shorten them, or "

@@ -123,7 +123,7 @@ class TokenEmbeddings:
         return encode_text(self.models, insert_tokens(self.tokens if self.is_active else [], text, self.word))
 
     def too_long(self, texts: Sequence[str]) -> list[str]:
-        """List the texts whose end the text encoders do not see, because the new tokens take more room."""
+        """List the texts that, with the new tokens, have more tokens than the text encoders read. Each is listed once."""
         tokenizer = self.models[0].tokenizer
         return [
             text
