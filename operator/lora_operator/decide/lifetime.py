@@ -9,7 +9,8 @@ from lora_api.stages import StageName
 from lora_api.status import ConditionType, Phase
 
 from .decision import DeleteResource, SendWebhook
-from .stages import Done, describe_held, read_stage
+from .locate import is_training_done
+from .stages import describe_held
 from .status_draft import StatusDraft
 
 RESUME_HINT = "set runPolicy.suspend to false to resume"
@@ -122,16 +123,10 @@ def enforce_deadline(draft: StatusDraft) -> bool:
     if draft.now < due:
         draft.requeue_at(due)
         return False
-    if _training_is_done(draft):
+    if is_training_done(draft):
         return False
     draft.fail(Reason.DEADLINE_EXCEEDED, f"not finished within runPolicy.activeDeadlineSeconds ({limit} s)")
     return True
-
-
-def _training_is_done(draft: StatusDraft) -> bool:
-    """Whether a training has ended well, and only its result must be taken: the adapter is published."""
-    training = draft.snapshot.child(StageName.TRAIN)
-    return training is not None and isinstance(read_stage(training, None, draft.now), Done)
 
 
 def suspend(draft: StatusDraft) -> bool:
@@ -140,7 +135,7 @@ def suspend(draft: StatusDraft) -> bool:
     The start time is set again when the job is resumed, as that of a Kubernetes Job is, and deadlines count from there.
     """
     training = draft.snapshot.child(StageName.TRAIN)
-    if not draft.spec.run_policy.suspend or _training_is_done(draft):
+    if not draft.spec.run_policy.suspend or is_training_done(draft):
         draft.remove_condition(ConditionType.SUSPENDED)
         return False
     stopping = draft.snapshot.orphaned_pods or any(not c.ended for c in draft.snapshot.children)

@@ -78,8 +78,7 @@ def locate_stage(
         return Start(attempt if job_name else attempt + 1)
     state = read_stage(child, draft.snapshot.hint, draft.now, draft.has_progress(stage))
     given_up = child.attempt == attempt and not job_name
-    # the result of an attempt that was given up is used if it came all the same, but a refused one ends no retry
-    if isinstance(state, Done) and not (given_up and find_foreign(draft.snapshot, state.result)):
+    if _has_result(draft, state, given_up):
         return child, state
     # the child Job must end or be deleted before the next attempt
     if given_up:
@@ -96,6 +95,24 @@ def locate_stage(
         case Unusable():
             return GiveUp(child, state)
     return child, state
+
+
+def _has_result(draft: StatusDraft, state: StageState, given_up: bool) -> bool:
+    """Whether a stage has ended well, and its result is used.
+
+    The result of an attempt that was given up is used too, if its pod published one while it terminated. If that
+    result was refused, a retry starts a new attempt.
+    """
+    return isinstance(state, Done) and not (given_up and find_foreign(draft.snapshot, state.result))
+
+
+def is_training_done(draft: StatusDraft) -> bool:
+    """Whether the newest training attempt has ended well, and its result must be taken: the adapter is published."""
+    training, child = draft.status.training, draft.snapshot.child(StageName.TRAIN)
+    if training is None or child is None or child.attempt < training.attempt:
+        return False
+    given_up = child.attempt == training.attempt and not training.job_name
+    return _has_result(draft, read_stage(child, None, draft.now), given_up)
 
 
 def previous_pod(draft: StatusDraft, stage: StageName) -> str:

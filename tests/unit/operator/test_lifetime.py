@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -80,9 +81,9 @@ def failed_job(stage: StageName, **policy: int) -> tuple[Snapshot, Decision]:
     return case, decide(case, NOW)
 
 
-def retried(case: Snapshot, number: int) -> Snapshot:
+def retried(case: Snapshot, number: int, **policy_fields: Any) -> Snapshot:
     assert case.spec is not None
-    policy = case.spec.run_policy.model_copy(update={"retry": number})
+    policy = case.spec.run_policy.model_copy(update={"retry": number, **policy_fields})
     return replace(case, spec=case.spec.model_copy(update={"run_policy": policy}))
 
 
@@ -125,9 +126,8 @@ def test_a_job_that_was_not_accepted_is_checked_again() -> None:
     assert condition(decision, "Accepted") == ("True", "Valid")
 
 
-@pytest.mark.parametrize("stage", list(StageName))
-def test_a_job_whose_result_was_refused_starts_a_new_attempt(stage: StageName) -> None:
-    """For example one that was published while the profile had another bucket."""
+def refused_result(stage: StageName) -> tuple[Snapshot, Decision]:
+    """Return a job that failed because its result was refused, for example that of a profile with another bucket."""
     captions = CAPTIONED.captions
     assert captions is not None
     if stage == TRAIN:
@@ -140,9 +140,32 @@ def test_a_job_whose_result_was_refused_starts_a_new_attempt(stage: StageName) -
     case = snapshot(status=status, children=(child(stage, pod("Succeeded", result), complete=True),))
     end = decide(case, NOW)
     assert condition(end, "Succeeded") == ("False", "ResultRefused")
+    return case, end
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_a_job_whose_result_was_refused_starts_a_new_attempt(stage: StageName) -> None:
+    case, end = refused_result(stage)
     (start,) = decide(replace(retried(case, 1), status=end.status), NOW).actions
     assert isinstance(start, StartAnnotation | StartTraining)
     assert start.attempt == 2
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_a_refused_result_does_not_keep_a_retried_job_from_being_suspended(stage: StageName) -> None:
+    case, end = refused_result(stage)
+    decision = decide(replace(retried(case, 1, suspend=True), status=end.status), NOW)
+    assert (decision.actions, decision.status.phase) == ((), Phase.SUSPENDED)
+
+
+def test_a_refused_result_does_not_keep_a_retried_job_from_its_deadline() -> None:
+    case, end = refused_result(TRAIN)
+    limited = retried(case, 1, active_deadline_seconds=10)
+    started = decide(replace(limited, status=end.status), NOW)
+    assert started.actions == (StartTraining(2, CAPTIONS_SHA, HASH),)
+    # the child Job of the second attempt is gone
+    late = decide(replace(limited, status=started.status), NOW + seconds(20))
+    assert condition(late, "Succeeded") == ("False", "DeadlineExceeded")
 
 
 def test_only_a_failed_job_is_retried() -> None:
