@@ -13,7 +13,7 @@ from ..quantities import parse_quantity
 from .status_draft import PROFILE_REASONS, Problem, StatusDraft
 
 PROFILE_GRACE = timedelta(minutes=2)
-"""Time for which a new job waits for its profile. It takes as long until a mounted ConfigMap is updated."""
+"""Time for which a new job waits for its profile. The kubelet takes up to about as long to update a mounted ConfigMap."""
 
 
 def validate_resource(draft: StatusDraft) -> bool:
@@ -61,12 +61,13 @@ def validate_profile(draft: StatusDraft) -> bool:
     if accepted is not None and accepted.status == "True":
         draft.problem = problem
         return False
-    start = draft.status.start_time or draft.now
-    if problem.reason in PROFILE_REASONS and draft.now < start + PROFILE_GRACE:
+    start = draft.status.start_time  # None while the job is suspended
+    if problem.reason in PROFILE_REASONS and (start is None or draft.now < start + PROFILE_GRACE):
         draft.problem = problem
         draft.set_condition(ConditionType.ACCEPTED, "Unknown", problem.reason, problem.message)
-        draft.requeue_at(start + PROFILE_GRACE)
-        draft.requeue_with_backoff(start)
+        if start is not None:
+            draft.requeue_at(start + PROFILE_GRACE)
+            draft.requeue_with_backoff(start)
         return False
     draft.set_condition(ConditionType.ACCEPTED, "False", problem.reason, problem.message)
     draft.fail(problem.reason, problem.message)

@@ -24,6 +24,7 @@ from lora_api.status import (
 )
 from lora_operator.decide import DeleteChildJob, DeleteResource, StartAnnotation, StartTraining, decide
 from lora_operator.decide.admission import PROFILE_GRACE
+from lora_operator.decide.status_draft import RECHECK
 from lora_operator.names import child_name
 from lora_operator.snapshot import Hint, Pod, Refusal, Snapshot
 from tests.support.builders import (
@@ -126,6 +127,22 @@ def test_a_job_that_is_applied_before_its_profile_starts_with_it() -> None:
     decision = decide(snapshot(status=waiting.status), NOW + seconds(90))
     assert decision.actions == (StartAnnotation(1),)
     assert condition(decision, "Accepted") == ("True", "Valid")
+
+
+def test_a_suspended_job_without_its_profile_is_not_polled_and_waits_for_it_once_resumed() -> None:
+    case = suspended(snapshot(profile=None))
+    decision = decide(case, NOW)
+    later = NOW + seconds(3600)
+    decision = decide(replace(case, status=decision.status), later)
+    assert (decision.status.phase, condition(decision, "Accepted")) == (
+        Phase.SUSPENDED,
+        ("Unknown", "ProfileNotFound"),
+    )
+    assert decision.requeue_at == later + RECHECK
+    resumed = decide(snapshot(profile=None, status=decision.status), later)
+    assert resumed.status.phase == Phase.PENDING
+    end = decide(snapshot(profile=None, status=resumed.status), later + PROFILE_GRACE)
+    assert condition(end, "Succeeded") == ("False", "ProfileNotFound")
 
 
 def test_a_spec_or_a_status_that_cannot_be_read_is_named() -> None:
