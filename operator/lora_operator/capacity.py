@@ -22,7 +22,7 @@ class Candidate:
     created_at: str
     """RFC 3339 in UTC, as the API server writes it, so sorting the texts sorts the times."""
     running: bool
-    """Whether it has a child Job that its status names and that has not ended."""
+    """Whether it has a child Job that its status names and that has not ended, or pods that still terminate."""
     reserved: bool = False
     """Whether it was admitted before: its child Job may be on its way to the API server."""
     postponed: bool = False

@@ -65,7 +65,7 @@ class Resource:
     retry_requested: bool
     """Whether the job has failed and `runPolicy.retry` was raised since."""
     child_uids: frozenset[str]
-    """UIDs of the child Jobs in the status of a job that has not ended. An empty one: of a status of an earlier version."""
+    """UIDs of the child Jobs in the status. An empty one: of a status of an earlier version."""
     body: bytes
     """Compressed JSON of the metadata, spec and status that `read_snapshot` needs."""
 
@@ -86,7 +86,13 @@ class Resource:
     def runs(self, children: Iterable[Child]) -> bool:
         """Return whether a child Job that the status names has not ended. Others may be forged, to take a place."""
         known = self.child_uids
-        return any(not child.ended and (child.uid in known or "" in known) for child in children)
+        return not self.ended and any(
+            not child.ended and (child.uid in known or "" in known) for child in children
+        )
+
+    def has_pods(self, pods: Iterable[StagePod]) -> bool:
+        """Return whether a pod of a child Job that the status names has not terminated."""
+        return any(item.pod.live and item.lineage.job_uid in self.child_uids for item in pods)
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Resource:
@@ -96,7 +102,6 @@ class Resource:
         policy = _mapping(_mapping(spec).get("runPolicy"))
         phase = str(_mapping(status).get("phase") or Phase.PENDING)
         stages = [_mapping(_mapping(status).get(name)) for name in ("captions", "training")]
-        ended = phase in (Phase.SUCCEEDED, Phase.FAILED)
         return cls(
             namespace=metadata["namespace"],
             name=metadata["name"],
@@ -115,7 +120,7 @@ class Resource:
             child_uids=frozenset(
                 str(stage.get("jobUID") or "")
                 for stage in stages
-                if not ended and (stage.get("jobUID") or stage.get("jobName"))
+                if stage.get("jobUID") or stage.get("jobName")
             ),
             body=zlib.compress(_encode(metadata, spec, status), level=1),
         )

@@ -120,12 +120,13 @@ class RunningLimits:
             self._forget(uid)
 
     def _candidates(self, profile: str, reserved: frozenset[str], now: float) -> Iterator[Candidate]:
-        """List the jobs of a profile that run or wait to start; `reserved` are the UIDs that were admitted before."""
+        """List the jobs of a profile that have pods or wait to start; `reserved` are the UIDs that were admitted before."""
         for resource in self._cache.resources:
-            if resource.ended or resource.profile != profile:
+            if resource.profile != profile:
                 continue
-            running = resource.runs(self._cache.children.by_owner(resource.owner))
-            if running or not (resource.suspended or resource.deleting or resource.phase in IDLE_PHASES):
+            running = self._has_place(resource)
+            idle = resource.suspended or resource.deleting or resource.phase in IDLE_PHASES
+            if running or not (resource.ended or idle):
                 yield Candidate(
                     resource.uid,
                     resource.namespace,
@@ -134,6 +135,12 @@ class RunningLimits:
                     reserved=resource.uid in reserved,
                     postponed=self._is_postponed(resource.uid, now),
                 )
+
+    def _has_place(self, resource: Resource) -> bool:
+        """Return whether a job runs, or has ended and its pods still terminate, which takes minutes for a checkpoint."""
+        if resource.ended:
+            return resource.has_pods(self._cache.pods.by_owner(resource.owner))
+        return resource.runs(self._cache.children.by_owner(resource.owner))
 
     def _is_postponed(self, uid: str, now: float) -> bool:
         return uid in self._postponed and now < self._postponed[uid].due

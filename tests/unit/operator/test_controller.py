@@ -15,7 +15,7 @@ import yaml
 from kubernetes.aio.client.exceptions import ApiException
 
 from lora_api.stages import StageName
-from lora_api.status import CaptionsStatus, JobStatus
+from lora_api.status import CaptionsStatus, JobStatus, Phase
 from lora_operator import running_limits, staleness
 from lora_operator.api import BATCH_JOBS, CONFLICT, FORBIDDEN, NOT_FOUND, RESOURCES, Kind, Object, Page
 from lora_operator.apply import Cluster
@@ -36,6 +36,7 @@ from tests.support.builders import (
     training,
     wire_spec,
 )
+from tests.support.raw_children import raw_pod
 
 KEY = ("studio", "statue")
 PROFILES = {
@@ -470,6 +471,25 @@ def one_at_once(world: TwoNamespaces, folder: Path, monkeypatch: pytest.MonkeyPa
     on = controller(world, folder)
     on.cache.resources.update(world.other)
     return on
+
+
+def test_a_failed_job_keeps_its_place_until_its_pod_has_terminated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = TwoNamespaces()
+    on = one_at_once(world, tmp_path, monkeypatch)
+    terminating = raw_pod(uid=UID, phase="Running")
+    terminating["metadata"] |= {"deletionTimestamp": "2026-03-01T12:00:00Z", "resourceVersion": "50"}
+    uid = terminating["metadata"]["ownerReferences"][0]["uid"]
+    ended = training(job_uid=uid).model_copy(update={"phase": Phase.FAILED})
+    on.cache.resources.update(world._keep(RESOURCES, {**world.resource, "status": ended.to_wire()}))
+    on.cache.pods.update(terminating)
+    assert on.limits.admit("default", 1) == {UID}
+    forged = raw_pod(uid=UID, attempt=2, name="forged", phase="Running")
+    on.cache.pods.update(forged)
+    terminating["metadata"]["resourceVersion"] = "51"
+    on.cache.pods.delete(terminating)
+    assert on.limits.admit("default", 1, again=True) == {world.other["metadata"]["uid"]}
 
 
 def reason_and_message(world: World, name: str) -> tuple[str, str]:
