@@ -15,7 +15,6 @@ from kubernetes.aio.client.exceptions import ApiException
 
 from lora_api import API_VERSION, GROUP, KIND
 from lora_api.reasons import Reason
-from lora_api.stages import StageName
 from lora_api.status import ConditionType, JobStatus
 
 from . import metrics, names
@@ -45,7 +44,7 @@ from .manifests import CLUSTER, build_job, build_metadata, build_stage_config, r
 from .observe import classify_refusal
 from .ownership import NotOurChildError, find_controller
 from .settings import Images
-from .snapshot import Refusal, Snapshot
+from .snapshot import Refusal, Snapshot, stage_status, update_stage
 from .webhooks import Delivery, build_delivery
 from .workqueue import describe_error
 
@@ -121,8 +120,9 @@ class Cluster:
                 draft = replace(snapshot, status=status)
                 config = build_stage_config(draft, action, CLUSTER)
                 body = build_job(draft, config, self.images)
-                uid = await self._create_job(snapshot, body, recorded_uid(snapshot.status, config.stage))
-                status = record_uid(status, config.stage, uid)
+                known = stage_status(snapshot.status, config.stage)
+                uid = await self._create_job(snapshot, body, known.job_uid if known else "")
+                status = update_stage(status, config.stage, job_uid=uid)
         return status
 
     async def _publish_status(self, snapshot: Snapshot, decision: Decision, version: str) -> Object | None:
@@ -282,21 +282,6 @@ class Cluster:
             await self.api.create(EVENTS, snapshot.namespace, body)
         except (ApiException, aiohttp.ClientError) as error:
             log.warning("no Event for %s/%s: %s", snapshot.namespace, snapshot.name, describe_error(error))
-
-
-def recorded_uid(status: JobStatus, stage: StageName) -> str:
-    """Return the UID of a stage's child Job in the status; empty if there is none."""
-    known = status.captions if stage == StageName.ANNOTATE else status.training
-    return known.job_uid if known else ""
-
-
-def record_uid(status: JobStatus, stage: StageName, uid: str) -> JobStatus:
-    """Return a status with the UID of a stage's child Job."""
-    if stage == StageName.ANNOTATE:
-        captions = status.captions and status.captions.model_copy(update={"job_uid": uid})
-        return status.model_copy(update={"captions": captions})
-    training = status.training and status.training.model_copy(update={"job_uid": uid})
-    return status.model_copy(update={"training": training})
 
 
 def _is_controlled_by(body: Object, snapshot: Snapshot) -> bool:

@@ -19,11 +19,11 @@ from lora_api.job import MAX_SPEC_BYTES, InvalidResourceError, check_spec_size, 
 from lora_api.profile import Profile
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
-from lora_api.status import CaptionsStatus, ConditionType, JobStatus, Phase, TrainingStatus
+from lora_api.status import ConditionType, JobStatus, Phase
 
 from . import names
 from .ownership import Lineage, Owner, job_lineage, pod_lineage
-from .snapshot import Child, Hint, Pod, Snapshot
+from .snapshot import Child, Hint, Pod, Snapshot, stage_status
 
 MAX_TEXT = 4096
 """Characters that are kept of a text of a pod or a child Job."""
@@ -240,7 +240,7 @@ def read_snapshot(
 
 def _last_attempt(status: JobStatus, stage: StageName) -> int:
     """Return the newest attempt in the status. A child Job of the next attempt may exist too, but none of a later one."""
-    known = _stage_status(status, stage)
+    known = stage_status(status, stage)
     return known.attempt if known else 0
 
 
@@ -251,14 +251,10 @@ def _is_recorded(status: JobStatus, child: Child) -> bool:
     status was not written after its creation. It is recorded when the operator tries to create it again. Statuses of
     earlier versions have no UID.
     """
-    known = _stage_status(status, child.stage)
+    known = stage_status(status, child.stage)
     if known is None or child.attempt > known.attempt:
         return False
     return child.attempt < known.attempt or known.job_uid in ("", child.uid)
-
-
-def _stage_status(status: JobStatus, stage: StageName) -> CaptionsStatus | TrainingStatus | None:
-    return status.captions if stage == StageName.ANNOTATE else status.training
 
 
 def observe_job(body: Mapping[str, Any]) -> Child:

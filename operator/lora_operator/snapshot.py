@@ -11,7 +11,7 @@ from lora_api.keys import JobKeys
 from lora_api.profile import Profile
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
-from lora_api.status import JobStatus, Phase, Progress, WebhookStatus
+from lora_api.status import CaptionsStatus, JobStatus, Phase, Progress, TrainingStatus, WebhookStatus
 
 Key = tuple[str, str]
 """Namespace and name of a job."""
@@ -116,6 +116,7 @@ class Hint:
     reason: Reason
     message: str
     time: datetime | None = None
+    """Time of the Event."""
 
 
 @dataclass(frozen=True)
@@ -178,3 +179,15 @@ class Snapshot:
         """Return the newest recorded child Job of a stage; None if there is none."""
         recorded = (child for child in self.children if child.stage == stage and child.recorded)
         return max(recorded, key=lambda child: child.attempt, default=None)
+
+
+def stage_status(status: JobStatus, stage: StageName) -> CaptionsStatus | TrainingStatus | None:
+    """Return the part of a status that describes a stage; None before its first attempt."""
+    return status.captions if stage == StageName.ANNOTATE else status.training
+
+
+def update_stage(status: JobStatus, stage: StageName, **changes: object) -> JobStatus:
+    """Return a status with other values in the part that describes a stage, or the same status if it has none."""
+    known = stage_status(status, stage)
+    name = "captions" if stage == StageName.ANNOTATE else "training"
+    return status.model_copy(update={name: known.model_copy(update=changes)}) if known else status

@@ -12,7 +12,7 @@ from lora_api.reasons import Reason
 from lora_api.stages import StageName
 from lora_api.status import MAX_ATTEMPT, Condition, ConditionType, JobStatus, Phase
 
-from ..snapshot import Child, Snapshot
+from ..snapshot import Child, Snapshot, stage_status, update_stage
 from .decision import Action, Announcement, Decision, DeleteChildJob, RestoreChildJob
 from .stages import held_open_until, run_seconds
 
@@ -230,14 +230,11 @@ class StatusDraft:
 
     def mark_started(self, stage: StageName) -> None:
         """Record that a pod of a stage's current attempt has started."""
-        if stage == StageName.ANNOTATE and self.status.captions:
-            self.write(captions=self.status.captions.model_copy(update={"started": True}))
-        elif stage == StageName.TRAIN and self.status.training:
-            self.write(training=self.status.training.model_copy(update={"started": True}))
+        self.status = update_stage(self.status, stage, started=True)
 
     def has_started(self, stage: StageName) -> bool:
         """Whether a pod of a stage's current attempt is known to have started. It may be gone."""
-        known = self.status.captions if stage == StageName.ANNOTATE else self.status.training
+        known = stage_status(self.status, stage)
         return known is not None and known.started
 
     def count_gpu_seconds(self) -> None:
@@ -298,24 +295,20 @@ class StatusDraft:
         training = self.status.training
         return self.status.phase is Phase.SUCCEEDED and training is not None and training.job_uid == child.uid
 
-    def restore_children(self) -> None:
+    def _restore_children(self) -> None:
         """Restore what identifies a child Job whose pod runs without it: a person may have removed its labels.
 
         If the child Job has been deleted instead, nothing happens, and its pod is about to terminate.
         """
         for stage in self.snapshot.orphaned_pods:
-            known = (
-                self.snapshot.status.captions
-                if stage == StageName.ANNOTATE
-                else self.snapshot.status.training
-            )
+            known = stage_status(self.snapshot.status, stage)
             if known is None or not known.job_uid:
                 continue
             if all(child.uid != known.job_uid for child in self.snapshot.children):
                 self.actions.append(RestoreChildJob(stage, known.attempt, known.job_uid))
 
     def decision(self) -> Decision:
-        self.restore_children()
+        self._restore_children()
         if not self.status.phase.terminal:
             self.requeue_at(self.now + RECHECK)
         if self.snapshot.spec is not None and not self.snapshot.status.phase.terminal:

@@ -18,7 +18,7 @@ from lora_api.stages import AnnotateConfig, StageName, TrainConfig
 
 from .. import names
 from ..settings import Images
-from ..snapshot import Snapshot
+from ..snapshot import Snapshot, stage_status
 from .pods import build_resources, build_scheduling, stage_pods
 from .stage import ALLOCATOR, CLUSTER, command, spec_and_profile
 
@@ -106,7 +106,7 @@ def _build_labels(snapshot: Snapshot, stage: StageName, attempt: int) -> dict[st
 
 def _failures(snapshot: Snapshot, stage: StageName) -> int:
     """Count the failures of earlier attempts, which count towards the same limit as those within a child Job."""
-    status = snapshot.status.training if stage == StageName.TRAIN else snapshot.status.captions
+    status = stage_status(snapshot.status, stage)
     return status.failures if status else 0
 
 
