@@ -247,17 +247,6 @@ class StatusDraft:
         total = max(training.gpu_seconds or 0, training.gpu_seconds_before + held)
         self.write(training=training.model_copy(update={"gpu_seconds": total}))
 
-    def count_ended_gpu_seconds(self, child: Child) -> None:
-        """Update `training.gpuSeconds` between two pods, and keep what pods that are gone have used."""
-        if any(pod.live and pod.started_at is not None for pod in child.pods):
-            return
-        self.count_gpu_seconds()
-        spec, training = self.snapshot.spec, self.status.training
-        if spec is not None and training is not None:
-            held = spec.resources.train.gpus * run_seconds(child, self.now)
-            gone = max(training.gpu_seconds_before, (training.gpu_seconds or 0) - held)
-            self.write(training=training.model_copy(update={"gpu_seconds_before": gone}))
-
     def stop_all(self) -> None:
         """Delete every child Job that has not ended and is not about to complete. Ended ones are kept for their logs."""
         for child in self.snapshot.children:

@@ -39,6 +39,7 @@ from .stages import (
     explain_pod,
     is_leaving,
     last_failed,
+    run_seconds,
 )
 from .status_draft import StatusDraft
 
@@ -98,8 +99,20 @@ def _update_from_child(draft: StatusDraft, child: Child, state: StageState) -> N
             draft.requeue_at(state.check_at)
         case Starting():
             if draft.has_started(StageName.TRAIN):
-                draft.count_ended_gpu_seconds(child)
+                _count_ended_gpu_seconds(draft, child)
             report_starting(draft, child, state, Phase.QUEUED, waiting(draft))
+
+
+def _count_ended_gpu_seconds(draft: StatusDraft, child: Child) -> None:
+    """Update `training.gpuSeconds` between two pods, and keep what pods that are gone have used."""
+    if any(pod.live and pod.started_at is not None for pod in child.pods):
+        return
+    draft.count_gpu_seconds()
+    training = draft.status.training
+    if training is not None:
+        held = draft.spec.resources.train.gpus * run_seconds(child, draft.now)
+        gone = max(training.gpu_seconds_before, (training.gpu_seconds or 0) - held)
+        draft.write(training=training.model_copy(update={"gpu_seconds_before": gone}))
 
 
 def _first_report_due(draft: StatusDraft, pod: Pod) -> datetime | None:
