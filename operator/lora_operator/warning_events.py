@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from .api import EVENTS, Api, Object
-from .observe import EXPLAINING_EVENTS, event_time
+from .observe import EXPLAINING_EVENTS, MOUNT_FAILURES, event_time
 
 MIN_AGE_SECONDS = 2.0
 NEW_AGE_SECONDS = 10.0
@@ -23,8 +23,10 @@ FIELDS = ("reason", "note", "eventTime", "deprecatedLastTimestamp", "regarding")
 MAX_NOTE = 1024
 """Characters of a message that are kept, as many as Kubernetes allows."""
 MAX_UID = 64
-MAX_OBJECTS = 5000
-"""Objects of a namespace whose Events are kept."""
+MAX_MOUNTS = 4
+"""Events that are kept about the volumes of a pod. The kubelet writes one for each volume that it cannot mount."""
+MAX_EVENTS = 5000
+"""Events of a namespace that are kept."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class _Namespace:
     max_age: float = 0.0
     """Age in seconds from which the list is read again."""
     events: dict[str, list[Object]] = field(default_factory=dict)
-    """The newest Event of each object, by its UID."""
+    """The Events about each object (see `_newest`), by its UID."""
 
 
 class WarningEvents:
@@ -72,18 +74,28 @@ class WarningEvents:
 
     async def _list(self, namespace: str) -> dict[str, list[Object]]:
         """List the Events of a namespace that explain why a stage does not start, by the UID that they are about."""
-        newest: dict[str, Object] = {}
+        kept: dict[str, list[Object]] = {}
+        count = 0
         async for page, _ in self._api.list_pages(EVENTS, namespace, fields="type=Warning"):
             for event in page:
                 if event.get("reason") not in EXPLAINING_EVENTS:
                     continue
                 uid = str((event.get("regarding") or {}).get("uid", ""))[:MAX_UID]
-                known = newest.get(uid)
-                if known is None and len(newest) >= MAX_OBJECTS:
-                    continue
-                if known is None or event_time(known) < event_time(event):
-                    newest[uid] = _reduced(event)
-        return {uid: [event] for uid, event in newest.items()}
+                known = kept.get(uid, [])
+                events = _newest([*known, event])
+                if count >= MAX_EVENTS:
+                    events = events[: len(known)]  # a newer one may still replace an older one
+                if events:
+                    kept[uid] = [_reduced(each) if each is event else each for each in events]
+                    count += len(events) - len(known)
+        return kept
+
+
+def _newest(events: list[Object]) -> list[Object]:
+    """Return the newest of the Events about an object, and the other new ones about volumes that cannot be mounted."""
+    newest, *others = sorted(events, key=event_time, reverse=True)
+    mounts = [event for event in others if event["reason"] in MOUNT_FAILURES]
+    return [newest, *mounts[: MAX_MOUNTS - 1]]
 
 
 def _reduced(event: Object) -> Object:

@@ -65,8 +65,8 @@ def test_lists_become_rarer_while_their_answer_stays_the_same(
 
 
 def test_events_of_any_number_and_size_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenant may write Events: only the newest one of each object is kept, and of it what is read."""
-    monkeypatch.setattr(warning_events, "MAX_OBJECTS", 50)
+    """A tenant may write Events: only the newest ones are kept, and of each what is read."""
+    monkeypatch.setattr(warning_events, "MAX_EVENTS", 50)
 
     class Hostile:
         async def list_pages(self, *_: Any, **__: Any) -> AsyncIterator[Page]:
@@ -92,3 +92,29 @@ def test_events_of_any_number_and_size_take_little_memory(monkeypatch: pytest.Mo
     [kept] = [cached.events for cached in found._namespaces.values()]
     assert len(kept) == 50
     assert len(json.dumps(kept)) < 50 * 2000
+
+
+def test_the_events_about_every_volume_of_a_pod_are_kept() -> None:
+    def event(reason: str, note: str, minute: int) -> dict[str, Any]:
+        time = f"2026-03-01T12:{minute:02d}:00Z"
+        return {"reason": reason, "note": note, "eventTime": time, "regarding": {"uid": "pod"}}
+
+    quotas = [event("FailedCreate", f"quota {minute}", minute) for minute in (1, 2)]
+    mounts = [event("FailedMount", f'secret "{name}" not found', 5) for name in ("store", "llm")]
+    more = [event("FailedMount", f"volume {minute}", minute) for minute in range(6, 20)]
+
+    class Pages:
+        def __init__(self, events: list[dict[str, Any]]) -> None:
+            self.events = events
+
+        async def list_pages(self, *_: Any, **__: Any) -> AsyncIterator[Page]:
+            yield self.events, 1
+
+    def notes(events: list[dict[str, Any]]) -> list[str]:
+        pages: Any = Pages(events)
+        return [each["note"] for each in asyncio.run(WarningEvents(pages).about("a", "pod"))]
+
+    assert notes(quotas) == ["quota 2"]
+    found = notes([mounts[0], *quotas, mounts[1]])
+    assert sorted(found) == ['secret "llm" not found', 'secret "store" not found']
+    assert notes([*mounts, *more]) == [f"volume {minute}" for minute in (19, 18, 17, 16)]
