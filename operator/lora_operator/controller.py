@@ -40,9 +40,9 @@ RELIST_DELAY = 2.0
 watches are interrupted together."""
 RECONCILE_SECONDS = 60.0
 """Time limit for one reconcile."""
-CALM_SECONDS = 2.0
-"""Time after which a job is reconciled for an event that needs no action. Several such events follow each other within a
-moment, for example when a pod is created, scheduled and started."""
+DEBOUNCE_SECONDS = 2.0
+"""Time until a job is reconciled for an event that needs no action, so that one reconcile handles several of them. A pod
+that is created, scheduled and started causes three."""
 
 
 @dataclass
@@ -130,7 +130,7 @@ class Controller:
         if written is not None and self.cache.resources.update(written) and decision.status.phase.terminal:
             # A job that has just ended is reconciled again for its time to live. For any other job the decision would
             # be the same.
-            self.queue.add_after(key, CALM_SECONDS)
+            self.queue.add_after(key, DEBOUNCE_SECONDS)
         return snapshot, decision
 
     async def _observe(self, resource: Resource) -> Snapshot:

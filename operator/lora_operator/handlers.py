@@ -10,9 +10,10 @@ from typing import Any
 from . import metrics, names
 from .api import BATCH_JOBS, PODS, RESOURCES, Api, Object
 from .apply import Cluster
-from .controller import CALM_SECONDS, Controller
+from .controller import DEBOUNCE_SECONDS, Controller
 from .indexer import Indexer
 from .kopf_adapter import Watch
+from .observe import is_complete, is_ending
 from .settings import ProfilesFile, Settings
 
 HEARTBEAT_SECONDS = 60.0
@@ -65,12 +66,12 @@ class EventHandlers:
 
     def _receive_child_job(self, kind: str | None, body: Object) -> None:
         if self._store(self._controller.cache.children, kind, body):
-            # the pod's end, which comes first, has been acted on
-            self._enqueue_owner(body, CALM_SECONDS if kind != "DELETED" and _is_complete(body) else 0.0)
+            # the end of its pod was reported before, and reconciled at once
+            self._enqueue_owner(body, DEBOUNCE_SECONDS if kind != "DELETED" and is_complete(body) else 0.0)
 
     def _receive_pod(self, kind: str | None, body: Object) -> None:
         if self._store(self._controller.cache.pods, kind, body):
-            self._enqueue_owner(body, 0.0 if kind == "DELETED" or _ends(body) else CALM_SECONDS)
+            self._enqueue_owner(body, 0.0 if kind == "DELETED" or is_ending(body) else DEBOUNCE_SECONDS)
 
     def _store(self, indexer: Indexer[Any], kind: str | None, body: Object) -> bool:
         """Put an event's object into the cache; False when it changes nothing there."""
@@ -106,20 +107,3 @@ class EventHandlers:
         metrics.JOBS_BY_PHASE.clear()
         for phase, count in Counter(resource.phase for resource in self._controller.cache.resources).items():
             metrics.JOBS_BY_PHASE.labels(phase).set(count)
-
-
-def _is_complete(job: Object) -> bool:
-    """Return whether a child Job has succeeded."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    return any((each.get("type"), each.get("status")) == ("Complete", "True") for each in conditions)
-
-
-def _ends(pod: Object) -> bool:
-    """Return whether a pod, or one of its containers, has ended or is being ended."""
-    status = pod.get("status") or {}
-    containers = status.get("containerStatuses") or ()
-    return (
-        "deletionTimestamp" in pod["metadata"]
-        or status.get("phase") in ("Succeeded", "Failed")
-        or any("terminated" in (container.get("state") or {}) for container in containers)
-    )

@@ -36,7 +36,7 @@ EXPLAIN_AFTER_SECONDS = 2.0
 MOUNT_FAILURES = ("FailedMount", "FailedAttachVolume")
 """Reasons of the kubelet's Events about a volume that cannot be mounted, such as that of a missing Secret."""
 MOUNT_RETRY = timedelta(minutes=2.5)
-"""The longest time after which the kubelet mounts a volume again, and reports it again."""
+"""Longest time until the kubelet tries to mount a volume again, and reports a failure again."""
 CREATE_FAILURE = "FailedCreate"
 """Reason of the Job controller's Event about a pod that is not admitted, for example because of a quota."""
 EXPLAINING_EVENTS = (*MOUNT_FAILURES, CREATE_FAILURE)
@@ -137,26 +137,21 @@ def _encode(metadata: Mapping[str, Any], spec: Any, status: Any) -> bytes:
     # if all of it is small enough, each part is
     if encoded and len(encoded) <= min(MAX_SPEC_BYTES, MAX_STATUS_BYTES):
         return encoded
-    return json.dumps(data | _bounded(spec, status), default=dict).encode()
+    return json.dumps(data | _replace_large(spec, status), default=dict).encode()
 
 
-def _bounded(spec: Any, status: Any) -> dict[str, Any]:
-    """Return the spec and the status to keep.
-
-    One that is too large is replaced by an error message, so that large resources do not fill the memory.
-    """
-    kept: dict[str, Any] = {"spec": spec, "status": status, "specError": "", "statusError": ""}
+def _replace_large(spec: Any, status: Any) -> dict[str, Any]:
+    """Return error messages in place of a spec and a status that are too large, so that they do not fill the memory."""
+    changes: dict[str, Any] = {}
     try:
         check_spec_size(spec)
     except InvalidResourceError as error:
-        kept |= {"spec": None, "specError": str(error)}
+        changes |= {"spec": None, "specError": str(error)}
     size = len(json.dumps(status, default=dict))
     if size > MAX_STATUS_BYTES:
-        kept |= {
-            "status": None,
-            "statusError": f"status: must be at most {MAX_STATUS_BYTES} bytes; it has {size}",
-        }
-    return kept
+        message = f"status: must be at most {MAX_STATUS_BYTES} bytes; it has {size}"
+        changes |= {"status": None, "statusError": message}
+    return changes
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -202,9 +197,9 @@ def read_snapshot(
             status = JobStatus()
     except ValidationError as error:
         status_error = describe(error, "status")
-    # The operator cannot have created a child Job of a later attempt, unless its status was changed. One that is not in
-    # the status of a job that has ended is only stopped.
-    stops_all = status.phase.terminal or status_error
+    # The operator cannot have created a child Job of a later attempt, unless somebody changed its status. All are kept if
+    # the job has ended or its status cannot be read, because then child Jobs are only stopped.
+    stops_all = status.phase.terminal or bool(status_error)
     jobs = {
         child.name: child
         for child in children
@@ -264,8 +259,7 @@ def observe_job(body: Mapping[str, Any]) -> Child:
         NotOurChildError: when it is not a child of a job.
     """
     lineage = job_lineage(body)
-    metadata, status = body["metadata"], body.get("status") or {}
-    conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
+    metadata, conditions = body["metadata"], _true_conditions(body)
     failed = conditions.get("Failed", {})
     return Child(
         name=metadata["name"],
@@ -276,10 +270,21 @@ def observe_job(body: Mapping[str, Any]) -> Child:
         deleting="deletionTimestamp" in metadata,
         finalizers=_foreign_finalizers(metadata),
         suspended=bool(body["spec"].get("suspend")),
-        complete="Complete" in conditions,
+        complete=is_complete(body),
         failed=failed.get("reason", ""),
         failed_message=failed.get("message", "")[:MAX_TEXT],
     )
+
+
+def _true_conditions(job: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the conditions of a child Job that are True, by type."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    return {each["type"]: each for each in conditions if each.get("status") == "True"}
+
+
+def is_complete(job: Mapping[str, Any]) -> bool:
+    """Return whether a child Job, as the API server returns it, has succeeded."""
+    return "Complete" in _true_conditions(job)
 
 
 def _foreign_finalizers(metadata: Mapping[str, Any]) -> tuple[str, ...]:
@@ -331,6 +336,16 @@ def _observe_pod(body: Mapping[str, Any]) -> Pod:
         created_at=parse_time(metadata.get("creationTimestamp")),
         started_at=parse_time(started),
         finished_at=parse_time(ended.get("finishedAt")),
+    )
+
+
+def is_ending(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod, as the API server returns it, or one of its containers has ended or is being ended."""
+    status = pod.get("status") or {}
+    return (
+        "deletionTimestamp" in pod["metadata"]
+        or status.get("phase") in ("Succeeded", "Failed")
+        or any("terminated" in (c.get("state") or {}) for c in status.get("containerStatuses") or ())
     )
 
 
@@ -404,15 +419,22 @@ def event_time(event: Mapping[str, Any]) -> str:
     return str(event.get("deprecatedLastTimestamp") or event.get("eventTime") or "")
 
 
-def _missing_secrets(events: Iterable[Mapping[str, Any]], newest: datetime | None) -> list[str]:
-    """Return the messages about Secrets that the kubelet reported together with the newest one, in a fixed order."""
-    messages = set()
-    for event in events:
-        time, message = parse_time(event_time(event)), str(event.get("note", ""))
-        recent = newest is not None and time is not None and newest - time <= MOUNT_RETRY
-        if recent and event.get("reason") in MOUNT_FAILURES and "secret" in message.lower():
-            messages.add(message)
-    return sorted(messages)
+def _is_about_secret(event: Mapping[str, Any]) -> bool:
+    """Return whether an Event is about a Secret that cannot be mounted."""
+    return event.get("reason") in MOUNT_FAILURES and "secret" in event.get("note", "").lower()
+
+
+def _describe_secrets(newest: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> str:
+    """Return the message of the newest Event about a Secret and those of the same mount, in a fixed order.
+
+    The kubelet reports each missing Secret by an Event of its own.
+    """
+    messages, end = {newest["note"]}, parse_time(event_time(newest))
+    for event in filter(_is_about_secret, events):
+        time = parse_time(event_time(event))
+        if end is not None and time is not None and end - time <= MOUNT_RETRY:
+            messages.add(event["note"])
+    return "; ".join(sorted(messages))
 
 
 def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
@@ -421,9 +443,9 @@ def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
     for event in newest_first:
         reason, message = event.get("reason", ""), event.get("note", "")
         time = parse_time(event_time(event))
-        if reason in MOUNT_FAILURES and "secret" in message.lower():
-            every = "; ".join(_missing_secrets(newest_first, time))
-            return Hint(Reason.SECRET_NOT_FOUND, f"{every or message} (it may be created soon)", time)
+        if _is_about_secret(event):
+            secrets = _describe_secrets(event, newest_first)
+            return Hint(Reason.SECRET_NOT_FOUND, f"{secrets} (it may be created soon)", time)
         if reason in MOUNT_FAILURES:
             return Hint(Reason.CONFIGURATION_INVALID, message, time)
         if reason == CREATE_FAILURE:
@@ -432,10 +454,10 @@ def observe_hint(events: Iterable[Mapping[str, Any]]) -> Hint | None:
 
 
 def _without_random_names(message: str) -> str:
-    """Remove the random part of pods' names from a message, because it is another one for each retry of the child Job.
+    """Remove the random part of pods' names from a message, because it differs in each retry of the child Job.
 
-    Validation writes Pod instead of pods, and admission webhooks write names in their own ways. Kubernetes shortens the
-    Job's name in the name of a pod to 58 characters, and adds no hyphen then.
+    The API server's validation writes `Pod "NAME"`, quotas write `pods "NAME"`, and admission webhooks use forms of their
+    own. Of a long Job name, a pod's name has the first 58 characters, without a hyphen before the random part.
     """
     message = re.sub(r"(-(?:annotate|train)-[0-9a-f]{8}-)[a-z0-9]{5}\b", r"\1*", message)
     return re.sub(r'(?i)(pods? "[^"]{58})[a-z0-9]{5}(")', r"\1*\2", message)

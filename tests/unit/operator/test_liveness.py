@@ -12,7 +12,7 @@ import pytest
 from lora_operator.api import Api
 from lora_operator.handlers import HEARTBEAT_SECONDS, EventHandlers
 from lora_operator.settings import Images, ProfilesFile, Settings
-from tests.support.raw_children import raw_pod
+from tests.support.raw_children import raw_job, raw_pod
 
 
 def handlers() -> EventHandlers:
@@ -63,19 +63,49 @@ def test_it_is_not_ready_while_it_lists_what_there_is() -> None:
     assert asyncio.run(listing()) == ["listing the existing jobs", ""]
 
 
+ENDED = [{"name": "stage", "state": {"terminated": {"exitCode": 0}}}]
+
+
 @pytest.mark.parametrize(
-    ("change", "at_once"),
+    ("pod", "at_once"),
     [
-        ({"phase": "Pending"}, False),
-        ({"phase": "Running"}, False),
-        ({"phase": "Succeeded"}, True),
-        ({"phase": "Failed"}, True),
+        (raw_pod(phase="Pending"), False),
+        (raw_pod(phase="Running"), False),
+        (raw_pod(phase="Running", containerStatuses=ENDED), True),
+        (raw_pod(phase="Succeeded"), True),
+        (raw_pod(phase="Failed"), True),
     ],
 )
-def test_only_the_end_of_a_pod_is_acted_on_at_once(change: dict[str, Any], at_once: bool) -> None:
-    async def queued() -> int:
+def test_a_pod_that_ends_is_reconciled_at_once_and_any_other_one_later(
+    pod: dict[str, Any], at_once: bool
+) -> None:
+    async def queued() -> tuple[int, int]:
         found = handlers()
-        found._receive_pod("MODIFIED", raw_pod(**change))
+        found._receive_pod("MODIFIED", pod)
+        return len(found._controller.queue), len(found._controller.queue._timers)
+
+    assert asyncio.run(queued()) == ((1, 0) if at_once else (0, 1))
+
+
+def test_a_pod_that_is_being_deleted_is_reconciled_at_once() -> None:
+    async def queued() -> int:
+        found, pod = handlers(), raw_pod(phase="Running")
+        pod["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
+        found._receive_pod("MODIFIED", pod)
         return len(found._controller.queue)
 
-    assert asyncio.run(queued()) == at_once
+    assert asyncio.run(queued()) == 1
+
+
+@pytest.mark.parametrize(
+    ("condition", "at_once"), [("Complete", False), ("Failed", True), ("Suspended", True)]
+)
+def test_a_complete_child_job_is_reconciled_later(condition: str, at_once: bool) -> None:
+    async def queued() -> tuple[int, int]:
+        found = handlers()
+        found._receive_child_job(
+            "MODIFIED", raw_job(status={"conditions": [{"type": condition, "status": "True"}]})
+        )
+        return len(found._controller.queue), len(found._controller.queue._timers)
+
+    assert asyncio.run(queued()) == ((1, 0) if at_once else (0, 1))
