@@ -184,8 +184,8 @@ class Cluster:
                 controller, or when it runs anything else than `body`.
         """
         metadata = existing["metadata"]
-        is_ours = _is_controlled_by(existing, snapshot)
-        if not is_ours and (metadata["uid"] != recorded or _has_controller(metadata)):
+        is_known = _is_controlled_by(existing, snapshot) or metadata["uid"] == recorded
+        if not is_known or _has_other_controller(existing, snapshot):
             message = (
                 f"Job {metadata['name']!r} exists and was not created by the operator for this job: delete it, or "
                 "create this resource again under another name"
@@ -199,7 +199,7 @@ class Cluster:
         return await self._restore(snapshot, existing, body["metadata"])
 
     async def _restore_job(self, snapshot: Snapshot, metadata: Mapping[str, Any], uid: str) -> None:
-        """Restore the labels and the owner of a child Job, if one with this UID exists.
+        """Restore the labels and the owner of a child Job, if one with this UID exists and has no other controller.
 
         The watch then reports it, and the resource is reconciled again.
         """
@@ -209,8 +209,7 @@ class Cluster:
             if error.status != NOT_FOUND:
                 raise
             return
-        is_ours = _is_controlled_by(existing, snapshot)
-        if existing["metadata"]["uid"] == uid and (is_ours or not _has_controller(existing["metadata"])):
+        if existing["metadata"]["uid"] == uid and not _has_other_controller(existing, snapshot):
             await self._restore(snapshot, existing, metadata)
 
     async def _restore(self, snapshot: Snapshot, existing: Object, expected: Mapping[str, Any]) -> Object:
@@ -240,7 +239,7 @@ class Cluster:
     async def _write_status(self, snapshot: Snapshot, status: JobStatus, version: str) -> Object | None:
         """Write the fields that have changed; None when none has."""
         # The whole status is written if there is none yet, because then even the defaults are not stored, and if the
-        # stored one is invalid. Its other fields are removed, or it would stay invalid.
+        # stored one is invalid. The stored fields that the new status lacks are then removed: they may be the invalid ones.
         before = {} if snapshot.status == JobStatus() else snapshot.status.to_wire()
         if snapshot.status_error:
             before = dict.fromkeys(field.alias or name for name, field in JobStatus.model_fields.items())
@@ -292,8 +291,10 @@ def _is_controlled_by(body: Object, snapshot: Snapshot) -> bool:
         return False
 
 
-def _has_controller(metadata: Mapping[str, Any]) -> bool:
-    return any(owner.get("controller") is True for owner in metadata.get("ownerReferences") or ())
+def _has_other_controller(body: Object, snapshot: Snapshot) -> bool:
+    """Whether an object has a controller, and this is not the resource."""
+    owners = body["metadata"].get("ownerReferences") or ()
+    return any(owner.get("controller") is True for owner in owners) and not _is_controlled_by(body, snapshot)
 
 
 def log_transition(snapshot: Snapshot, status: JobStatus) -> None:
