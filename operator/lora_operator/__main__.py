@@ -48,7 +48,7 @@ def run(settings: Settings) -> None:
 
     configure_logging(settings.log_format)
     try:
-        with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
+        with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
             runner.run(operate(settings))
     except (NotServedError, LeaseLostError) as error:
         log.error("%s", error)
@@ -56,13 +56,13 @@ def run(settings: Settings) -> None:
     except SettingsError:
         raise
     except Exception:
-        # Python would write the traceback without the log's format
+        # Python would print the traceback, which is not a line of JSON
         log.exception("an unexpected error ends the process")
         raise SystemExit(1) from None
 
 
-def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's event loop, which needs less CPU time; None, for asyncio's own, where there is none (Windows)."""
+def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return the constructor of uvloop's event loop, which needs less CPU time; None for asyncio's, without uvloop (Windows)."""
     try:
         import uvloop
     except ImportError:

@@ -2,8 +2,8 @@
 
 Every watch lags behind the API server by its own delay. Most decisions from outdated data are harmless, because the
 status write carries a resourceVersion and is refused. A child Job that is created or deleted by mistake does harm: it
-is a GPU pod too many or too few. `must_read_again` tells for which decisions that could be, and `Staleness` records
-between reconciles which jobs need a read in any case.
+is a GPU pod too many or too few. `must_read_again` returns whether a decision could do that, and `Staleness` records
+between reconciles which jobs must be read in any case.
 """
 
 from __future__ import annotations

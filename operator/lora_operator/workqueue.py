@@ -56,7 +56,11 @@ class WorkQueue(Generic[Key]):
             self._queue.put_nowait(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Process a key later. If it is due earlier already, that time is kept; if it is processed earlier, none is."""
+        """Process a key after some seconds.
+
+        If it is due earlier already, that time is kept. If it is processed before that for another reason, it is not
+        processed again.
+        """
         if seconds <= 0:
             self.add(key)
             return
@@ -79,7 +83,7 @@ class WorkQueue(Generic[Key]):
             self._waiting.discard(key)
             self._busy.add(key)
             if timer := self._timers.pop(key, None):
-                timer.cancel()  # what it is due for happens now
+                timer.cancel()  # the key is processed now
             try:
                 await self._work(key)
                 self._failures.pop(key, None)

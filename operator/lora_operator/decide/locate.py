@@ -223,7 +223,7 @@ def enforce_disruption_limit(draft: StatusDraft, child: Child, status: AnyStageS
         draft.fail(reason, f"{message.strip()} ({len(evicted)} times, runPolicy.backoffLimit)")
         return True
     lost = status.disruptions_in_a_row
-    # the last words of a pod that is still terminating may report progress
+    # a pod that is still terminating may report progress in its termination message
     if lost < draft.spec.run_policy.disruption_limit or any(is_leaving(pod) for pod in child.pods):
         return False
     failure = status.last_failure if isinstance(status, TrainingStatus) else None

@@ -236,7 +236,7 @@ def _read_waiting(child: Child, hint: Hint | None) -> Starting:
 
 
 def _is_older(hint: Hint, pod: Pod | None) -> bool:
-    """Whether what a hint says was over before a pod ended. Kubernetes keeps Events for an hour."""
+    """Whether a hint is from before a pod ended, so that it explains an earlier wait. Kubernetes keeps Events for an hour."""
     ended = pod.finished_at if pod else None
     return ended is not None and hint.time is not None and hint.time < ended
 
@@ -273,7 +273,9 @@ def lost_pods(child: Child, after: datetime | None) -> list[Pod]:
     Pods of a Job are created one after another, and their times of creation come from one clock.
     """
     lost = [pod for pod in child.pods if is_disrupted(pod) or is_leaving(pod)]
-    return [pod for pod in lost if after is None or ((order := creation(pod)) is not None and order > after)]
+    if after is None:
+        return lost
+    return [pod for pod in lost if (created := creation(pod)) is not None and created > after]
 
 
 def creation(pod: Pod) -> datetime | None:

@@ -271,7 +271,7 @@ class StatusDraft:
                 continue
             ended = [pod.finished_at for pod in child.pods if pod.held_open and pod.finished_at]
             if not ended and self._has_result_of(child) and self.status.finish_time:
-                # another replica has seen the pod's end, which this one has yet to see
+                # the status is another replica's, and this one's watch has not reported the end of the pod
                 ended = [self.status.finish_time]
             due = held_open_until(max(ended), self.now) if ended else self.now
             if self.now < due:
@@ -285,7 +285,7 @@ class StatusDraft:
         return self.status.phase is Phase.SUCCEEDED and training is not None and training.job_uid == child.uid
 
     def _restore_children(self) -> None:
-        """Restore what identifies a child Job whose pod runs without it: a person may have removed its labels.
+        """Restore the labels and the owner of a child Job that has a pod but is not reported: a person may have removed them.
 
         If the child Job has been deleted instead, nothing happens, and its pod is about to terminate.
         """
@@ -328,7 +328,7 @@ class StatusDraft:
 
 
 def _without_numbers(message: str) -> str:
-    """Replace numbers, with the units of quantities: Kubernetes writes 7900m, but 8."""
+    """Replace numbers by 0, with the suffixes of quantities: Kubernetes writes 7900m, but 8 and not 8000m."""
     return re.sub(r"\d+(?:m|k|[KMGTPE]i?)?\b|\d+", "0", message)
 
 

@@ -16,15 +16,14 @@ from lora_api.stages import AnnotateConfig, StageName, TrainConfig
 from ..quantities import parse_quantity
 from ..settings import Images
 
+SEGMENTATION_MEMORY = "2Gi"
+"""Smallest memory of an annotation pod with a segmentation model. A CLIPSeg model of 150 million weights, torch and an
+image took 1 GB."""
+
 
 def stage_pods(profile: Profile, stage: StageName) -> StagePods:
     """Return the profile's settings for the pods of a stage."""
     return profile.pods.train if stage == StageName.TRAIN else profile.pods.annotate
-
-
-SEGMENTATION_MEMORY = "2Gi"
-"""Smallest memory of an annotation pod with a segmentation model. A CLIPSeg model of 150 million weights, torch and an
-image took 1 GB."""
 
 
 def build_resources(spec: JobSpec, profile: Profile, config: AnnotateConfig | TrainConfig) -> dict[str, Any]:
