@@ -31,7 +31,8 @@ class Model(BaseModel):
     )
 
     def __hash__(self) -> int:
-        # pydantic copies a default that has no hash, such as a model with a list, for every model that it makes
+        # pydantic copies a default that cannot be hashed, such as a model with a list, for every model that it creates.
+        # The type is enough: equal models have equal hashes.
         return hash(type(self))
 
     def to_wire(self) -> dict[str, Any]:

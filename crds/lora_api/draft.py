@@ -14,7 +14,7 @@ from .training import Recipe, Training
 PREVIEWS = 5
 """Number of times that previews are generated, by default, while a drafted job trains."""
 TYPICAL_IMAGES = 10
-"""Number of images that the steps of a drafted job with a recipe are estimated for. They only space out the previews."""
+"""Number of images for which the steps of a recipe are estimated. Only the interval of the previews depends on them."""
 MAX_NAME = 50
 """Characters of a derived name."""
 

@@ -50,7 +50,7 @@ _PATTERNS = [
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{1,20}://)[^/\s@]{1,400}@"), rf"\1{MASK}@"),
 ]
 
-# Each pattern needs one of these. Most texts have none, and are searched once and not a dozen times.
+# Every text that a pattern matches contains one of these. Most texts have none: one search then replaces a dozen.
 _TRIGGERS = re.compile(
     r"(?i)bearer|basic|key|authorization|passw|secret|token|sk-|hf_|gh[opsur]_|github_pat_|glpat-|xox|aiza|whsec_|eyJ|akia|asia|x-amz-|sig|://"
 )

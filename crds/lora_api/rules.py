@@ -223,10 +223,7 @@ class AnyVariantSets:
 
 @dataclass(frozen=True)
 class EqualVariants:
-    """Holds when two of training.variants train with the same settings.
-
-    Such variants are only advised against, so there is no CEL.
-    """
+    """Holds when two of training.variants train with the same settings. It has no CEL, because it is only for advice."""
 
     def holds(self, spec: BaseModel) -> bool:
         trainings = [training.model_dump_json() for training in _value(spec, "training").trainings().values()]
@@ -238,7 +235,7 @@ class EqualVariants:
 
 @dataclass(frozen=True)
 class Positive:
-    """Holds when a sum of products of fields is above 0. Fields must be integers where the rule is also one of the CRD."""
+    """Holds when a sum of products of fields is above 0. In the rules of the CRD, the fields must be integers."""
 
     terms: tuple[tuple[int, tuple[str, ...]], ...]
     """A factor and the fields to multiply, for each summand."""

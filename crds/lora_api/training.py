@@ -415,17 +415,12 @@ class Training(Model):
             for name in ("rank", "alpha", "max_steps", "learning_rate", "seed")
             if (value := getattr(variant, name)) is not None
         }
-        is_prodigy = self.optimizer in (Optimizer.PRODIGY, Optimizer.PRODIGY_SCHEDULE_FREE)
-        has_one_rate = self.text_encoder.learning_rate == self.learning_rate
-        if variant.learning_rate is not None and is_prodigy and has_one_rate:
-            # The text encoders got the rate of the UNet: see `_choose_learning_rates`.
-            changes["text_encoder"] = self.text_encoder.model_copy(
-                update={"learning_rate": variant.learning_rate}
-            )
-        if variant.learning_rate is not None and self.optimizer == Optimizer.PRODIGY:
-            changes["token_embeddings"] = self.token_embeddings.model_copy(
-                update={"learning_rate": variant.learning_rate}
-            )
+        if variant.learning_rate is not None:
+            for name in _SECTIONS_WITH_UNET_RATE.get(self.optimizer, {}).values():
+                section = getattr(self, name)
+                # ProdigyScheduleFree allows another rate, which the variant keeps
+                if section.learning_rate == self.learning_rate:
+                    changes[name] = section.model_copy(update={"learning_rate": variant.learning_rate})
         if variant.targets is not None:
             changes["adapter"] = self.adapter.model_copy(update={"targets": variant.targets})
         return self.model_copy(update={**changes, "variants": []})
@@ -446,35 +441,36 @@ class Training(Model):
 
         It multiplies its own estimate by the learning rate, so the default is 1 instead of the fields' defaults. The
         text encoders and the token embeddings get the rate of the UNet: Prodigy takes one rate only, and
-        ProdigyScheduleFree, which does not support token embeddings, makes an estimate for each. Input may use the fields' camelCase or
-        Python names: both are read, and the Python name is removed where the camelCase one is set.
+        ProdigyScheduleFree, which does not support token embeddings, makes an estimate for each. Input may use the
+        fields' camelCase or Python names: both are read, and the Python name is removed where the camelCase one is set.
         """
-        if not isinstance(data, dict):
+        # compared one by one, because an invalid optimizer may have no hash
+        if not isinstance(data, dict) or data.get("optimizer") not in list(_SECTIONS_WITH_UNET_RATE):
             return data
         data = dict(data)
-        is_prodigy = data.get("optimizer") in (Optimizer.PRODIGY, Optimizer.PRODIGY_SCHEDULE_FREE)
-        if is_prodigy:
-            if data.get("learningRate", data.get("learning_rate")) is None:
-                data.pop("learning_rate", None)
-                data["learningRate"] = Decimal(1)
-            rate = data.get("learningRate", data.get("learning_rate"))
-            for name, python_name in _SECTIONS_WITH_ONE_RATE[data["optimizer"]].items():
-                section = data.get(name, data.get(python_name))
-                section = dict(section) if isinstance(section, dict) else {} if section is None else section
-                if not isinstance(section, dict):
-                    continue
-                if section.get("learningRate", section.get("learning_rate")) is None:
-                    data.pop(python_name, None)
-                    section.pop("learning_rate", None)
-                    data[name] = {**section, "learningRate": rate}
+        if data.get("learningRate", data.get("learning_rate")) is None:
+            data.pop("learning_rate", None)
+            data["learningRate"] = Decimal(1)
+        rate = data.get("learningRate", data.get("learning_rate"))
+        for name, python_name in _SECTIONS_WITH_UNET_RATE[data["optimizer"]].items():
+            section = data.get(name, data.get(python_name))
+            section = dict(section) if isinstance(section, dict) else {} if section is None else section
+            if (
+                isinstance(section, dict)
+                and section.get("learningRate", section.get("learning_rate")) is None
+            ):
+                data.pop(python_name, None)
+                section.pop("learning_rate", None)
+                data[name] = {**section, "learningRate": rate}
         return data
 
 
-_SECTIONS_WITH_ONE_RATE: Mapping[str, Mapping[str, str]] = {
+_SECTIONS_WITH_UNET_RATE: Mapping[str, Mapping[str, str]] = {
     Optimizer.PRODIGY: {"textEncoder": "text_encoder", "tokenEmbeddings": "token_embeddings"},
     Optimizer.PRODIGY_SCHEDULE_FREE: {"textEncoder": "text_encoder"},
 }
-"""Sections of `Training` that get the rate of the UNet, by optimizer: camelCase and Python name."""
+"""Sections of `Training` whose learning rate is that of the UNet unless they set one, by optimizer: camelCase and Python
+name."""
 
 
 def _set_fields(model: Model, data: dict[str, Any]) -> dict[str, Any]:
