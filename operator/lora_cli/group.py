@@ -17,7 +17,7 @@ from .exits import Exit
 
 CLICK_USAGE = 2
 """Click's own exit code for a wrong command line."""
-JARGON = {"Value error, ": "", "Input should be": "it must be"}
+REPLACEMENTS = {"Value error, ": "", "Input should be": "it must be"}
 """Words of pydantic in Typer's messages, and their replacements."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details on stderr.")]
@@ -26,7 +26,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print details on
 class Group(TyperGroup):
     """Command group that prints usage errors like all other errors, and exits with `Exit.USAGE`.
 
-    Typer would draw a box around them, and wrap them also in a pipe.
+    Typer would draw a box around them, and would wrap lines even if stderr is a pipe.
     """
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +55,7 @@ def _report_usage_errors() -> Iterator[None]:
         raise
     except UsageError as error:
         message = error.format_message()
-        for words, replacement in JARGON.items():
+        for words, replacement in REPLACEMENTS.items():
             message = message.replace(words, replacement)
         print_error(message)
         if error.ctx is not None:

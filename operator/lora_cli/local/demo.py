@@ -127,7 +127,7 @@ def _serve(page: Page, address: StoreAddress) -> int:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, also by SIGKILL: it would keep the port, without a store."""
+    """Let the kernel end this process with its parent, even if that gets SIGKILL: it would keep the port without a store."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

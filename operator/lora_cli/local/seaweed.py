@@ -23,8 +23,6 @@ STARTS = 3
 STOP_SECONDS = 10
 GRPC_COMPONENTS = ("MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER", "MSG_BROKER", "MSG_AGENT", "CLIENT")
 """Parts of SeaweedFS that have a certificate for gRPC, as in its security.toml."""
-
-
 GRPC_OFFSET = 10000
 """What SeaweedFS adds to a port for its gRPC port."""
 PORTS = range(20000, 22768)
@@ -190,7 +188,13 @@ def _program() -> str:
 
 
 def free_ports(host: str, count: int, other_than: int = 0) -> list[int]:
-    """Choose different free ports whose gRPC ports are free too."""
+    """Choose different free ports whose gRPC ports are free too.
+
+    Args:
+        host: the address to listen on.
+        count: number of ports.
+        other_than: a port that is not chosen, because a part of the store gets it; 0 for none.
+    """
     ports: list[int] = []
     while len(ports) < count:
         port = secrets.choice(PORTS)
