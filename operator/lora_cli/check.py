@@ -135,7 +135,7 @@ def check_images(spec: JobSpec, folder: Path | None) -> Iterator[Finding]:
 
 
 def _check_masks(spec: JobSpec) -> Iterator[Finding]:
-    """Say where to look at masks that a model makes: loading it here would take a download and minutes."""
+    """Say how to see the masks that a model makes. It is not loaded here, which would take a download and minutes."""
     from lora_api.job import Masks
 
     if spec.annotation.masks is Masks.MODEL:

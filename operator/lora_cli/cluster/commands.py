@@ -126,6 +126,7 @@ def _set_suspend(text: str, namespace: str, context: str, output: Format | None,
 
 
 def _advice(phase: str, suspend: bool) -> str:
+    """Return the end of the message about a job that has ended: what to do instead of suspending or resuming it."""
     if suspend or phase == "Succeeded":
         return f", so it cannot be {'suspended' if suspend else 'resumed'}"
     return ": raise runPolicy.retry to start it again, or submit it under another name"

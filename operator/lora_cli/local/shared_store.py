@@ -109,12 +109,9 @@ def _running(folder: Path) -> StoreAddress | None:
 
 
 def still_runs(folder: Path, address: StoreAddress) -> bool:
-    """Return whether the store that a command uses has not ended. Another one may have been started in its place."""
-    try:
-        pid = int(json.loads((folder / ADDRESS).read_text())["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return _read(folder) == address and Path(f"/proc/{pid}").exists()
+    """Return whether the store at an address has not ended. A store that was started in its place has another address."""
+    pid = _read_pid(folder)
+    return pid is not None and _read(folder) == address and Path(f"/proc/{pid}").exists()
 
 
 def _start(folder: Path, buckets: list[str]) -> StoreAddress:
@@ -152,6 +149,14 @@ def _read(folder: Path) -> StoreAddress | None:
         return None
 
 
+def _read_pid(folder: Path) -> int | None:
+    """Return the process id of the store; None when there is no valid file with it."""
+    try:
+        return int(json.loads((folder / ADDRESS).read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _answers(address: StoreAddress) -> bool:
     from lora_trainer.store import list_buckets
 
@@ -171,11 +176,13 @@ def _create_buckets(address: StoreAddress, buckets: list[str]) -> None:
 
 def stop_orphaned_store(folder: Path) -> None:
     """End the store of a server that was killed, so that two stores never use one folder of data."""
+    pid = _read_pid(folder)
+    if pid is None:
+        return
     try:
-        pid = int(json.loads((folder / ADDRESS).read_text())["pid"])
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         place = Path(f"/proc/{pid}/cwd").resolve()
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return
     # The process id may have been given to another program since.
     if b"mini" in command.split(b"\0") and place == folder.resolve():
