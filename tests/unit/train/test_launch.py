@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lora_api.exits import ExitCode
 from lora_api.job import TrainResources
 from lora_api.reasons import Reason
 from lora_api.stages import Outcome, StageResult
-from lora_trainer.train.launch import _failure, accelerate_command, write_exit_code, write_worker_result
+from lora_trainer.train.launch import _failure, worker_command, write_exit_code, write_worker_result
 
 
 def threads(cpu: str, gpus: int) -> int:
-    command = accelerate_command(Path("stage.json"), TrainResources(cpu=cpu, gpus=gpus))
-    return int(command[command.index("--num_cpu_threads_per_process") + 1])
+    command, environment = worker_command(Path("stage.json"), TrainResources(cpu=cpu, gpus=gpus))
+    if gpus > 1:
+        return int(command[command.index("--num_cpu_threads_per_process") + 1])
+    return int(environment["OMP_NUM_THREADS"])
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,22 @@ def test_threads_are_what_the_job_requests(
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads(cpu, gpus) == expected
+
+
+@pytest.mark.parametrize(("gpus", "on_cpu"), [(0, "true"), (1, "false")])
+def test_a_single_worker_needs_no_launcher(gpus: int, on_cpu: str) -> None:
+    command, environment = worker_command(Path("stage.json"), TrainResources(gpus=gpus))
+    assert command == [sys.executable, "-m", "lora_trainer", "train", "--config", "stage.json"]
+    assert environment["ACCELERATE_USE_CPU"] == on_cpu
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", on_cpu)
+        done = subprocess.run(
+            [sys.executable, "-c", "import accelerate; print(accelerate.PartialState().device.type)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout.strip() == ("cuda" if gpus and torch.cuda.is_available() else "cpu")
 
 
 def test_a_small_machine_and_an_administrator_have_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:

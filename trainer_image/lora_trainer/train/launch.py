@@ -1,4 +1,4 @@
-"""The entry point of the training container, which runs the workers under `accelerate launch`.
+"""The entry point of the training container, which runs one worker, or several under `accelerate launch`.
 
 accelerate's launcher turns every failure into exit code 1, and does not forward signals. So the workers write
 their process ids and exit codes to a folder. This process reads them to forward signals and to return the
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -42,7 +42,8 @@ def main(config_path: Path) -> int:
         log.error("%s", error)
         return error.exit_code
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
-        stopped = _supervise(accelerate_command(config_path, config.spec.resources.train), Path(folder))
+        command, environment = worker_command(config_path, config.spec.resources.train)
+        stopped = _supervise(command, environment, Path(folder))
         code, failure = _exit_code(Path(folder)), _failure(Path(folder))
     # When another worker fails, the first one fails too, since it gets no answer, or the launcher ends it. The job's
     # result is then that of the other worker.
@@ -63,11 +64,19 @@ def main(config_path: Path) -> int:
     return code
 
 
-def accelerate_command(config_path: Path, resources: TrainResources) -> list[str]:
-    """Build the command line. It gives every setting, because accelerate warns about those that are missing."""
-    gpus = resources.gpus
-    processes = max(gpus, 1)
+def worker_command(config_path: Path, resources: TrainResources) -> tuple[list[str], dict[str, str]]:
+    """Build the command line of the workers, and their environment variables.
+
+    A single worker is started without accelerate's launcher, which would only set these variables. Its imports take as
+    long as those of the worker.
+    """
+    processes = max(resources.gpus, 1)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, _cpus(resources.cpu) // processes))
+    worker = ["-m", "lora_trainer", "train", "--config", str(config_path)]
+    if processes == 1:
+        on_cpu = str(resources.gpus == 0).lower()
+        return [sys.executable, *worker], {"OMP_NUM_THREADS": threads, "ACCELERATE_USE_CPU": on_cpu}
+    # Every setting is given, because accelerate warns about those that are missing.
     options = {
         "--num_processes": str(processes),
         "--num_machines": "1",
@@ -75,14 +84,9 @@ def accelerate_command(config_path: Path, resources: TrainResources) -> list[str
         "--dynamo_backend": "no",
         "--num_cpu_threads_per_process": threads,
     }
-    flags = (["--cpu"] if gpus == 0 else []) + (["--multi_gpu"] if gpus > 1 else [])
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *(word for option in options.items() for word in option),
-        *flags,
-        "--quiet",
-        *("-m", "lora_trainer", "train", "--config", str(config_path)),
-    ]
+    words = [word for option in options.items() for word in option]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *words, "--multi_gpu", "--quiet"]
+    return [*launcher, *worker], {}
 
 
 def _cpus(requested: str) -> int:
@@ -143,10 +147,10 @@ def _write_number(path: Path, number: int) -> None:
     partial.replace(path)
 
 
-def _supervise(command: Sequence[str], folder: Path) -> bool:
-    """Run the launcher to its end, and forward SIGTERM and SIGINT as SIGTERM to each worker that has started.
+def _supervise(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> bool:
+    """Run the launcher, or the single worker, to its end, and forward SIGTERM and SIGINT as SIGTERM to each worker that has started.
 
-    If no worker has started, the launcher itself is terminated: there is no progress to save yet.
+    If no worker has started, the process itself is terminated: there is no progress to save yet.
 
     Returns:
         Whether a signal came before any worker had started.
@@ -157,17 +161,22 @@ def _supervise(command: Sequence[str], folder: Path) -> bool:
         received.append(number)
 
     before = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
-    environment = {"TRANSFORMERS_VERBOSITY": "error", **os.environ, FOLDER_VARIABLE: str(folder)}
+    variables = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        **os.environ,
+        **environment,
+        FOLDER_VARIABLE: str(folder),
+    }
     # In its own session, so that Ctrl-C reaches the workers only through this process.
-    launcher = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=variables, start_new_session=True)
     signalled: set[int] = set()
     ended = False
     try:
-        while launcher.poll() is None:
+        while process.poll() is None:
             if received:
                 _forward(folder, signal.SIGTERM, signalled)
                 if not signalled and not ended:
-                    os.killpg(launcher.pid, signal.SIGTERM)
+                    os.killpg(process.pid, signal.SIGTERM)
                     ended = True
             time.sleep(POLL_SECONDS)
     finally:
@@ -178,13 +187,13 @@ def _supervise(command: Sequence[str], folder: Path) -> bool:
 
 def _forward(folder: Path, number: signal.Signals, signalled: set[int]) -> None:
     for path in folder.glob("*.pid"):
-        process = int(path.read_text())
-        if process not in signalled:
-            signalled.add(process)
+        worker = int(path.read_text())
+        if worker not in signalled:
+            signalled.add(worker)
             try:
-                os.kill(process, number)
+                os.kill(worker, number)
             except ProcessLookupError:
-                log.info("worker %d has already exited", process)
+                log.info("worker %d has already exited", worker)
 
 
 def _exit_code(folder: Path) -> int | None:
