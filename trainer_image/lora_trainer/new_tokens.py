@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lora_api.job import Concept, Training
 
@@ -34,7 +34,28 @@ def insert_tokens(tokens: Sequence[str], text: str, word: str) -> str:
         tokens: the new tokens; empty leaves the text as it is.
         word: the concept's token.
     """
-    return re.sub(word_pattern(word), "".join(tokens), text, flags=re.IGNORECASE) if tokens else text
+    return insert_all({word: tokens}, text)
+
+
+def insert_all(tokens: Mapping[str, Sequence[str]], text: str) -> str:
+    """Put the new tokens of several adapters in place of their concepts' tokens, as `insert_tokens` does for one.
+
+    All are replaced in one pass, so that a token such as `1` is not searched in the names of another adapter's tokens.
+
+    Args:
+        tokens: the new tokens by the concept's token.
+    """
+    # The longest first: `CUS dog` before `CUS`.
+    words = sorted((word for word in tokens if tokens[word]), key=len, reverse=True)
+    if not words:
+        return text
+    pattern = "|".join(f"({word_pattern(word)})" for word in words)
+    return re.sub(
+        pattern,
+        lambda match: "".join(tokens[words[(match.lastindex or 1) - 1]]),
+        text,
+        flags=re.IGNORECASE,
+    )
 
 
 def trigger(concept: Concept, tokens: Sequence[str]) -> str:

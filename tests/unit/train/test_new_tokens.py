@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch.nn import Embedding
 
 from lora_api.job import Concept
-from lora_trainer.new_tokens import insert_tokens, opening, token_names, trigger
+from lora_trainer.new_tokens import insert_all, insert_tokens, opening, token_names, trigger
 from lora_trainer.train.model.tiny import write_tiny_sdxl
 from lora_trainer.train.model.token_embeddings import ExtendedEmbedding, load_into
 from lora_trainer.whole_words import has_word
@@ -33,6 +33,22 @@ def test_the_token_is_replaced_as_a_whole_word(text: str, word: str, expected: s
     assert insert_tokens(NEW, text, word) == expected
     assert has_word(text, word) == (text != expected)
     assert insert_tokens([], text, word) == text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ({"CUS": ["<a-1>"], "1": ["<b-0>"]}, "<a-1> and <b-0> at a focus 1x"),
+        ({"1": ["<b-0>"], "CUS": ["<a-1>"]}, "<a-1> and <b-0> at a focus 1x"),
+        ({"CUS": ["<a>"], "cus and 1": ["<b>"]}, "<b> at a focus 1x"),
+        ({"CUS": [], "1": ["<b>"]}, "CUS and <b> at a focus 1x"),
+        ({}, "CUS and 1 at a focus 1x"),
+    ],
+)
+def test_tokens_of_several_adapters_are_inserted_in_one_pass(
+    tokens: dict[str, list[str]], expected: str
+) -> None:
+    assert insert_all(tokens, "CUS and 1 at a focus 1x") == expected
 
 
 def test_openings_and_triggers_have_the_new_tokens() -> None:

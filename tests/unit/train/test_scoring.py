@@ -130,6 +130,7 @@ def test_the_best_score_is_published_and_ends_patience() -> None:
 def test_prompts_for_scores() -> None:
     concept = Concept(token="CUS", class_name="statue")
     assert without_token("a photo of a CUS statue in snow", concept) == "a photo of a statue in snow"
+    assert without_token("a cus statue in FOCUS", concept) == "a statue in FOCUS"
     assert scored_prompts(["a", "b", "c"]) == ["a", "b", "c", "a", "b", "c"]
     assert len(scored_prompts(["a"])) == 4
 

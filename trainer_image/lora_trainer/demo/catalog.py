@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from lora_api.job import Concept, ConceptType
 from lora_api.keys import JobKeys, parse_captions_key, parse_manifest_key
-from lora_api.manifest import Manifest
+from lora_api.manifest import Manifest, ManifestError
 
 from ..store import Bucket
 
@@ -87,9 +87,10 @@ def shared_token(manifests: Sequence[Manifest]) -> str:
 
 
 def _parse(key: str, data: bytes) -> Manifest | None:
-    """Parse a manifest; None if its format is not supported or it describes another job than that of its key."""
+    """Parse a manifest; None if its format is not supported, or it is not the manifest of the publication at its key."""
     try:
         manifest = Manifest.model_validate_json(data)
-    except ValidationError:
+        manifest.check(key)
+    except (ValidationError, ManifestError):
         return None
-    return manifest if parse_manifest_key(key) == (job_keys(manifest), manifest.attempt) else None
+    return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 
 from lora_api.job import Concept, Training
 
+from ...whole_words import word_pattern
 from ..data.encode import TextEmbedding
 from ..data.rng import generator_for
 from ..model.adapter import UNET, Adapted
@@ -27,7 +29,7 @@ def scored_prompts(prompts: Sequence[str]) -> list[str]:
 
 def without_token(prompt: str, concept: Concept) -> str:
     """Remove the concept's token, which CLIP models do not know, from a prompt."""
-    return " ".join(prompt.replace(concept.token, " ").split())
+    return " ".join(re.sub(word_pattern(concept.token), " ", prompt, flags=re.IGNORECASE).split())
 
 
 @torch.no_grad()
