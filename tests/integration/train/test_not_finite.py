@@ -137,6 +137,22 @@ def test_a_latent_that_is_not_finite_names_its_image_and_not_the_learning_rate(
     assert "learningRate" not in str(caught.value)
 
 
+def test_a_weight_of_the_base_model_that_is_not_finite_is_named_and_not_the_learning_rate(
+    make_job: JobMaker, tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_sdxl, tmp_path / "tiny-damaged"))
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    weights["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"][0, 0] = NAN
+    save_file(weights, path)
+    with pytest.raises(
+        StageError,
+        match=r"base model's weight mid_block\S+attn2\.to_k\.weight is not finite .*choose another baseModel",
+    ) as caught:
+        make_job(model=folder, maxSteps=4).run()
+    assert "learningRate" not in str(caught.value)
+
+
 def test_predicting_noise_on_a_zero_terminal_snr_schedule_trains(
     make_job: JobMaker, tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

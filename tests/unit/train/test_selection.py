@@ -130,6 +130,8 @@ def test_shards_come_with_their_index(variant: str, names: list[str]) -> None:
         ("text_encoder_2/model.fp16.safetensors", "has no weights text_encoder_2/"),
         ("text_encoder/config.json", "has no text_encoder/config.json"),
         ("tokenizer_2/", "has no tokenizer_2"),
+        ("tokenizer/vocab.json", "has no vocabulary of its tokenizer: add tokenizer/vocab.json"),
+        ("tokenizer_2/merges.txt", "has no vocabulary of its tokenizer_2"),
     ],
 )
 def test_what_is_missing_is_named(missing: str, words: str) -> None:

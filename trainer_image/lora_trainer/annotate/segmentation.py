@@ -50,8 +50,8 @@ class Segmenter:
         try:
             import torch
             import transformers
-            from huggingface_hub.errors import StrictDataclassError
-            from safetensors import SafetensorError
+
+            from ..pretrained import load, loading
         except ImportError as error:
             raise BadSetupError(
                 f"masks by a model need the training image, which has {error.name}", Reason.MODEL_UNAVAILABLE
@@ -59,25 +59,18 @@ class Segmenter:
         transformers.utils.logging.disable_progress_bar()
         self._torch = torch
         self._prompt = prompt
-        try:
+        what = "the segmentation model of the profile"
+        with loading(what):
             kind = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-            if kind != KIND:
-                raise BadConfigurationError(
-                    f"the segmentation model of the profile is of the kind {kind!r}: name a CLIPSeg model, for "
-                    "example CIDAS/clipseg-rd64-refined"
-                )
-            model, loaded = transformers.CLIPSegForImageSegmentation.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        if kind != KIND:
+            raise BadConfigurationError(
+                f"{what} is of the kind {kind!r}: name a CLIPSeg model, for example CIDAS/clipseg-rd64-refined"
             )
+        model = load(
+            transformers.CLIPSegForImageSegmentation, folder, what, use_safetensors=True, dtype=torch.float32
+        )
+        with loading(what):
             self._processor: Any = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-            raise BadConfigurationError(
-                f"the segmentation model of the profile cannot be loaded: {error}"
-            ) from error
-        if missing := sorted(loaded["missing_keys"]):
-            raise BadConfigurationError(
-                f"the segmentation model of the profile has no weights {missing[0]}: name one with a decoder"
-            )
         self._model: Any = model.eval()
 
     def mask(self, image: Image.Image, region: Box) -> Image.Image:

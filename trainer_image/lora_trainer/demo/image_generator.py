@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from ..new_tokens import MATRICES, insert_tokens
+from ..new_tokens import MATRICES, insert_all
+from ..pretrained import loading
 from ..train.model.base_model import BaseModel
 from ..train.model.token_embeddings import load_into
 from .generation_request import AppliedAdapter, GenerationRequest
@@ -22,20 +23,27 @@ class ImageGenerator:
     """Generates images with one base model. A lock serializes the requests of concurrent users."""
 
     def __init__(self, model: BaseModel) -> None:
+        """
+        Raises:
+            BadConfigurationError: if the base model is damaged or lacks weights.
+        """
         device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-        vae = (
-            {"vae": AutoencoderKL.from_pretrained(model.vae_folder, torch_dtype=dtype)}
-            if model.vae_folder
-            else {}
-        )
-        self._pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
-            model.folder,
-            variant=model.variant,
-            torch_dtype=dtype,
-            scheduler=EulerDiscreteScheduler.from_pretrained(model.folder, subfolder="scheduler"),
-            add_watermarker=False,
-            **vae,
-        ).to(device)
+        first, second = model.text_encoders(dtype)
+        unet = model.unet(dtype)
+        # The pipeline itself upcasts a VAE that overflows in fp16, for each image.
+        vae = model.vae(dtype).to(dtype)
+        with loading("the base model"):
+            self._pipeline: Any = StableDiffusionXLPipeline.from_pretrained(
+                model.folder,
+                unet=unet,
+                vae=vae,
+                text_encoder=first.encoder,
+                text_encoder_2=second.encoder,
+                tokenizer=first.tokenizer,
+                tokenizer_2=second.tokenizer,
+                scheduler=EulerDiscreteScheduler.from_pretrained(model.folder, subfolder="scheduler"),
+                add_watermarker=False,
+            ).to(device)
         self._pipeline.set_progress_bar_config(disable=True)
         self._loaded: set[str] = set()
         self._tokens: dict[Path, list[str]] = {}
@@ -97,10 +105,10 @@ class ImageGenerator:
 
     def _with_new_tokens(self, text: str, adapters: Sequence[AppliedAdapter]) -> str:
         """Put the new tokens of adapters in place of their concepts' tokens; load those that are not loaded."""
-        for adapter in adapters:
-            if adapter.embeddings:
-                text = insert_tokens(self._load_tokens(adapter.embeddings), text, adapter.word)
-        return text
+        tokens = {
+            adapter.word: self._load_tokens(adapter.embeddings) for adapter in adapters if adapter.embeddings
+        }
+        return insert_all(tokens, text)
 
     def _load_tokens(self, path: Path) -> list[str]:
         if path not in self._tokens:

@@ -12,9 +12,12 @@ from collections.abc import Collection
 from ..errors import BadConfigurationError
 
 WITH_WEIGHTS = ("unet", "text_encoder", "text_encoder_2", "vae")
-WITHOUT = ("tokenizer", "tokenizer_2", "scheduler")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+WITHOUT = (*TOKENIZERS, "scheduler")
 """Components of an SDXL pipeline with and without weights. The VAE is last, because it is optional."""
 INDEX = "model_index.json"
+VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
+"""Files of a tokenizer, one of these sets. Without them transformers makes a tokenizer that knows no words."""
 
 
 def pipeline_files(names: Collection[str], variant: str, own_vae: bool) -> list[str]:
@@ -40,6 +43,12 @@ def pipeline_files(names: Collection[str], variant: str, own_vae: bool) -> list[
         matching = [name for name in names if re.fullmatch(rf"{component}/[^/]+\.(json|txt)", name)]
         if not matching:
             raise BadConfigurationError(f"has no {component}, so it is not an SDXL pipeline")
+        if component in TOKENIZERS and not any(
+            {f"{component}/{name}" for name in vocabulary} <= set(matching) for vocabulary in VOCABULARIES
+        ):
+            raise BadConfigurationError(
+                f"has no vocabulary of its {component}: add {component}/vocab.json and merges.txt, or tokenizer.json"
+            )
         chosen += matching
     return sorted(chosen)
 

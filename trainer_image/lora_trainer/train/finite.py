@@ -52,6 +52,9 @@ def encoding_error(what: str, dtype: torch.dtype) -> str:
 TEXT_EMBEDDING = "the text embedding"
 """Beginning of the places that are results of the text encoders, not of the UNet."""
 
+BASE_WEIGHT = "the base model's weight"
+"""Beginning of the places that are frozen weights of the UNet."""
+
 
 def divergence_advice(place: str, dtype: torch.dtype) -> str:
     """Advise which settings to change.
@@ -62,6 +65,8 @@ def divergence_advice(place: str, dtype: torch.dtype) -> str:
     if place.startswith(TEXT_EMBEDDING):
         return "lower training.textEncoder.learningRate or training.tokenEmbeddings.learningRate"
     advice = "lower training.learningRate, or raise training.lrWarmupSteps"
+    if place.startswith(BASE_WEIGHT):
+        advice = "replace the files of the base model, or choose another baseModel"
     if dtype == torch.float16:
         advice += ", or set training.mixedPrecision to bf16 or fp32"
     return advice

@@ -32,7 +32,7 @@ from .data.rng import image_index, sample_rng, sample_timestep
 from .data.streams import SampleStream
 from .data.transfer import to_device
 from .ema import EMA
-from .finite import TEXT_EMBEDDING, DivergedError, all_finite, divergence_advice, quote
+from .finite import BASE_WEIGHT, TEXT_EMBEDDING, DivergedError, all_finite, divergence_advice, quote
 from .graphs import PassGraphs
 from .model.flat_parameters import FlatParameters
 from .model.precision import autocast
@@ -377,11 +377,25 @@ def locate_not_finite(state: TrainState, step: int) -> str:
                 if not all_finite([batch.latents]):
                     return f"the latent of the image with the caption {quote(item.caption)}"
                 if not all_finite([predict(state.unet, state.noise_scheduler, batch)]):
+                    if damaged := _damaged_weight(state.unet):
+                        return f"{BASE_WEIGHT} {damaged}"
                     return f"the UNet's prediction at timestep {int(batch.timesteps)}"
                 losses = sample_losses(state.unet, state.noise_scheduler, batch, training)
                 if not all_finite([losses]):
                     return f"the loss at timestep {int(batch.timesteps)}"
     return "the gradient"
+
+
+def _damaged_weight(unet: UNet2DConditionModel) -> str:
+    """Return the name of the first frozen weight that is not finite; empty if all are."""
+    return next(
+        (
+            name.replace(".base_layer", "")
+            for name, weight in unet.named_parameters()
+            if not weight.requires_grad and not all_finite([weight])
+        ),
+        "",
+    )
 
 
 def _finite_or_none(number: float) -> float | None:

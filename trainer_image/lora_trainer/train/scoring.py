@@ -21,6 +21,7 @@ from lora_api.stages import TrainConfig
 
 from ..errors import BadConfigurationError
 from ..model_cache import provide_encoder
+from ..pretrained import load, loading
 from ..store import Bucket
 
 
@@ -54,20 +55,20 @@ class EmbeddingScorer:
             references: the training images.
 
         Raises:
-            BadConfigurationError: if transformers cannot load a model.
+            BadConfigurationError: if a model cannot be loaded, or the second one is not a CLIP model.
         """
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        try:
-            self._encoder = AutoModel.from_pretrained(likeness).to(device).eval()
+        what = "the profile's scoring.likeness"
+        # Of an image classifier the class token is used, and not the pooler.
+        self._encoder = load(AutoModel, likeness, what, unused=("pooler.",)).to(device).eval()
+        with loading(what):
             self._prepare = AutoImageProcessor.from_pretrained(likeness)
-            self._clip = AutoModel.from_pretrained(fidelity).to(device).eval()
+        what = "the profile's scoring.fidelity"
+        self._clip = load(AutoModel, fidelity, what).to(device).eval()
+        with loading(what):
             self._prepare_clip = AutoImageProcessor.from_pretrained(fidelity)
             self._tokenizer = AutoTokenizer.from_pretrained(fidelity)
-        except (OSError, ValueError, KeyError) as error:
-            raise BadConfigurationError(
-                f"a scoring model of the profile cannot be loaded: {error}"
-            ) from error
         if not hasattr(self._clip, "get_text_features"):
             raise BadConfigurationError(
                 f"scoring.fidelity of the profile is a {type(self._clip).__name__}: name a CLIP model"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lora_api.reasons import Reason
 
-from ...errors import BadSetupError
+from ...errors import BadConfigurationError, BadSetupError
 from .protocol import Question, Reply, TokenUsage
 
 FIELD_TOKENS = 32
@@ -31,26 +31,26 @@ class LocalProvider:
             model: a folder, or a repository of the hub, that `AutoModelForImageTextToText` loads.
 
         Raises:
-            BadSetupError: ModelUnavailable, when the libraries, the model or its chat template are missing.
+            BadSetupError: ModelUnavailable, when the libraries, the model or its chat template are missing, or the model is damaged.
         """
         try:
             import torch
             from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            from ...pretrained import load, loading
         except ImportError as error:
             raise BadSetupError(
                 f"a local model needs the training image, which has {error.name}", Reason.MODEL_UNAVAILABLE
             ) from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        what = f"the local model {model!r}"
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(model)
-            self._model: Any = (
-                AutoModelForImageTextToText.from_pretrained(model, dtype=dtype).to(device).eval()
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise BadSetupError(
-                f"the local model {model!r} cannot be loaded: {error}", Reason.MODEL_UNAVAILABLE
-            ) from error
+            with loading(what):
+                self._processor: Any = AutoProcessor.from_pretrained(model)
+            self._model: Any = load(AutoModelForImageTextToText, model, what, dtype=dtype).to(device).eval()
+        except (BadConfigurationError, ImportError) as error:
+            raise BadSetupError(str(error), Reason.MODEL_UNAVAILABLE) from error
         tokenizer = getattr(self._processor, "tokenizer", None)
         if not (getattr(self._processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)):
             raise BadSetupError(

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -19,6 +19,7 @@ from lora_api.stages import TrainConfig
 
 from ...errors import BadConfigurationError, BadSetupError
 from ...model_cache import CachedModel, fill, find, origin_of
+from ...pretrained import load, loading
 from ...store import Bucket
 
 PREDICTIONS = ("epsilon", "v_prediction")
@@ -46,31 +47,40 @@ class BaseModel:
     """Folder of a VAE that replaces the pipeline's own."""
 
     def unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        return UNet2DConditionModel.from_pretrained(
-            self.folder, subfolder="unet", variant=self.variant, torch_dtype=dtype
+        """Load the UNet in `dtype`.
+
+        Raises:
+            BadConfigurationError: if it is damaged or lacks weights, as for every part.
+        """
+        unet: UNet2DConditionModel = self._load(
+            UNet2DConditionModel, "UNet", subfolder="unet", torch_dtype=dtype
         )
+        return unet
 
     def vae(self, dtype: torch.dtype) -> AutoencoderKL:
         """Load the VAE in `dtype`, or in float32 if it overflows in fp16 (`force_upcast`)."""
         folder = self.vae_folder or self.folder
-        place = {} if self.vae_folder else {"subfolder": "vae"}
-        config = AutoencoderKL.load_config(folder, **place)
-        # Chosen before loading: weights that are rounded to 16 bits first cannot be restored.
-        exact = torch.float32 if config.get("force_upcast", True) else dtype
-        variant = {} if self.vae_folder else {"variant": self.variant}
-        return AutoencoderKL.from_pretrained(folder, torch_dtype=exact, **place, **variant)
+        place: dict[str, Any] = {} if self.vae_folder else {"subfolder": "vae"}
+        with loading(_part("VAE")):
+            config = AutoencoderKL.load_config(folder, **place)
+            # Chosen before loading: weights that are rounded to 16 bits first cannot be restored.
+            exact = torch.float32 if config.get("force_upcast", True) else dtype
+        if not self.vae_folder:
+            place["variant"] = self.variant
+        vae: AutoencoderKL = load(AutoencoderKL, folder, _part("VAE"), torch_dtype=exact, **place)
+        return vae
 
     def text_encoders(self, dtype: torch.dtype) -> tuple[TextEncoderModel, TextEncoderModel]:
-        first = CLIPTextModel.from_pretrained(
-            self.folder, subfolder="text_encoder", variant=self.variant, dtype=dtype
+        first = self._load(CLIPTextModel, "text encoder", subfolder="text_encoder", dtype=dtype)
+        second = self._load(
+            CLIPTextModelWithProjection, "second text encoder", subfolder="text_encoder_2", dtype=dtype
         )
-        second = CLIPTextModelWithProjection.from_pretrained(
-            self.folder, subfolder="text_encoder_2", variant=self.variant, dtype=dtype
-        )
-        return (
-            TextEncoderModel(CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer"), first),
-            TextEncoderModel(CLIPTokenizer.from_pretrained(self.folder, subfolder="tokenizer_2"), second),
-        )
+        with loading(_part("tokenizers")):
+            tokenizers = [
+                CLIPTokenizer.from_pretrained(self.folder, subfolder=name)
+                for name in ("tokenizer", "tokenizer_2")
+            ]
+        return TextEncoderModel(tokenizers[0], first), TextEncoderModel(tokenizers[1], second)
 
     def noise_scheduler(self) -> DDPMScheduler:
         """Load the model's noise schedule and prediction type, for training.
@@ -79,15 +89,24 @@ class BaseModel:
             BadConfigurationError: for models with another formulation, whose inputs and loss are scaled differently:
                 EDM (Karras et al. 2022, arXiv:2206.00364), such as Playground v2.5, and flow matching.
         """
-        config = DDPMScheduler.load_config(self.folder, subfolder="scheduler")
-        name = config["_class_name"]
-        prediction = config.get("prediction_type", "epsilon")
+        with loading(_part("scheduler")):
+            config = DDPMScheduler.load_config(self.folder, subfolder="scheduler")
+            name = config["_class_name"]
+            prediction = config.get("prediction_type", "epsilon")
         if name.startswith(("EDM", "FlowMatch")) or prediction not in PREDICTIONS:
             raise BadConfigurationError(
                 f"the base model's scheduler is {name} with prediction {prediction}: only models that "
                 f"predict {' or '.join(PREDICTIONS)} on DDPM's schedule can be trained; choose another baseModel"
             )
-        return DDPMScheduler.from_config(config)
+        with loading(_part("scheduler")):
+            return DDPMScheduler.from_config(config)
+
+    def _load(self, kind: Any, name: str, **options: Any) -> Any:
+        return load(kind, self.folder, _part(name), variant=self.variant, **options)
+
+
+def _part(name: str) -> str:
+    return f"the base model's {name}"
 
 
 @dataclass(frozen=True)
