@@ -92,8 +92,25 @@ class CaptionRow(BaseModel):
 
 
 def write_rows(rows: Iterable[CaptionRow]) -> bytes:
-    """Write rows as a metadata.jsonl in UTF-8."""
-    return "".join(row.to_line() for row in rows).encode()
+    """Write rows as a metadata.jsonl in UTF-8.
+
+    Raises:
+        CaptionRowsError: when a row or the file is larger than `read_rows` accepts.
+    """
+    lines = []
+    for row in rows:
+        line = row.to_line().encode()
+        if len(line) > MAX_LINE_BYTES:
+            raise CaptionRowsError(
+                f"the captions of {row.file_name} must have at most {MAX_LINE_BYTES} bytes together; they have {len(line)}"
+            )
+        lines.append(line)
+    size = sum(map(len, lines))
+    if size > MAX_FILE_BYTES:
+        raise CaptionRowsError(
+            f"the captions of all images must have at most {MAX_FILE_BYTES} bytes together; they have {size}"
+        )
+    return b"".join(lines)
 
 
 def read_rows(data: bytes) -> list[CaptionRow]:

@@ -289,6 +289,20 @@ def test_repeats_of_a_list(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", line(file_name="a.jpg", repeats=3) + line(file_name="b.jpg", text="", repeats=2)),
+        ("metadata.csv", b"file_name,repeats\na.jpg,3\nb.jpg,2\n"),
+    ],
+    ids=["jsonl", "csv"],
+)
+def test_repeats_without_a_caption_leave_the_caption_to_others(tmp_path, name, content):
+    found = read(tmp_path, ["a.jpg", "b.jpg"], {name: content, "b.txt": b"two"})
+    assert (found.captions, found.repeats) == ({"b.jpg": "two"}, {"a.jpg": 3, "b.jpg": 2})
+    assert found.warnings == []
+
+
+@pytest.mark.parametrize(
     ("columns", "warning"),
     [
         ({"repeats": 0}, "its repeats, which must be a whole number from 1 to 100; not used"),

@@ -24,6 +24,14 @@ def test_rows_come_back_as_they_were_written() -> None:
     assert write_rows(rows).splitlines()[0].startswith(b'{"file_name": "000.png", "text": "a photo')
 
 
+def test_what_could_not_be_read_again_is_not_written() -> None:
+    long = CaptionRow(file_name="000.png", text="a", captions=["ü" * 16_000] * 3)
+    with pytest.raises(CaptionRowsError, match=r"the captions of 000\.png must have at most 65536 bytes"):
+        write_rows([long])
+    with pytest.raises(CaptionRowsError, match="the captions of all images must have at most 1048576 bytes"):
+        write_rows([CaptionRow(file_name=f"{index}.png", text="a" * 16_000) for index in range(70)])
+
+
 @pytest.mark.parametrize(
     ("written", "text"),
     [("a", "a"), (["a", "b"], "a"), ([], ""), (None, "")],

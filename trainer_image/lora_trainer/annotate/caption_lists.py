@@ -23,6 +23,8 @@ NAME_COLUMNS = (
 """Accepted names of the column with the image's name. The first one with a value is used."""
 TEXT_COLUMNS = ("text", "caption", "prompt", "description", "captions")
 """Accepted names of the column with the caption. The first one with a value is used."""
+REPEATS_COLUMN = "repeats"
+"""A row may have repeats and no caption, which the stage then writes."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def csv_rows(text: str) -> Iterator[Row]:
 
 def _is_header(columns: Iterable[str]) -> bool:
     names = {_column(column.strip().strip('"')) for column in columns}
-    return bool(names.intersection(NAME_COLUMNS) and names.intersection(TEXT_COLUMNS))
+    return bool(names.intersection(NAME_COLUMNS) and names.intersection((*TEXT_COLUMNS, REPEATS_COLUMN)))
 
 
 def _csv_row(header: list[str], row: list[str], delimiter: str) -> ImageRow | str:
@@ -129,9 +131,9 @@ def _row(columns: dict[str, Any]) -> ImageRow | str:
     if not name:
         return "it has no file_name"
     texts = [columns[column] for column in TEXT_COLUMNS if column in columns]
-    if not texts:
+    if not texts and REPEATS_COLUMN not in columns:
         return "it has no text"
-    value, captions = next(filter(None, texts), texts[0]), columns.get("captions")
+    value, captions = next(filter(None, texts), texts[0] if texts else None), columns.get("captions")
     more = [] if value is captions else _list(captions)
     if isinstance(value, list):  # several captions of one image
         strings = [item for item in value if isinstance(item, str)]
@@ -140,7 +142,7 @@ def _row(columns: dict[str, Any]) -> ImageRow | str:
         return "its text is not a string"
     if value is not None and len(value) > MAX_CAPTION_CHARACTERS:
         return f"its text has more than {MAX_CAPTION_CHARACTERS} characters"
-    return _with_extras(ImageRow(name, value or ""), more, columns.get("repeats"))
+    return _with_extras(ImageRow(name, value or ""), more, columns.get(REPEATS_COLUMN))
 
 
 def _list(value: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from ..store import ObjectMissingError, StoredObject
 from .caption_format import plain_text
-from .caption_lists import csv_rows, json_rows
+from .caption_lists import ImageRow, csv_rows, json_rows
 from .file_names import normal_name, without_suffix
 from .sources import Source
 from .text_encoding import UnreadableTextError, decode_text
@@ -188,14 +188,20 @@ def _take_rows(name: str, text: str, key: str, index: ImageIndex, result: Captio
             result.warnings.append(f"{where}: {file_name[:100]!r} names {len(targets)} images; not used")
         elif not targets:
             result.warnings.append(f"{where}: {file_name[:100]!r} is not an image of the dataset; not used")
-        elif not caption:
+        elif not caption and not row.repeats:
             result.warnings.append(f"{where}: the caption of {file_name[:100]!r} is empty; not used")
-        elif targets[0] in result.captions:
+        elif caption and targets[0] in result.captions:
             result.warnings.append(f"{where}: {file_name[:100]!r} has a caption already; not used")
         else:
-            result.captions[targets[0]] = caption
-            result.warnings += [f"{where}: {note}; not used" for note in row.notes]
-            if row.more:
-                result.more[targets[0]] = row.more
-            if row.repeats:
-                result.repeats[targets[0]] = row.repeats
+            _take_row(row, caption, where, targets[0], result)
+
+
+def _take_row(row: ImageRow, caption: str, where: str, key: str, result: CaptionFiles) -> None:
+    """Add a row to its image. Without a caption it has only repeats, and the stage writes the caption."""
+    result.warnings += [f"{where}: {note}; not used" for note in row.notes]
+    if caption:
+        result.captions[key] = caption
+        if row.more:
+            result.more[key] = row.more
+    if row.repeats:
+        result.repeats[key] = row.repeats

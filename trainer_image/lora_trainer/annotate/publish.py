@@ -8,11 +8,12 @@ from pathlib import PurePosixPath
 from pydantic import ValidationError
 
 from lora_api.base import Lenient
-from lora_api.caption_rows import CaptionRow, write_rows
+from lora_api.caption_rows import CaptionRow, CaptionRowsError, write_rows
 from lora_api.keys import JobKeys
 from lora_api.manifest import CaptionsManifest, FileEntry, canonical_json, sha256_hex
 from lora_api.status import DatasetStatus, SkippedImage, Usage
 
+from ..errors import BadDataError
 from ..store import Bucket, ObjectMissingError, ObjectTooLargeError
 from .captions import Caption, Captioned
 from .intake import DatasetImage
@@ -73,8 +74,12 @@ class Published(Lenient):
 
 
 def metadata_lines(images: Sequence[DatasetImage], captioned: Captioned) -> bytes:
-    """Build metadata.jsonl: captions, size, crop, repeats and mask of each clean image."""
-    return write_rows(
+    """Build metadata.jsonl: captions, size, crop, repeats and mask of each clean image.
+
+    Raises:
+        BadDataError: when the captions are too long together.
+    """
+    rows = [
         CaptionRow(
             file_name=image.file_name,
             text=captioned.captions[image.file_name].text,
@@ -86,7 +91,11 @@ def metadata_lines(images: Sequence[DatasetImage], captioned: Captioned) -> byte
             mask=PurePosixPath(image.mask.key).name if image.mask else None,
         )
         for image in images
-    )
+    ]
+    try:
+        return write_rows(rows)
+    except CaptionRowsError as error:
+        raise BadDataError(f"{error}; shorten them in the dataset") from error
 
 
 def report_image(image: DatasetImage, caption: Caption) -> ImageReport:
@@ -121,6 +130,9 @@ def publish(
         images: the images that have a caption.
         dataset: `dataset_sha256` of the customer's images and masks, and of masks by a model.
         model: the language model; empty if none was asked.
+
+    Raises:
+        BadDataError: as in `metadata_lines`. Nothing is written then.
     """
     captions = bucket.put(keys.captions, metadata_lines(images, captioned), "application/x-ndjson")
     written = write_report(bucket, keys, report)
