@@ -83,6 +83,11 @@ class Resource:
     def ended(self) -> bool:
         return self.phase in (Phase.SUCCEEDED, Phase.FAILED)
 
+    @property
+    def may_start(self) -> bool:
+        """Whether its next decision may start a stage: it has not ended, or is to be tried again."""
+        return not self.ended or self.retry_requested
+
     def runs(self, children: Iterable[Child]) -> bool:
         """Return whether a child Job that the status names has not ended. Others may be forged, to take a place."""
         known = self.child_uids

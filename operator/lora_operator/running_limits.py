@@ -55,7 +55,7 @@ class RunningLimits:
         without its last refusal.
         """
         limit = self._limit(resource)
-        if limit is None or resource.ended:
+        if limit is None or not resource.may_start:
             return "", None
         if resource.uid in self.admit(resource.profile, limit):
             # from here on it keeps its place until `record` or `record_error`: its child Job may be created
@@ -126,7 +126,7 @@ class RunningLimits:
                 continue
             running = self._has_place(resource)
             idle = resource.suspended or resource.deleting or resource.phase in IDLE_PHASES
-            if running or not (resource.ended or idle):
+            if running or (resource.may_start and not idle):
                 yield Candidate(
                     resource.uid,
                     resource.namespace,

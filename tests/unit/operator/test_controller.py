@@ -463,6 +463,7 @@ class TwoNamespaces(World):
 
 
 OTHER_KEY = ("crowd", "bust")
+LATER = NOW + seconds(3600)
 
 
 def one_at_once(world: TwoNamespaces, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Controller:
@@ -579,3 +580,29 @@ def test_a_job_that_its_profile_no_longer_allows_leaves_its_place(
     asyncio.run(reconcile(on, KEY, OTHER_KEY))
     assert reason_and_message(world, KEY[1])[0] == "ProfileNotFound"
     assert world.objects["loratrainingjobs", OTHER_KEY[1]]["status"]["phase"] == "Annotating"
+
+
+def test_a_failed_job_that_is_tried_again_waits_for_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = TwoNamespaces()
+    world.quota = False
+    over = decide(snapshot(spec={"runPolicy": {"activeDeadlineSeconds": 60}}, status=annotated()), LATER)
+    assert over.status.phase == Phase.FAILED
+    world.resource = world._keep(RESOURCES, {**world.resource, "status": over.status.to_wire()})
+    on = one_at_once(world, tmp_path, monkeypatch)
+    asyncio.run(reconcile(on, OTHER_KEY))
+    assert len(world.created) == 1, "the other job has the only place"
+    again = wire_spec(annotation={"mode": "Template"}, runPolicy={"retry": 1})
+    on.cache.resources.update(
+        world._keep(RESOURCES, {**world.objects["loratrainingjobs", KEY[1]], "spec": again})
+    )
+    asyncio.run(reconcile(on, KEY, KEY))
+    assert len(world.created) == 1
+    assert reason_and_message(world, KEY[1])[0] == "Queued"
+    assert "allows 1 running jobs" in reason_and_message(world, KEY[1])[1]
+    del world.objects["loratrainingjobs", OTHER_KEY[1]]
+    on.cache.resources.forget(OTHER_KEY)
+    on.limits.admit("default", 1, again=True)
+    asyncio.run(reconcile(on, KEY))
+    assert len(world.created) == 2
