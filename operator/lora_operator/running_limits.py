@@ -137,10 +137,12 @@ class RunningLimits:
                 )
 
     def _has_place(self, resource: Resource) -> bool:
-        """Return whether a job runs, or has ended and its pods still terminate, which takes minutes for a checkpoint."""
-        if resource.ended:
-            return resource.has_pods(self._cache.pods.by_owner(resource.owner))
-        return resource.runs(self._cache.children.by_owner(resource.owner))
+        """Return whether a job runs, or its pods still terminate, which takes minutes for a checkpoint.
+
+        Pods outlive the child Job of a job that has ended, and one that a person deletes in the background.
+        """
+        runs = resource.runs(self._cache.children.by_owner(resource.owner))
+        return runs or resource.has_pods(self._cache.pods.by_owner(resource.owner))
 
     def _is_postponed(self, uid: str, now: float) -> bool:
         return uid in self._postponed and now < self._postponed[uid].due

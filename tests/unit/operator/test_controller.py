@@ -606,3 +606,26 @@ def test_a_failed_job_that_is_tried_again_waits_for_a_place(
     on.limits.admit("default", 1, again=True)
     asyncio.run(reconcile(on, KEY))
     assert len(world.created) == 2
+
+
+def test_a_job_whose_child_job_is_deleted_keeps_its_place_until_its_pod_has_terminated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # `kubectl delete job` deletes in the background: the Job is gone at once, and its pod saves a checkpoint
+    world = TwoNamespaces()
+    monkeypatch.setattr("lora_operator.running_limits.ADMISSION_SECONDS", 0.0)
+    on = one_at_once(world, tmp_path, monkeypatch)
+    terminating = raw_pod(uid=UID, phase="Running")
+    terminating["metadata"] |= {"deletionTimestamp": "2026-03-01T12:00:00Z", "resourceVersion": "50"}
+    runs = training(job_uid=terminating["metadata"]["ownerReferences"][0]["uid"])
+    early = {
+        **world.other,
+        "metadata": world.other["metadata"] | {"creationTimestamp": "2026-03-01T11:00:00Z"},
+    }
+    on.cache.resources.update(world._keep(RESOURCES, early))
+    on.cache.resources.update(world._keep(RESOURCES, {**world.resource, "status": runs.to_wire()}))
+    on.cache.pods.update(terminating)
+    assert on.limits.admit("default", 1) == {UID}
+    terminating["metadata"]["resourceVersion"] = "51"
+    on.cache.pods.delete(terminating)
+    assert on.limits.admit("default", 2) == {UID, world.other["metadata"]["uid"]}
