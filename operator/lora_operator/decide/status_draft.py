@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from lora_api.exits import ExitCode
 from lora_api.job import JobSpec
 from lora_api.reasons import Reason
 from lora_api.stages import StageName
@@ -270,7 +271,9 @@ class StatusDraft:
             ):
                 continue
             ended = [pod.finished_at for pod in child.pods if pod.held_open and pod.finished_at]
-            if not ended and self._has_result_of(child) and self.status.finish_time:
+            # Kubernetes is about to replace a pod that another container made fail after its stage ended well
+            fails = any(pod.phase == "Failed" and pod.exit_code == ExitCode.OK for pod in child.pods)
+            if not ended and not fails and self._has_result_of(child) and self.status.finish_time:
                 # the status is another replica's, and this one's watch has not reported the end of the pod
                 ended = [self.status.finish_time]
             due = held_open_until(max(ended), self.now) if ended else self.now

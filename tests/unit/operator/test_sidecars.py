@@ -137,6 +137,18 @@ def test_a_sidecar_that_fails_does_not_fail_a_stage_that_has_ended_well(stage: S
 
 
 @pytest.mark.parametrize("stage", list(StageName))
+def test_a_pod_that_a_sidecar_made_fail_after_the_stage_is_not_replaced(stage: StageName) -> None:
+    # the Job controller makes the next pod ten seconds later
+    bad = replace(pod("Failed", WELL[stage]), exit_code=0)
+    job = child(stage, bad)
+    before = training(job_uid=job.uid) if stage == TRAIN else started(stage)
+    taken = decide(snapshot(status=before, children=(job,)), NOW)
+    assert DeleteChildJob(job.name, job.uid) in taken.actions
+    again = decide(snapshot(status=taken.status, children=(job,)), NOW)
+    assert DeleteChildJob(job.name, job.uid) in again.actions
+
+
+@pytest.mark.parametrize("stage", list(StageName))
 def test_a_permanent_failure_does_not_wait_for_the_sidecar(stage: StageName) -> None:
     case = held_open(stage, 65, failed(Reason.DATASET_INVALID))
     decision = decide(case, NOW)
