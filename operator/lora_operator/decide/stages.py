@@ -112,7 +112,8 @@ def read_stage(child: Child, hint: Hint | None, now: datetime, progressed: bool 
     if child.failed:
         return _read_failed(child, progressed)
     for pod in child.pods:
-        if pod.held_open:
+        # a pod that is being deleted ends in any case, and nothing can replace it before
+        if pod.held_open and (not pod.deleting or pod.exit_code in PERMANENT):
             return _read_held_open(child, pod, now, progressed)
         # a pod that has succeeded belongs to a child Job that is complete a moment later
         if pod.running or pod.phase == "Succeeded":

@@ -297,3 +297,22 @@ def test_a_disrupted_pod_is_reported_while_it_terminates(disrupted: str) -> None
     cause = "on node gpu-1: EvictionByEvictionAPI" if disrupted else "is being deleted"
     assert cause in message(decision)
     assert message(decision).endswith("waiting for it to terminate")
+
+
+@pytest.mark.parametrize("stage", list(StageName))
+def test_a_pod_that_a_sidecar_keeps_after_its_eviction_is_counted_once(stage: StageName) -> None:
+    # the stage ends at SIGTERM, and the sidecar stays until SIGKILL
+    job = child(stage, pod(deleting=True, disrupted="EvictionByEvictionAPI", created_at=NOW))
+    before = training() if stage == TRAIN else decide(snapshot(), NOW).status
+    status = decide(snapshot(status=before, children=(job,)), NOW).status
+    (leaving,) = job.pods
+    stopped = replace(leaving, exit_code=75, finished_at=NOW + seconds(5))
+    for later in (6, 60):
+        case = snapshot(status=status, children=(replace(job, pods=(stopped,)),))
+        decision = decide(case, NOW + seconds(later))
+        assert decision.actions == (), "Kubernetes replaces it, and nobody can do that before"
+        status = decision.status
+        part = status.training if stage == TRAIN else status.captions
+        assert part is not None
+        assert (part.disruptions, part.disruptions_in_a_row) == (1, 1)
+    assert "waiting for it to terminate" in message(decision)
