@@ -10,7 +10,7 @@ from lora_api.status import ConditionType, Phase
 
 from .decision import DeleteResource, SendWebhook
 from .locate import is_training_done
-from .stages import describe_held
+from .stages import describe_held, holds_gpus
 from .status_draft import StatusDraft
 
 RESUME_HINT = "set runPolicy.suspend to false to resume"
@@ -142,8 +142,8 @@ def suspend(draft: StatusDraft) -> bool:
     draft.write(start_time=None)
     draft.stop_all()
     # GPU time is counted when the job is suspended and again when the pod has ended. Each count is a status write,
-    # so it is not counted at every reconcile in between.
-    if draft.status.phase != Phase.SUSPENDED or not (training and any(pod.running for pod in training.pods)):
+    # so it is not counted at every reconcile in between, in which the pod terminates.
+    if draft.status.phase != Phase.SUSPENDED or not (training and any(map(holds_gpus, training.pods))):
         draft.count_gpu_seconds()
     saving = f"waiting for the {draft.snapshot.pod_kind} to save a checkpoint"
     held = next((child for child in draft.snapshot.children if child.is_held), None)

@@ -309,10 +309,18 @@ def ever_started(child: Child) -> bool:
     return any(pod.started_at is not None for pod in child.pods)
 
 
+def holds_gpus(pod: Pod) -> bool:
+    """Whether the stage's container has started in a pod that has not terminated."""
+    return pod.live and pod.started_at is not None
+
+
 def run_seconds(child: Child, now: datetime) -> int:
-    """Return the seconds that the stage's containers ran, summed over the pods."""
+    """Return the seconds that the stage's containers ran, summed over the pods.
+
+    A pod on a lost node ends without a time of its container's end. It adds nothing to what was counted while it ran.
+    """
     return sum(
         max(0, int(((pod.finished_at or now) - pod.started_at).total_seconds()))
         for pod in child.pods
-        if pod.started_at is not None
+        if pod.started_at is not None and (pod.live or pod.finished_at is not None)
     )

@@ -37,6 +37,7 @@ from .stages import (
     Starting,
     Unusable,
     explain_pod,
+    holds_gpus,
     is_leaving,
     last_failed,
     run_seconds,
@@ -105,7 +106,7 @@ def _update_from_child(draft: StatusDraft, child: Child, state: StageState) -> N
 
 def _count_ended_gpu_seconds(draft: StatusDraft, child: Child) -> None:
     """Update `training.gpuSeconds` between two pods, and keep what pods that are gone have used."""
-    if any(pod.live and pod.started_at is not None for pod in child.pods):
+    if any(map(holds_gpus, child.pods)):
         return
     draft.count_gpu_seconds()
     training = draft.status.training

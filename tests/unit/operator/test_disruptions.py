@@ -316,3 +316,20 @@ def test_a_pod_that_a_sidecar_keeps_after_its_eviction_is_counted_once(stage: St
         assert part is not None
         assert (part.disruptions, part.disruptions_in_a_row) == (1, 1)
     assert "waiting for it to terminate" in message(decision)
+
+
+@pytest.mark.parametrize("suspend", [False, True])
+def test_gpu_seconds_do_not_grow_while_nothing_runs(suspend: bool) -> None:
+    """A node that is lost never reports the end of its containers; a pod that saves a checkpoint takes minutes."""
+    lost = pod("Failed", started_at=NOW, finished_at=None, disrupted="DeletionByPodGC", created_at=NOW)
+    saving = pod(deleting=True, created_at=NOW)
+    counted = training(gpu_seconds=90, started=True)
+    for last in (lost, saving) if suspend else (lost,):
+        case = snapshot(
+            spec={"runPolicy": {"suspend": suspend}}, status=counted, children=(child(TRAIN, last),)
+        )
+        first = decide(case, NOW + seconds(100)).status
+        again = decide(replace(case, status=first), NOW + seconds(4000)).status
+        assert first.training is not None
+        assert again == first, "each count is a write"
+        assert first.training.gpu_seconds == (90 if last is lost else 100)
