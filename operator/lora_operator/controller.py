@@ -75,6 +75,7 @@ class Controller:
         resource = self.cache.resource(key)
         if resource is None:
             self.webhooks.forget(key)
+            self._staleness.forget_refused(key)
             return
         with metrics.RECONCILE_SECONDS.time(), metrics.RECONCILE_ERRORS.count_exceptions():
             try:
@@ -93,13 +94,14 @@ class Controller:
         snapshot = await self._observe(resource)
         decision = decide(snapshot, datetime.now(UTC))
         unverified = self._staleness.is_unverified(key)
+        known = not unverified and self._staleness.was_refused(key, decision)
         # an unverified job is listed below in any case, so it need not wait for the watches to agree
-        if not unverified and (wait := self._staleness.settle_seconds(key, snapshot, decision)):
+        if not (unverified or known) and (wait := self._staleness.settle_seconds(key, snapshot, decision)):
             self.queue.add_after(key, wait)
             return None
         # until the status is written, an exception anywhere below leaves the job unverified
         self._staleness.mark_unverified([key])
-        if must_read_again(snapshot, decision, unverified):
+        if not known and must_read_again(snapshot, decision, unverified):
             current = await self.cache.refresh(self.cluster.api, resource)
             if current is None:
                 return None
@@ -121,7 +123,10 @@ class Controller:
         version = resource.resource_version
         try:
             written = await self.cluster.apply_decision(snapshot, decision, version)
+            if decision.actions:
+                self._staleness.forget_refused(key)
         except RefusedError as error:
+            self._staleness.mark_refused(key, decision)
             # with the refusal in the snapshot, the decision does not create the child Job again
             snapshot = replace(snapshot, refusal=error.refusal)
             decision = decide(snapshot, datetime.now(UTC))

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 from lora_api.status import Phase
 
-from .decide import Decision, DeleteChildJob, SendWebhook, StartAnnotation, StartTraining
+from .decide import Action, Decision, DeleteChildJob, SendWebhook, StartAnnotation, StartTraining
 from .snapshot import Snapshot
 
 Key = TypeVar("Key")
@@ -31,6 +31,8 @@ class Staleness(Generic[Key]):
         """Jobs whose last decision may have been carried out in part: the status does not show it yet."""
         self._inconsistent_since: dict[Key, float] = {}
         """Time on the monotonic clock since which a job's children have not matched its status."""
+        self._refused: dict[Key, tuple[Action, ...]] = {}
+        """The actions of each job whose child Job was refused, until it is created."""
 
     def is_unverified(self, key: Key) -> bool:
         return key in self._unverified
@@ -40,6 +42,21 @@ class Staleness(Generic[Key]):
 
     def mark_verified(self, key: Key) -> None:
         self._unverified.discard(key)
+
+    def mark_refused(self, key: Key, decision: Decision) -> None:
+        """Record that a decision was carried out but for its child Job, which the API server refused."""
+        self._refused[key] = decision.actions
+
+    def forget_refused(self, key: Key) -> None:
+        self._refused.pop(key, None)
+
+    def was_refused(self, key: Key, decision: Decision) -> bool:
+        """Return whether a decision repeats a start that was refused.
+
+        What had to be read was read then. A refused start is repeated for as long as a quota is exceeded, and nothing
+        else starts the stage meanwhile: another replica would give the child Job the same name.
+        """
+        return bool(decision.actions) and self._refused.get(key) == decision.actions
 
     def settle_seconds(self, key: Key, snapshot: Snapshot, decision: Decision) -> float:
         """Return the seconds to wait before the decision may be carried out; 0 when it may be carried out now.

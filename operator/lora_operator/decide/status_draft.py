@@ -271,7 +271,7 @@ class StatusDraft:
             ):
                 continue
             ended = [pod.finished_at for pod in child.pods if pod.held_open and pod.finished_at]
-            # Kubernetes is about to replace a pod that another container made fail after its stage ended well
+            # Kubernetes soon replaces a pod that another container made fail
             fails = any(pod.phase == "Failed" and pod.exit_code == ExitCode.OK for pod in child.pods)
             if not ended and not fails and self._has_result_of(child) and self.status.finish_time:
                 # the status is another replica's, and this one's watch has not reported the end of the pod

@@ -245,6 +245,30 @@ def test_a_training_that_a_quota_keeps_out_is_no_attempt(tmp_path: Path) -> None
     assert list(world.created) == [status(world)["training"]["jobName"]]
 
 
+def test_a_later_attempt_that_a_quota_keeps_out_is_tried_again_without_a_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staleness, "SETTLE_SECONDS", 0.0)
+    world = World()
+    suspended = snapshot(spec={"runPolicy": {"suspend": True}}, status=training(job_uid="gone"))
+    resumed = {**world.resource, "status": decide(suspended, NOW).status.to_wire()}
+    world.resource = world._keep(RESOURCES, resumed)
+    world.quota = True
+    on = controller(world, tmp_path)
+    asyncio.run(work(on, 5))
+    counts = Counter(world.calls)
+    assert counts["create jobs"] == 5
+    assert (counts["list jobs"], counts["list pods"], counts["read loratrainingjobs"]) == (1, 1, 1)
+    world.quota = False
+    asyncio.run(work(on, 1))
+    (name,) = world.created
+    assert status(world)["training"]["jobName"] == name
+    del world.objects["jobs", name]
+    on.cache.children.forget((KEY[0], name))
+    asyncio.run(work(on, 1))
+    assert Counter(world.calls)["list jobs"] == 2, "a child Job that is missing is looked for"
+
+
 def test_what_was_made_is_known_before_a_watch_tells_of_it(tmp_path: Path) -> None:
     world = captioned()
     on = controller(world, tmp_path)
