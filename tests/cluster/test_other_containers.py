@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -39,6 +40,16 @@ def test_a_job_ends_as_its_stages_do(
     assert (status["captions"]["failures"], status["training"]["failures"]) == (0, 0)
     if exit_code is None:
         until(lambda: not [pod for pod in cluster.pods() if pod.status.phase == "Running"])
+
+
+def test_a_pod_that_a_sidecar_made_fail_after_the_stage_is_not_replaced(
+    cluster: NamespaceClient, operator: OperatorProcess, kubelet: FakeKubelet
+) -> None:
+    kubelet.script = lambda stage, number: replace(succeed(stage, number), sidecar="z-proxy", sidecar_exit=1)
+    cluster.create()
+    cluster.wait_for("Succeeded")
+    time.sleep(13)  # the Job controller replaces a failed pod after ten seconds
+    assert [stage for stage, _ in kubelet.runs] == [ANNOTATE, TRAIN]
 
 
 def test_lost_results_are_charged_and_reported_up_to_the_limit(
