@@ -250,7 +250,11 @@ def _explain_waiting(pod: Pod) -> Starting | None:
     container = f"container {pod.waiting_container}: " if pod.waiting_container else ""
     description = f"{container}{reason}: {message}"
     if reason in PULL_FAILURES:
-        return Starting(Reason.IMAGE_PULL_FAILED, description)
+        # between two tries, ImagePullBackOff repeats the failure: 'Back-off pulling image "x": ErrImagePull: ...'
+        _, again, cause = message.partition(": ErrImagePull: ")
+        return Starting(
+            Reason.IMAGE_PULL_FAILED, f"{container}ErrImagePull: {cause}" if again else description
+        )
     if reason == "CreateContainerError" and "deadline exceeded" in message:
         # the container runtime is slow, and the kubelet tries again
         return Starting(Reason.QUEUED, description)

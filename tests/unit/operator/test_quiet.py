@@ -130,3 +130,21 @@ def test_the_start_deadline_of_a_stage_that_was_just_started_is_kept_to_the_seco
     )
     assert decide(waiting, NOW + seconds(14)).requeue_at == NOW + seconds(15)
     assert condition(decide(waiting, NOW + seconds(15)), "Succeeded") == ("False", "StartDeadlineExceeded")
+
+
+@pytest.mark.parametrize("beside", ["", "istio-proxy"])
+def test_each_try_to_pull_an_image_is_no_news(beside: str) -> None:
+    cause = "rpc error: code = NotFound desc = failed to pull: example.com/train:1: not found"
+    waits = [
+        ("ErrImagePull", cause),
+        ("ImagePullBackOff", f'Back-off pulling image "example.com/train:1": ErrImagePull: {cause}'),
+    ]
+    case = snapshot(status=training())
+    for number in range(4):
+        waiting = pod("Pending", waiting=waits[number % 2], waiting_container=beside)
+        case = replace(case, children=(child(TRAIN, waiting),))
+        decision = decide(case, NOW + seconds(30 * number))
+        assert condition(decision, "Succeeded") == ("Unknown", "ImagePullFailed")
+        assert message(decision).endswith(f"ErrImagePull: {cause}")
+        assert number == 0 or decision.status == case.status
+        case = replace(case, status=decision.status)
