@@ -43,6 +43,8 @@ class RunningLimits:
         self._enqueue = enqueue
         self._admitted: dict[str, tuple[float, frozenset[str]]] = {}
         """Time of the last computation, on the monotonic clock, and the UIDs that it admitted, by profile."""
+        self._running: dict[str, dict[str, Resource]] = {}
+        """The jobs that had a place at that time, by profile and UID. A deleted one keeps it while its pods terminate."""
         self._postponed: dict[str, Postponement] = {}
         """The jobs that could not start at their last reconcile, by UID."""
         self._errors: Counter[str] = Counter()
@@ -121,10 +123,16 @@ class RunningLimits:
 
     def _candidates(self, profile: str, reserved: frozenset[str], now: float) -> Iterator[Candidate]:
         """List the jobs of a profile that have pods or wait to start; `reserved` are the UIDs that were admitted before."""
-        for resource in self._cache.resources:
-            if resource.profile != profile:
+        resources = {
+            resource.uid: resource for resource in self._cache.resources if resource.profile == profile
+        }
+        before, self._running[profile] = self._running.get(profile, {}), {}
+        for resource in (before | resources).values():
+            running = self._has_place(resource) if resource.uid in resources else self._has_pods(resource)
+            if running:
+                self._running[profile][resource.uid] = resource
+            elif resource.uid not in resources:
                 continue
-            running = self._has_place(resource)
             idle = resource.suspended or resource.deleting or resource.phase in IDLE_PHASES
             if running or (resource.may_start and not idle):
                 yield Candidate(
@@ -141,8 +149,10 @@ class RunningLimits:
 
         Pods outlive the child Job of a job that has ended, and one that a person deletes in the background.
         """
-        runs = resource.runs(self._cache.children.by_owner(resource.owner))
-        return runs or resource.has_pods(self._cache.pods.by_owner(resource.owner))
+        return resource.runs(self._cache.children.by_owner(resource.owner)) or self._has_pods(resource)
+
+    def _has_pods(self, resource: Resource) -> bool:
+        return resource.has_pods(self._cache.pods.by_owner(resource.owner))
 
     def _is_postponed(self, uid: str, now: float) -> bool:
         return uid in self._postponed and now < self._postponed[uid].due

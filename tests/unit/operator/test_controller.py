@@ -653,3 +653,23 @@ def test_a_job_whose_child_job_is_deleted_keeps_its_place_until_its_pod_has_term
     terminating["metadata"]["resourceVersion"] = "51"
     on.cache.pods.delete(terminating)
     assert on.limits.admit("default", 2) == {UID, world.other["metadata"]["uid"]}
+
+
+def test_a_deleted_job_keeps_its_place_until_its_pod_has_terminated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the resource is gone at once; its pod saves a checkpoint
+    world = TwoNamespaces()
+    on = one_at_once(world, tmp_path, monkeypatch)
+    live = raw_pod(uid=UID, phase="Running")
+    live["metadata"]["resourceVersion"] = "50"
+    runs = training(job_uid=live["metadata"]["ownerReferences"][0]["uid"])
+    on.cache.resources.update(world._keep(RESOURCES, {**world.resource, "status": runs.to_wire()}))
+    on.cache.pods.update(live)
+    assert on.limits.admit("default", 1) == {UID}
+    on.cache.resources.forget(KEY)
+    for _ in range(2):
+        assert on.limits.admit("default", 1, again=True) == {UID}
+    live["metadata"]["resourceVersion"] = "51"
+    on.cache.pods.delete(live)
+    assert on.limits.admit("default", 1, again=True) == {world.other["metadata"]["uid"]}
