@@ -12,7 +12,7 @@ from lora_api.status import CaptionsStatus, ConditionType, Phase, TrainingStatus
 
 from ..snapshot import Child, Pod
 from .decision import DeleteChildJob
-from .results import find_foreign
+from .results import is_usable
 from .stages import (
     Done,
     Ending,
@@ -78,7 +78,7 @@ def locate_stage(
         return Start(attempt if job_name else attempt + 1)
     state = read_stage(child, draft.snapshot.hint, draft.now, draft.has_progress(stage))
     given_up = child.attempt == attempt and not job_name
-    if _has_result(draft, state, given_up):
+    if _has_result(draft, stage, state, given_up):
         return child, state
     # the child Job must end or be deleted before the next attempt
     if given_up:
@@ -97,13 +97,13 @@ def locate_stage(
     return child, state
 
 
-def _has_result(draft: StatusDraft, state: StageState, given_up: bool) -> bool:
+def _has_result(draft: StatusDraft, stage: StageName, state: StageState, given_up: bool) -> bool:
     """Whether a stage has ended well, and its result is used.
 
     The result of an attempt that was given up is used too, if its pod published one while it terminated. If that
-    result was refused, a retry starts a new attempt.
+    result was refused or lacked something, a retry starts a new attempt.
     """
-    return isinstance(state, Done) and not (given_up and find_foreign(draft.snapshot, state.result))
+    return isinstance(state, Done) and (not given_up or is_usable(draft.snapshot, stage, state.result))
 
 
 def is_training_done(draft: StatusDraft) -> bool:
@@ -112,7 +112,7 @@ def is_training_done(draft: StatusDraft) -> bool:
     if training is None or child is None or child.attempt < training.attempt:
         return False
     given_up = child.attempt == training.attempt and not training.job_name
-    return _has_result(draft, read_stage(child, None, draft.now), given_up)
+    return _has_result(draft, StageName.TRAIN, read_stage(child, None, draft.now), given_up)
 
 
 def previous_pod(draft: StatusDraft, stage: StageName) -> str:

@@ -8,10 +8,20 @@ that is reused. Only the pod verifies the files themselves; the operator does no
 from __future__ import annotations
 
 from lora_api.keys import folder_of, is_below, namespace_root, parse_manifest_key
-from lora_api.stages import Outcome, StageResult
+from lora_api.stages import Outcome, StageName, StageResult
 from lora_api.status import AdapterStatus
 
 from ..snapshot import Snapshot
+
+
+def is_usable(snapshot: Snapshot, stage: StageName, result: StageResult) -> bool:
+    """Return whether a result of a stage that ended well has what the job needs, and all of it is the job's."""
+    has_adapter, reused = result.adapter is not None, result.outcome == Outcome.REUSED
+    if stage == StageName.TRAIN:
+        complete = has_adapter and result.outcome == Outcome.TRAINED
+    else:
+        complete = result.captions is not None or (has_adapter and reused)
+    return complete and not find_foreign(snapshot, result)
 
 
 def find_foreign(snapshot: Snapshot, result: StageResult) -> str:

@@ -152,6 +152,18 @@ def test_a_job_whose_result_was_refused_starts_a_new_attempt(stage: StageName) -
 
 
 @pytest.mark.parametrize("stage", list(StageName))
+def test_a_job_whose_result_lacked_something_starts_a_new_attempt(stage: StageName) -> None:
+    result = (TRAINED if stage == TRAIN else CAPTIONED).model_copy(update={"adapter": None, "captions": None})
+    status = training() if stage == TRAIN else decide(snapshot(), NOW).status
+    case = snapshot(status=status, children=(child(stage, pod("Succeeded", result), complete=True),))
+    end = decide(case, NOW)
+    assert condition(end, "Succeeded") == ("False", "InternalError")
+    (start,) = decide(replace(retried(case, 1), status=end.status), NOW).actions
+    assert isinstance(start, StartAnnotation | StartTraining)
+    assert start.attempt == 2
+
+
+@pytest.mark.parametrize("stage", list(StageName))
 def test_a_refused_result_does_not_keep_a_retried_job_from_being_suspended(stage: StageName) -> None:
     case, end = refused_result(stage)
     decision = decide(replace(retried(case, 1, suspend=True), status=end.status), NOW)
