@@ -187,7 +187,7 @@ def old_vae_name(name: str) -> str:
 
 
 def test_weights_under_older_names_are_complete(damaged: Path) -> None:
-    """As in SDXL's repository: transformers before version 5 wrote `text_model.` and the positions."""
+    """SDXL's own files have the names of transformers 4 (`text_model.`, `position_ids`) and of the first diffusers."""
     before = {part: load_file(weights_of(damaged, part)) for part in PARTS}
     for part in ("text_encoder", "text_encoder_2"):
         prefix = "" if any(name.startswith("text_model.") for name in before[part]) else "text_model."
