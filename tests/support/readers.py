@@ -23,8 +23,8 @@ def lycoris(module: torch.nn.Module, tensors: Tensors) -> Tensor:
     state = {f"layer.{name}": tensor for name, tensor in tensors.items()}
     kind, parameters = get_module(state, "layer")
     adapter = make_module(kind, parameters, "layer", module)
-    merged: Tensor = adapter.get_merged_weight()[0]
-    return merged.detach().reshape(module.weight.shape)
+    merged: Tensor = adapter.get_merged_weight(shape=module.weight.shape)[0]
+    return merged.detach()
 
 
 def change_of(base: Tensor, tensors: Tensors) -> Tensor:

@@ -62,13 +62,24 @@ def bases() -> dict[str, Any]:
 
 
 def adapted(
-    bases: dict[str, Any], kind: str, names: Sequence[str], dtype: torch.dtype = torch.float32
+    bases: dict[str, Any],
+    kind: str,
+    names: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+    *,
+    rank: int = RANK,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Models with an adapter that has learnt something."""
+    """Models with an adapter that has learnt something.
+
+    Args:
+        more: further fields of `training.adapter`.
+    """
+    settings = Adapter.model_validate({**KINDS[kind], **more})
     modules = {name: deepcopy(bases[name]).to(dtype) for name in names}
     generator = torch.Generator().manual_seed(0)
     for name, module in modules.items():
-        add_adapter(module, name, RANK, ALPHA, 0, kind=Adapter.model_validate(KINDS[kind]))
+        add_adapter(module, name, rank, ALPHA, 0, kind=settings)
         fuse(module)
     for parameter in trainable(modules).values():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -159,6 +170,33 @@ def test_a_kohya_file_is_verified_and_a_wrong_one_refused(
     name = next(n for n in tensors if n.startswith("lora_te2_") and n.endswith(LEARNT))
     save_file({**tensors, name: tensors[name] * 1.1}, path)
     with pytest.raises(ExportError, match="text_encoder_2"):
+        verify(path, modules)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 8, 32, 48])
+@pytest.mark.parametrize("kind", ["LoRA", "rsLoRA", "rsDoRA"])
+def test_files_of_every_rank_are_verified(
+    bases: dict[str, Any], tmp_path: Path, kind: str, rank: int
+) -> None:
+    """With rsLoRA, alpha in a kohya file is a whole number only for ranks that are squares."""
+    modules = adapted(bases, kind, list(bases), rank=rank)
+    kohya, own = tmp_path / "adapter-kohya.safetensors", tmp_path / "adapter.safetensors"
+    write_kohya(kohya, modules, {})
+    write_diffusers(own, modules)
+    verify(kohya, modules)
+    verify(own, modules)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "rsLoRA"])
+def test_a_kohya_file_with_another_scale_is_refused(
+    bases: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    modules = adapted(bases, kind, [UNET], rank=8)
+    path = tmp_path / "adapter-kohya.safetensors"
+    write_kohya(path, modules, {})
+    alphas = {name: 1.0001 * alpha for name, alpha in load_file(path).items() if name.endswith(".alpha")}
+    save_file({**load_file(path), **alphas}, path)
+    with pytest.raises(ExportError, match="unet"):
         verify(path, modules)
 
 

@@ -8,6 +8,7 @@ the metadata, which therefore has the adapter's configuration.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,7 +140,10 @@ def _forget(module: Any) -> None:
 
 def _same(layer: Any) -> bool:
     """Return whether the loaded adapter has the same scaling and tensors as the trained one."""
-    if READ_BACK not in layer.lora_A or layer.scaling[READ_BACK] != layer.scaling[ADAPTER]:
+    if READ_BACK not in layer.lora_A:
+        return False
+    # Alpha is rounded to float32 in a kohya file, and with rsLoRA it is rarely a whole number.
+    if not math.isclose(layer.scaling[READ_BACK], layer.scaling[ADAPTER], rel_tol=ROUNDING):
         return False
     matrices = _matrices(layer)
     if any(READ_BACK not in each for each in matrices):
