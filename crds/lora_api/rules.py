@@ -279,6 +279,19 @@ class AllOf:
 
 
 @dataclass(frozen=True)
+class Not:
+    """Holds when a predicate does not."""
+
+    predicate: Predicate
+
+    def holds(self, spec: BaseModel) -> bool:
+        return not self.predicate.holds(spec)
+
+    def cel(self, model: type[BaseModel]) -> str:
+        return f"!({self.predicate.cel(model)})"
+
+
+@dataclass(frozen=True)
 class Rule:
     """A combination of settings, given by predicates that all hold, and the message about it."""
 
@@ -477,6 +490,15 @@ RULES: tuple[Rule, ...] = (
         (Compare("training.extraction.factorSteps", ">=", other="training.maxSteps"),),
     ),
     Rule(
+        "training.extraction.factorSteps must leave more than one step of fine-tuning with lrWarmupSteps, which begins at "
+        "a learning rate of 0",
+        (
+            Compare("training.extraction.factorSteps", ">", 0),
+            Compare("training.lrWarmupSteps", ">", 0),
+            Positive(((1, ("training.extraction.factorSteps",)), (2, ()), (-1, ("training.maxSteps",)))),
+        ),
+    ),
+    Rule(
         "training.textEncoder.train is not supported with method DreamBoothExtract",
         (_EXTRACT, _is_true("training.textEncoder.train")),
     ),
@@ -540,6 +562,10 @@ RULES: tuple[Rule, ...] = (
                 )
             ),
         ),
+    ),
+    Rule(
+        "training.captionDropout must be below 1 with tokenEmbeddings.train: empty captions have no new tokens to train",
+        (_NEW_TOKENS, Compare("training.captionDropout", "==", Decimal(1))),
     ),
     # Adapters
     Rule(
@@ -962,10 +988,28 @@ ADVICE: tuple[Rule, ...] = (
         "training.tokenEmbeddings.stopAfter is within the warm-up: the embeddings never reach their learning rate",
         (
             _NEW_TOKENS,
-            Positive(
+            AnyOf(
                 (
-                    (1, ("training.lrWarmupSteps",)),
-                    (-1, ("training.tokenEmbeddings.stopAfter", "training.maxSteps")),
+                    Positive(
+                        (
+                            (1, ("training.lrWarmupSteps",)),
+                            (-1, ("training.tokenEmbeddings.stopAfter", "training.maxSteps")),
+                        )
+                    ),
+                    # a single step, whose rate is 0
+                    AllOf(
+                        (
+                            Compare("training.lrWarmupSteps", ">", 0),
+                            Not(
+                                Positive(
+                                    (
+                                        (1, ("training.tokenEmbeddings.stopAfter", "training.maxSteps")),
+                                        (-1, ()),
+                                    )
+                                )
+                            ),
+                        )
+                    ),
                 )
             ),
         ),

@@ -77,6 +77,14 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         {"training": {"tokenEmbeddings": {"train": True}, "optimizer": "ProdigyScheduleFree"}},
         "training.tokenEmbeddings.train is not supported with ProdigyScheduleFree",
     ),
+    (
+        {"training": {"tokenEmbeddings": {"train": True}, "captionDropout": "1.0"}},
+        "training.captionDropout must be below 1 with tokenEmbeddings.train",
+    ),
+    (
+        {"training": {**EXTRACT, "maxSteps": 9, "lrWarmupSteps": 1, "extraction": {"factorSteps": 8}}},
+        "training.extraction.factorSteps must leave more than one step",
+    ),
     ({"training": {"tokenEmbeddings": {"tokens": 3}}}, "training.tokenEmbeddings: tokens, initializer"),
     ({"training": {"tokenEmbeddings": {"stopAfter": "1"}}}, "training.tokenEmbeddings: tokens, initializer"),
     (

@@ -102,6 +102,10 @@ def test_a_variant_keeps_an_explicit_rate_of_the_text_encoders() -> None:
             {"maxSteps": 10, "lrWarmupSteps": 6, "tokenEmbeddings": {"train": True}},
             "training.tokenEmbeddings.stopAfter",
         ),
+        (
+            {"maxSteps": 2, "lrWarmupSteps": 1, "tokenEmbeddings": {"train": True}},
+            "training.tokenEmbeddings.stopAfter",
+        ),
         ({"learningRate": "1e-30"}, "training.learningRate is below"),
         (
             {"textEncoder": {"train": True, "learningRate": "9e-9"}},
@@ -130,6 +134,7 @@ def test_settings_that_take_effect_are_not_warned_about() -> None:
         {"method": "DreamBoothExtract", "alpha": 32, "extraction": {"factorSteps": 5}},
         {"alpha": 32, "validation": {"everySteps": 5, "heldOutImages": 2, "samples": 2}},
         {"maxSteps": 10, "lrWarmupSteps": 5, "tokenEmbeddings": {"train": True}},
+        {"maxSteps": 2, "tokenEmbeddings": {"train": True}},
         {"learningRate": "1e-8", "textEncoder": {"train": True, "learningRate": "1e-8"}},
         {"variants": [{"name": "one"}, {"name": "two", "seed": 3}], "validation": {"everySteps": 1}},
     ):
