@@ -13,7 +13,8 @@ def find_hints(spec: JobSpec) -> Iterator[str]:
     """Yield a warning for each setting that has no effect or often gives a bad result."""
     from lora_trainer.annotate.words import find_token_problem
 
-    for message in advice(spec):
+    # A recipe gives more steps for more images. So what has no effect with the most images has none with fewer.
+    for message in advice(spec.with_recipe(spec.dataset.max_images)):
         yield f"spec.{message}"
     if problem := find_token_problem(spec.concept.token, spec.concept.class_name):
         yield f"spec.concept.token: {problem}"

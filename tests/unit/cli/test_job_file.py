@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_api.job import parse_spec
 from lora_cli.errors import UsageError
 from lora_cli.job_file import InvalidManifestError, assign, parse_job, read_job, read_jobs
+from lora_cli.manifests.hints import find_hints
 from lora_cli.manifests.reader import read_documents
 from lora_cli.manifests.writer import dump_yaml
 from tests.support.builders import wire_spec
@@ -151,3 +153,26 @@ def test_null_stands_for_the_default(value: str) -> None:
     assert job.spec.training.learning_rate == 1
     (job,) = parse_job(GOOD.replace("maxSteps: 5", "learningRate: null\n    adapter: ~"), "job.yaml")
     assert job.spec.training.to_wire() == parse_spec(wire_spec()).training.to_wire()
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"validation": {"everySteps": 100, "patience": 5}},
+        {"validation": {"everySteps": 500, "publish": "LowestHeldOutLoss"}},
+        {"preview": {"everySteps": 500}},
+        {"tokenEmbeddings": {"train": True}, "lrWarmupSteps": 300},
+    ],
+    ids=str,
+)
+def test_the_steps_of_a_recipe_are_not_taken_for_the_default(training: dict[str, Any]) -> None:
+    plain = parse_spec(wire_spec(training=training))
+    with_recipe = parse_spec(wire_spec(training={"recipe": "Auto", **training}))
+    assert list(find_hints(plain))
+    assert list(find_hints(with_recipe)) == []
+
+
+def test_a_value_that_a_recipe_sets_is_warned_of() -> None:
+    concept = {"token": "CUS", "className": "watercolor", "type": "Style"}
+    spec = parse_spec(wire_spec(training={"recipe": "Person"}, concept=concept))
+    assert [hint for hint in find_hints(spec) if "training.priorPreservation" in hint]
