@@ -442,26 +442,23 @@ class Training(Model):
         It multiplies its own estimate by the learning rate, so the default is 1 instead of the fields' defaults. The
         text encoders and the token embeddings get the rate of the UNet: Prodigy takes one rate only, and
         ProdigyScheduleFree, which does not support token embeddings, makes an estimate for each. Input may use the
-        fields' camelCase or Python names: both are read, and the Python name is removed where the camelCase one is set.
+        fields' camelCase or Python names. A rate is set under the name that the input uses, so that a name which is not
+        allowed is still refused.
         """
         # compared one by one, because an invalid optimizer may have no hash
         if not isinstance(data, dict) or data.get("optimizer") not in list(_SECTIONS_WITH_UNET_RATE):
             return data
         data = dict(data)
-        if data.get("learningRate", data.get("learning_rate")) is None:
-            data.pop("learning_rate", None)
-            data["learningRate"] = Decimal(1)
-        rate = data.get("learningRate", data.get("learning_rate"))
+        rate_name = _given_name(data, "learningRate", "learning_rate")
+        if data.get(rate_name) is None:
+            data[rate_name] = Decimal(1)
         for name, python_name in _SECTIONS_WITH_UNET_RATE[data["optimizer"]].items():
-            section = data.get(name, data.get(python_name))
-            section = dict(section) if isinstance(section, dict) else {} if section is None else section
-            if (
-                isinstance(section, dict)
-                and section.get("learningRate", section.get("learning_rate")) is None
-            ):
-                data.pop(python_name, None)
-                section.pop("learning_rate", None)
-                data[name] = {**section, "learningRate": rate}
+            given = _given_name(data, name, python_name)
+            section = {} if data.get(given) is None else data[given]
+            if isinstance(section, dict):
+                section_rate = _given_name(section, "learningRate", "learning_rate")
+                if section.get(section_rate) is None:
+                    data[given] = {**section, section_rate: data[rate_name]}
         return data
 
 
@@ -471,6 +468,11 @@ _SECTIONS_WITH_UNET_RATE: Mapping[str, Mapping[str, str]] = {
 }
 """Sections of `Training` whose learning rate is that of the UNet unless they set one, by optimizer: camelCase and Python
 name."""
+
+
+def _given_name(data: Mapping[str, Any], name: str, python_name: str) -> str:
+    """Return the name under which data has a field: the Python name only where the camelCase one is missing."""
+    return python_name if python_name in data and name not in data else name
 
 
 def _set_fields(model: Model, data: dict[str, Any]) -> dict[str, Any]:

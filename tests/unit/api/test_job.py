@@ -74,6 +74,23 @@ def test_each_optimizer_has_its_own_default_rate(optimizer: str, rate: str, text
     )
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "ProdigyScheduleFree"])
+@pytest.mark.parametrize(
+    ("training", "field"),
+    [
+        ({"learning_rate": None}, "learning_rate"),
+        ({"text_encoder": {"train": True}}, "text_encoder"),
+        ({"token_embeddings": {}}, "token_embeddings"),
+        ({"textEncoder": {"train": True, "learning_rate": None}}, "learning_rate"),
+    ],
+)
+def test_python_names_are_refused_with_every_optimizer(
+    optimizer: str, training: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidResourceError, match=rf"{field}: is not a field"):
+        parse_spec(wire_spec(training={"optimizer": optimizer, **training}))
+
+
 @pytest.mark.parametrize("optimizer", ["Prodigy", "ProdigyScheduleFree"])
 def test_a_variants_rate_is_that_of_its_text_encoders_with_prodigy(optimizer: str) -> None:
     variants = [{"name": "half", "learningRate": "0.5"}]
