@@ -128,6 +128,10 @@ def _structural(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str
             schema[bound] = True
     if "pattern" in schema:
         schema["pattern"] = _ascii_pattern(schema["pattern"])
+    if rules := schema.get("x-kubernetes-validations"):
+        schema["x-kubernetes-validations"] = [
+            {**rule, "rule": _ascii_pattern(rule["rule"])} for rule in rules
+        ]
     if schema.get("type") == "integer":
         schema["format"] = "int64"
     if "properties" in schema:

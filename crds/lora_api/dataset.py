@@ -9,11 +9,21 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, field_validator
 
 from .base import Int, Model, Real
-from .fields import LINE, LINES, UNSAFE, Words
+from .fields import LINE, LINES, UNSAFE, Words, server_rules
 
 ClassName = Annotated[
     str,
-    Field(min_length=1, max_length=64, pattern=r"^[^\x00-/:-@\[-`{-\x9f][^\x00-\x1f!-,./:-@\[-^`{-\x9f]*$"),
+    Field(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[^\x00-/:-@\[-`{-\x9f][^\x00-\x1f!-,./:-@\[-^`{-\x9f]*$",
+        json_schema_extra=server_rules(
+            (
+                r"self.matches(r'^[\p{L}\p{M}\p{N}\p{P}\p{S} ]*$') && !self.endsWith(' ')",
+                "must be printable, without spaces at its ends",
+            )
+        ),
+    ),
 ]
 """Letters of any script, digits, spaces, hyphens and underscores.
 
@@ -79,7 +89,18 @@ class Dataset(Model):
 
     prefix: Annotated[
         str,
-        Field(min_length=1, max_length=MAX_PREFIX, pattern=f"^[^/{UNSAFE}][^{UNSAFE}]*$"),
+        Field(
+            min_length=1,
+            max_length=MAX_PREFIX,
+            pattern=f"^[^/{UNSAFE}][^{UNSAFE}]*$",
+            json_schema_extra=server_rules(
+                (r"!self.matches(r'(^|/)\.\.?(/|$)')", "must not contain '.' or '..' as a part"),
+                (
+                    f"self.size() < {MAX_PREFIX} || self.endsWith('/')",
+                    f"must have at most {MAX_PREFIX} characters with a slash at its end",
+                ),
+            ),
+        ),
         AfterValidator(_folder),
     ]
     """Folder of the images in the profile's input bucket, for example customers/acme/statue/. A missing slash at its end is added."""

@@ -73,6 +73,20 @@ JsonObject = Annotated[dict[str, Any], AfterValidator(_check_unicode)]
 Prompt = Annotated[str, Field(max_length=500, pattern=LINE)]
 
 
+def server_rules(*rules: tuple[str, str]) -> dict[str, Any]:
+    """Write what a validator of a field checks beyond its schema as rules of the API server.
+
+    The API server then refuses what the models refuse, before anything runs.
+
+    Args:
+        rules: pairs of a condition in CEL, in which `self` is the value, and the message for values that do not meet it.
+
+    Returns:
+        The `json_schema_extra` of the field or the model.
+    """
+    return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules]}
+
+
 def is_label_key(key: str) -> bool:
     """Whether Kubernetes accepts a text as the key of a label."""
     prefix, separator, name = key.rpartition("/")

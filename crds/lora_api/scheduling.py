@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from .base import Bool, Int, Model
 from .fields import (
     LABEL,
     MAX_INT32,
+    QUALIFIED,
+    SUBDOMAIN,
     OptionalLabelKey,
     OptionalLabelValue,
     OptionalQuantity,
@@ -18,6 +20,7 @@ from .fields import (
     Quantity,
     Seconds,
     is_label_key,
+    server_rules,
 )
 
 MAX_LABEL_KEY = 317
@@ -50,7 +53,18 @@ class TrainResources(Model):
     """Number of GPUs. 0: train on the CPU, which suits only very small models."""
     gpu_resource: Annotated[
         str,
-        Field(min_length=1, max_length=253, pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$"),
+        Field(
+            min_length=1,
+            max_length=253,
+            pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
+            json_schema_extra=server_rules(
+                (
+                    "!self.contains('kubernetes.io/') && !self.startsWith('requests.') && "
+                    f"self.matches(r'^{SUBDOMAIN}/{QUALIFIED}$') && self.matches('/.{{1,63}}$')",
+                    "must be the name of an extended resource, for example nvidia.com/gpu",
+                )
+            ),
+        ),
         AfterValidator(_extended_resource),
     ] = "nvidia.com/gpu"
     """Extended resource that stands for a GPU on the cluster's nodes."""
@@ -73,6 +87,27 @@ class Resources(Model):
 
 class Toleration(Model):
     """A toleration, as in a pod's spec."""
+
+    model_config = ConfigDict(
+        json_schema_extra=server_rules(
+            (
+                "!has(self.key) || self.key == '' || self.key.matches('^([^/]{1,253}/)?[^/]{1,63}$')",
+                "key must be a label key: a name of at most 63 characters, with an optional DNS prefix",
+            ),
+            (
+                "has(self.key) && self.key != '' || has(self.operator) && self.operator == 'Exists'",
+                "operator must be Exists when key is empty",
+            ),
+            (
+                "!has(self.operator) || self.operator != 'Exists' || !has(self.value) || self.value == ''",
+                "value must be empty when operator is Exists",
+            ),
+            (
+                "!has(self.tolerationSeconds) || has(self.effect) && self.effect == 'NoExecute'",
+                "tolerationSeconds needs the effect NoExecute",
+            ),
+        )
+    )
 
     key: OptionalLabelKey = ""
     """Key of the taint. Empty, with operator Exists: every taint."""
@@ -109,16 +144,6 @@ def _check_label_keys(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-def _key_rule(schema: dict[str, Any]) -> None:
-    """Bound the keys of a map by a CEL rule, because a structural schema cannot constrain them."""
-    schema["x-kubernetes-validations"] = [
-        {
-            "rule": f"self.all(key, key.size() <= {MAX_LABEL_KEY})",
-            "message": f"keys must have at most {MAX_LABEL_KEY} characters",
-        }
-    ]
-
-
 class Scheduling(Model):
     """Scheduling of the training pod. The annotation pod needs no GPU and runs on any node."""
 
@@ -130,7 +155,19 @@ class Scheduling(Model):
     """RuntimeClass of the training pod. Empty: the node's default."""
     node_selector: Annotated[
         dict[str, OptionalLabelValue],
-        Field(max_length=16, json_schema_extra=_key_rule),
+        Field(
+            max_length=16,
+            json_schema_extra=server_rules(
+                (
+                    f"self.all(key, key.size() <= {MAX_LABEL_KEY})",
+                    f"keys must have at most {MAX_LABEL_KEY} characters",
+                ),
+                (
+                    f"self.all(key, key.matches(r'^({SUBDOMAIN}/)?{QUALIFIED}$') && key.matches('^([^/]{{1,253}}/)?[^/]{{1,63}}$'))",
+                    "keys must be label keys: a name of at most 63 characters, with an optional DNS prefix",
+                ),
+            ),
+        ),
         AfterValidator(_check_label_keys),
     ] = {}
     """Labels that a node must have to run the training pod."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from .base import Bool, Int, Model, Real
-from .fields import LABEL, ObjectKey, Prompt
+from .fields import LABEL, MAX_KEY_BYTES, UNSAFE, ObjectKey, Prompt, server_rules
 
 
 class Method(StrEnum):
@@ -259,7 +259,23 @@ class Preview(Model):
 class InitialAdapter(Model):
     """A published adapter that training starts from, for example after images were added to the dataset."""
 
-    key: Annotated[ObjectKey, Field(min_length=1)]
+    key: Annotated[
+        ObjectKey,
+        Field(
+            min_length=1,
+            json_schema_extra=server_rules(
+                (
+                    r"!self.matches(r'(^|/)\.{0,2}(/|$)')",
+                    "must be a relative key without empty, '.' or '..' parts",
+                ),
+                (f"bytes(self).size() <= {MAX_KEY_BYTES}", f"must have at most {MAX_KEY_BYTES} bytes"),
+                (
+                    f"!self.matches(r'[{UNSAFE}\\\\]')",
+                    "must not contain control characters or backslashes",
+                ),
+            ),
+        ),
+    ]
     """Object key of its file in diffusers' format in the profile's output bucket, within the job's namespace: status.adapter.uri without s3://BUCKET/."""
     sha256: Annotated[str, Field(max_length=71, pattern=r"^(sha256:)?[0-9a-f]{64}$")]
     """SHA-256 digest of the file: status.adapter.sha256."""

@@ -291,12 +291,25 @@ VALUES = st.one_of(
             "a\nb",
             "\u202ea",
             "é",
+            "a ",
+            "../a",
+            "a/..",
+            "a//b",
+            "a\\b",
+            "a/b",
+            "-a/b",
+            "kubernetes.io/a",
+            "x" * 512,
         ]
     ),
     st.sampled_from(
         ["None", "Required", "Skip", "Fail", "LoRA", "LoKr", "fp16", "bf16", "AdamW", "500m", "1Gi", "x" * 70]
     ),
     st.sampled_from([[], ["kohya"], ["kohya", "kohya"], ["a", 1], {}, {"a": "b"}, {"a": 1}]),
+    st.sampled_from(
+        [{"a b": "c"}, {"x" * 64: "y"}, {"a.b/c": "d"}, [{}], [{"key": "a", "operator": "Exists"}]]
+    ),
+    st.sampled_from([[{"key": "x" * 64}], [{"key": "a", "tolerationSeconds": 1}], [{"effect": "NoExecute"}]]),
 )
 
 

@@ -249,6 +249,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("escape sequence in the profile", {"profile": "\x1b[2J"}, "profile"),
     ("bidirectional mark in the model", {"annotation": {"model": "a\u2066b"}}, "model"),
     ("escape sequence in a prompt", {"training": {"preview": {"prompts": ["a\x1b[0m"]}}}, "prompts"),
+    ("folder above in the prefix", {"dataset": {"prefix": "../a/"}}, "prefix"),
+    ("this folder in the prefix", {"dataset": {"prefix": "a/./b/"}}, "prefix"),
+    ("folder above at the end of the prefix", {"dataset": {"prefix": "a/.."}}, "prefix"),
+    ("prefix that is too long with a slash", {"dataset": {"prefix": "a" * 512}}, "prefix"),
     ("more images at least than at most", {"dataset": {"prefix": "p/", "minImages": 30}}, "minImages"),
     ("no images", {"dataset": {"prefix": "p/", "minImages": 0}}, "minImages"),
     ("unknown policy", {"dataset": {"prefix": "p/", "onBadImage": "Ignore"}}, "onBadImage"),
@@ -256,6 +260,10 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("token with shell characters", {"concept": {"token": "$(reboot)", "className": "statue"}}, "token"),
     ("token that looks like an option", {"concept": {"token": "--rank", "className": "statue"}}, "token"),
     ("class with a quote", {"concept": {"token": "CUS", "className": "a'b"}}, "className"),
+    ("class with a space at its end", {"concept": {"token": "CUS", "className": "statue "}}, "className"),
+    ("class with another space", {"concept": {"token": "CUS", "className": "a\u00a0b"}}, "className"),
+    ("class with an invisible joiner", {"concept": {"token": "CUS", "className": "a\u200db"}}, "className"),
+    ("class with a private character", {"concept": {"token": "CUS", "className": "a\ue000"}}, "className"),
     ("long token", {"concept": {"token": "x" * 65, "className": "statue"}}, "token"),
     ("unknown mode", {"annotation": {"mode": "Magic"}}, "mode"),
     ("long instructions", {"annotation": {"instructions": "x" * 2001}}, "instructions"),
@@ -307,6 +315,40 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("huge node selector key", {"scheduling": {"nodeSelector": {"x" * 5000: "y"}}}, "nodeSelector"),
     ("node selector value", {"scheduling": {"nodeSelector": {"x": "no label"}}}, "nodeSelector"),
     ("toleration key", {"scheduling": {"tolerations": [{"key": "no key", "operator": "Exists"}]}}, "key"),
+    ("node selector key", {"scheduling": {"nodeSelector": {"no key": "x"}}}, "nodeSelector"),
+    ("long node selector key", {"scheduling": {"nodeSelector": {"x" * 64: "y"}}}, "nodeSelector"),
+    ("toleration of nothing", {"scheduling": {"tolerations": [{}]}}, "operator must be Exists"),
+    (
+        "value of a taint that may have any",
+        {"scheduling": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}},
+        "value must be empty",
+    ),
+    (
+        "seconds for a taint that evicts nothing",
+        {"scheduling": {"tolerations": [{"key": "a", "tolerationSeconds": 5}]}},
+        "tolerationSeconds needs",
+    ),
+    ("long toleration key", {"scheduling": {"tolerations": [{"key": "x" * 64}]}}, "key must be"),
+    *[
+        (f"GPU resource {name[:30]}", {"resources": {"train": {"gpuResource": name}}}, "extended resource")
+        for name in (
+            "kubernetes.io/gpu",
+            "a.kubernetes.io/gpu",
+            "requests.nvidia.com/gpu",
+            "-nvidia.com/gpu",
+            "nvidia..com/gpu",
+            "nvidia.com/gpu-",
+            f"nvidia.com/{'x' * 64}",
+        )
+    ],
+    *[
+        (
+            f"adapter to start from {key[:30]!r}",
+            {"training": {"from": {"key": key, "sha256": "0" * 64}}},
+            "training.from.key",
+        )
+        for key in ("/a", "a/", "a//b", "../a", "a/./b", "a/..", "a\\b", "a\nb", "a\u202eb", "é" * 600)
+    ],
     ("priority class", {"scheduling": {"priorityClassName": "No Class"}}, "priorityClassName"),
     ("runtime class", {"scheduling": {"runtimeClassName": "../x"}}, "runtimeClassName"),
     ("queue", {"scheduling": {"queueName": "a/b"}}, "queueName"),
