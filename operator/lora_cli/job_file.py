@@ -13,8 +13,9 @@ from lora_api.job import JobSpec, parse_spec
 
 from .console import warn
 from .errors import UsageError
-from .manifests.checks import Problem, find_problems, schema_at, without_nulls
+from .manifests.checks import find_problems, schema_at, without_nulls
 from .manifests.hints import find_hints
+from .manifests.problems import Problem
 from .manifests.reader import Document, ManifestError, read_documents, resolve_scalar
 
 STDIN = "-"

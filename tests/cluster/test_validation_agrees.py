@@ -170,6 +170,34 @@ TEXTS = {
     "trailing document": ("maxSteps: 5", "maxSteps: 5\n---\n"),
     "tag": ("maxSteps: 5", "maxSteps: !!str 5"),
     "status": ("spec:", "status: {phase: Succeeded}\nspec:"),
+    "unknown status": ("spec:", "status: {phsae: Succeeded}\nspec:"),
+    "unknown field in the status": ("spec:", "status: {captions: {totl: 1}}\nspec:"),
+    "annotation key": ("name: statue", "name: statue\n  annotations: {A.b/C: d}"),
+    "prefix of a label key": ("name: statue", "name: statue\n  labels: {A.b/C: d}"),
+    "finalizer": ("name: statue", "name: statue\n  finalizers: [a.b/c]"),
+    "finalizer with a space": ("name: statue", "name: statue\n  finalizers: [a b]"),
+    "number for a finalizer": ("name: statue", "name: statue\n  finalizers: [1]"),
+    "owner": (
+        "name: statue",
+        "name: statue\n  ownerReferences: [{apiVersion: v1, kind: Pod, name: x, uid: z}]",
+    ),
+    "owner without a UID": (
+        "name: statue",
+        "name: statue\n  ownerReferences: [{apiVersion: v1, kind: Pod, name: x}]",
+    ),
+    "unknown field of an owner": (
+        "name: statue",
+        "name: statue\n  ownerReferences: [{apiVersion: v1, kind: Pod, name: x, uid: z, a: b}]",
+    ),
+    "creation time": ("name: statue", "name: statue\n  creationTimestamp: '2026-01-31T12:00:00.5+01:00'"),
+    "creation time without a zone": (
+        "name: statue",
+        "name: statue\n  creationTimestamp: '2026-01-31T12:00:00'",
+    ),
+    "no creation time": ("name: statue", "name: statue\n  creationTimestamp: null"),
+    "generated name": ("name: statue", "name: statue\n  generateName: statue-"),
+    "generated name of capitals": ("name: statue", "name: statue\n  generateName: Statue-"),
+    "YAML 1.2": ("apiVersion", "%YAML 1.2\n---\napiVersion"),
     "cross-field": ("maxSteps: 5", "validation: {patience: 2}"),
 }
 

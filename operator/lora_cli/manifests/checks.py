@@ -2,58 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from lora_api import API_VERSION, KIND
-from lora_api.fields import is_label_key
-from lora_api.job import InvalidResourceError, JobSpec, check_name, check_namespace, parse_spec
+from lora_api.job import InvalidResourceError, JobSpec, parse_spec
+from lora_api.status import JobStatus
 
-from .reader import SHOWN, Path
+from .metadata import check_metadata
+from .problems import Problem, did_you_mean, quote_hint, show, type_name, unknown_fields
+from .reader import Path
 
 TOP_LEVEL = ("apiVersion", "kind", "metadata", "spec", "status")
-METADATA = {
-    "name": str, "generateName": str, "namespace": str, "labels": dict, "annotations": dict, "finalizers": list,
-    "ownerReferences": list, "managedFields": list, "uid": str, "resourceVersion": str, "generation": int,
-    "creationTimestamp": str, "deletionTimestamp": str, "deletionGracePeriodSeconds": int, "selfLink": str,
-}  # fmt: skip
-"""Fields of metadata and their types."""
-LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-MAX_ANNOTATIONS = 256 << 10
-"""Bytes of all annotations together, a limit of Kubernetes."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One field that the API server would refuse."""
-
-    path: Path
-    """Path of the field from the root of the resource; empty for a problem of the whole."""
-    message: str
-
-    @property
-    def field(self) -> str:
-        return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in self.path).lstrip(".")
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}" if self.path else self.message
 
 
 def find_problems(document: Any) -> list[Problem]:
     """Find every field of a manifest that the API server would refuse, in the order of the top-level fields."""
     if not isinstance(document, Mapping):
-        return [Problem((), f"must be a {KIND}, a mapping of fields, not {_type(document)}")]
-    problems = [*_check_kind(document), *_unknown(document, TOP_LEVEL, ())]
-    problems += _check_metadata(document.get("metadata"))
+        return [Problem((), f"must be a {KIND}, a mapping of fields, not {type_name(document)}")]
+    problems = [*_check_kind(document), *unknown_fields(document, TOP_LEVEL, ())]
+    problems += check_metadata(document.get("metadata"))
     problems += check_spec(document.get("spec"))
-    if not isinstance(document.get("status") or {}, Mapping):
+    status = document.get("status") or {}
+    if isinstance(status, Mapping):
+        problems += _unknown_below(status, ("status",), JobStatus)
+    else:
         problems.append(
             Problem(("status",), "must be a mapping of fields; the operator writes it, remove it")
         )
@@ -97,63 +74,24 @@ def _check_kind(document: Mapping[str, Any]) -> Iterator[Problem]:
     for field, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         given = document.get(field)
         if given != expected:
-            state = "is missing" if given is None else f"is {_show(given)}"
+            state = "is missing" if given is None else f"is {show(given)}"
             yield Problem((field,), f"{state}; it must be {expected}")
 
 
-def _check_metadata(metadata: Any) -> Iterator[Problem]:
-    root: Path = ("metadata",)
-    if not isinstance(metadata, Mapping):
-        yield Problem(root, "is missing" if metadata is None else "must be a mapping of fields")
+def _unknown_below(value: Any, path: Path, model: type[BaseModel]) -> Iterator[Problem]:
+    """Yield the unknown fields of an object and of all objects in it.
+
+    Args:
+        path: path of the object in the document. Its first part is the object of the model.
+    """
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _unknown_below(item, (*path, index), model)
+    if not isinstance(value, Mapping) or "properties" not in schema_at(path[1:], model):
         return
-    yield from _unknown(metadata, METADATA, root)
-    for name, kind in METADATA.items():
-        value = metadata.get(name)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            yield Problem(
-                (*root, name), f"must be {_type(kind())}, not {_show(value)}{_quote_hint(value, kind)}"
-            )
-    if metadata.get("name") is None:
-        yield Problem((*root, "name"), "is missing")
-    # An empty namespace is valid; an empty name is not.
-    for name, check in (("name", check_name), ("namespace", check_namespace)):
-        value = metadata.get(name)
-        if isinstance(value, str) and (value or name == "name"):
-            try:
-                check(value, name)
-            except InvalidResourceError as error:
-                yield Problem((*root, name), f"{_show(value)} {str(error).partition(': ')[2]}")
-    yield from _check_labels(metadata)
-
-
-def _check_labels(metadata: Mapping[str, Any]) -> Iterator[Problem]:
-    for field in ("labels", "annotations"):
-        values = metadata.get(field)
-        if not isinstance(values, dict):
-            continue
-        for key, value in values.items():
-            path = ("metadata", field, key)
-            if not is_label_key(key):
-                yield Problem(
-                    path, "the key must be [PREFIX/]NAME, at most 63 letters, digits, '-', '_' and '.'"
-                )
-            if value is not None and not isinstance(value, str):
-                yield Problem(path, f"must be text, not {_show(value)}{_quote_hint(value, str)}")
-            elif field == "labels" and not LABEL_VALUE.fullmatch(value or ""):
-                yield Problem(path, f"{_show(value)} must be at most 63 letters, digits, '-', '_' and '.'")
-        if field == "annotations":
-            texts = [text for pair in values.items() for text in pair if isinstance(text, str)]
-            size = sum(len(text.encode(errors="replace")) for text in texts)
-            if size > MAX_ANNOTATIONS:
-                yield Problem(
-                    ("metadata", field), f"must be at most {MAX_ANNOTATIONS} bytes; they are {size}"
-                )
-
-
-def _unknown(values: Mapping[str, Any], known: Collection[str], root: Path) -> Iterator[Problem]:
-    for key in values:
-        if key not in known:
-            yield Problem((*root, key), f"is not a field{did_you_mean(str(key), known)}")
+    yield from unknown_fields(value, fields_at(path[1:], model), path)
+    for name, item in value.items():
+        yield from _unknown_below(item, (*path, name), model)
 
 
 def explain(error: ValidationError, model: type[BaseModel], data: Any, root: Path = ()) -> Iterator[Problem]:
@@ -196,10 +134,12 @@ def _message(item: Any, path: Path, model: type[BaseModel]) -> str:
             return f"lacks the field {_names(context['discriminator'])[0]}"
         case "union_tag_invalid":
             (field,), choices = _names(context["discriminator"]), _names(context["expected_tags"])
-            return f"{field} is {_show(context['tag'])}; it must be one of {', '.join(choices)}"
+            return f"{field} is {show(context['tag'])}; it must be one of {', '.join(choices)}"
         case "enum" | "literal_error":
             choices = _names(context["expected"])
-            return f"is {_show(given)}; it must be one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
+            return (
+                f"is {show(given)}; it must be one of {', '.join(choices)}{did_you_mean(str(given), choices)}"
+            )
         case "value_error" if "in quotes" in item["msg"] and isinstance(given, int | float):
             return (
                 f'is a number without quotes; write "{given:g}"'
@@ -208,13 +148,15 @@ def _message(item: Any, path: Path, model: type[BaseModel]) -> str:
             )
         case "value_error":
             text = item["msg"].removeprefix("Value error, ")
-            return f"is {_show(given)}; {text}" if isinstance(given, str | int | float) else text
+            return f"is {show(given)}; {text}" if isinstance(given, str | int | float) else text
     if kind == "string_pattern_mismatch" and (words := _patterns().get(context["pattern"])):
-        return f"is {_show(given)}; it must be {words}"
+        return f"is {show(given)}; it must be {words}"
     if kind not in EXPECTED:
-        return f"is {_show(given)}: {item['msg']}"
+        return f"is {show(given)}: {item['msg']}"
     expected = EXPECTED[kind].format(**context)
-    return f"is {_show(given)}; it must be {expected}{_quote_hint(given, str if kind == 'string_type' else None)}"
+    return (
+        f"is {show(given)}; it must be {expected}{quote_hint(given, str if kind == 'string_type' else None)}"
+    )
 
 
 def _names(text: str) -> list[str]:
@@ -223,7 +165,7 @@ def _names(text: str) -> list[str]:
 
 
 def _bool(given: bool) -> str:
-    return f"is {_show(given)}; it must be a number in quotes"
+    return f"is {show(given)}; it must be a number in quotes"
 
 
 EXPECTED = {
@@ -261,16 +203,6 @@ EXAMPLES = {
     ("annotation", "approvedCaptions"): "a sha256 of 64 hexadecimal digits",
 }
 """Descriptions of texts, by a field with their pattern. They apply to all fields with that pattern."""
-
-
-def did_you_mean(given: str, known: Collection[str]) -> str:
-    """Return a hint with the most similar known name; empty if none is similar. Case, `_` and `-` do not count."""
-    by_letters = {name.replace("_", "").lower(): name for name in known}
-    near = by_letters.get(given.replace("_", "").replace("-", "").lower())
-    if near is None:
-        matches = difflib.get_close_matches(given, list(known), 1, 0.6)
-        near = matches[0] if matches else None
-    return f"; did you mean {near}?" if near and near != given else ""
 
 
 @cache
@@ -316,32 +248,3 @@ def _dereference(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[st
         elif len(options) == 1:
             schema = options[0]
     return schema
-
-
-def _type(value: Any) -> str:
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return "true or false"
-        case str():
-            return "text"
-        case int() | float():
-            return "a number"
-        case list():
-            return "a list"
-    return "a mapping of fields"
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return _type(value)
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def _quote_hint(value: Any, kind: type | None) -> str:
-    """Return a hint to quote the value, where text is expected and YAML has read another type."""
-    if kind is str and isinstance(value, bool | int | float):
-        return "; put it in quotes"
-    return ""

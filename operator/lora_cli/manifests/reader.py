@@ -40,6 +40,7 @@ KEYWORDS: dict[str, Any] = {
 }
 INTEGER = re.compile(r"([-+]?)(0[xX][0-9a-fA-F]+|0[bB][01]+|0[oO]?[0-7]+|0|[1-9][0-9]*)")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+JSON_SPACE = re.compile(r"[ \t\r\n]*")
 BASES = {"x": 16, "b": 2, "o": 8}
 
 
@@ -77,10 +78,9 @@ def read_documents(text: str) -> list[Document]:
     if len(text.encode(errors="replace")) > MAX_BYTES:
         raise ManifestError(f"the file has more than {MAX_BYTES >> 20} MiB", 1)
     if text.lstrip().startswith("{"):
-        return [_read_json(text)]
+        return _read_json(text)
     try:
-        nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
-        documents = [_Builder().build(node) for node in nodes]
+        documents = _read_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ManifestError(
@@ -131,6 +131,14 @@ class _Loader(yaml.SafeLoader):
         if kind is ScalarNode:
             return PLAIN if implicit[0] else f"{YAML_TAG}str"
         return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+    def process_directives(self) -> Any:
+        directives = super().process_directives()  # type: ignore[no-untyped-call]
+        if self.yaml_version not in (None, (1, 1)):
+            version = ".".join(map(str, self.yaml_version))
+            mark = self.peek_token().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"kubectl reads YAML 1.1, not {version}", problem_mark=mark)
+        return directives
 
 
 class _Builder:
@@ -212,7 +220,14 @@ def _key(node: Node) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _read_json(text: str) -> Document:
+def _read_yaml(text: str) -> list[Document]:
+    nodes = [node for node in yaml.compose_all(text, Loader=_Loader) if node is not None]
+    return [_Builder().build(node) for node in nodes]
+
+
+def _read_json(text: str) -> list[Document]:
+    """Read JSON documents, one after another, as `jq` prints them."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) < len(pairs):
@@ -221,19 +236,32 @@ def _read_json(text: str) -> Document:
             raise ManifestError(f"the key {repeated!r} is set twice", _line_of(text, repeated))
         return result
 
+    decoder = json.JSONDecoder(
+        object_pairs_hook=unique,
+        parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else _finite(digits),
+        parse_float=lambda digits: _number(_finite(digits)),
+        parse_constant=_finite,
+    )
+    documents = []
+    end, line = 0, 1
     try:
-        data = json.loads(
-            text,
-            object_pairs_hook=unique,
-            parse_int=lambda digits: int(digits) if len(digits) <= MAX_DIGITS else _finite(digits),
-            parse_float=lambda digits: _number(_finite(digits)),
-            parse_constant=_finite,
-        )
+        while (place := _skip_space(text, end)) < len(text):
+            line += text.count("\n", end, place)
+            data, after = decoder.raw_decode(text, place)
+            documents.append(Document(data, {(): line}, line))
+            line += text.count("\n", place, after)
+            end = after
     except json.JSONDecodeError:
         return _read_flow(text)
     except RecursionError:
         raise ManifestError("is nested too deeply", 1) from None
-    return Document(data, {(): 1})
+    return documents
+
+
+def _skip_space(text: str, place: int) -> int:
+    """Return the place of the next character in JSON that is not white space."""
+    found = JSON_SPACE.match(text, place)
+    return found.end() if found else place
 
 
 def _finite(digits: str) -> float:
@@ -243,10 +271,10 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _read_flow(text: str) -> Document:
-    """Read text that begins with a brace but is not valid JSON: it may be a YAML flow mapping."""
+def _read_flow(text: str) -> list[Document]:
+    """Read text that begins with a brace but is not valid JSON: it may be YAML with flow mappings."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        documents = _read_yaml(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise ManifestError(
@@ -254,9 +282,9 @@ def _read_flow(text: str) -> Document:
         ) from None
     except (yaml.YAMLError, RecursionError):
         raise ManifestError("is neither valid JSON nor valid YAML", 1) from None
-    if node is None:
+    if not documents:
         raise ManifestError("holds no data", 1)
-    return _Builder().build(node)
+    return documents
 
 
 def _line_of(text: str, key: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,35 @@ spec:
         ("dataset: {prefix: a/}", "dataset: {}", "5: spec.dataset.prefix: is missing"),
         ("    maxSteps: 5", "\tmaxSteps: 5", "8: is not valid YAML"),
         ("token: CUS", "token: &a [*a]", "6: is nested too deeply"),
+        ("apiVersion", "%YAML 1.2\n---\napiVersion", "is not valid YAML: kubectl reads YAML 1.1, not 1.2"),
+        ("spec:", "status: {phsae: Pending}\nspec:", "4: status.phsae: is not a field; did you mean phase?"),
+        (
+            "spec:",
+            "status: {conditions: [{typ: Valid}]}\nspec:",
+            "4: status.conditions[0].typ: is not a field; did you mean type?",
+        ),
+        (
+            "{name: statue}",
+            "{name: statue, finalizers: [1]}",
+            "3: metadata.finalizers[0]: 1 must be [PREFIX/]",
+        ),
+        ("{name: statue}", "{name: statue, finalizers: [a b]}", '3: metadata.finalizers[0]: "a b" must be'),
+        (
+            "{name: statue}",
+            "{name: statue, ownerReferences: [{apiVersion: v1, kind: Pod, name: x}]}",
+            "3: metadata.ownerReferences[0].uid: is missing",
+        ),
+        (
+            "{name: statue}",
+            "{name: statue, ownerReferences: [{apiVersion: v1, kind: Pod, name: x, uid: z, controler: true}]}",
+            "3: metadata.ownerReferences[0].controler: is not a field; did you mean controller?",
+        ),
+        (
+            "{name: statue}",
+            "{name: statue, creationTimestamp: today}",
+            '3: metadata.creationTimestamp: "today" must be a time',
+        ),
+        ("{name: statue}", "{name: statue, generateName: A-}", '3: metadata.generateName: "A-" must be'),
     ],
 )
 def test_a_mistake_is_located_and_explained(old: str, new: str, message: str) -> None:
@@ -176,3 +206,21 @@ def test_a_value_that_a_recipe_sets_is_warned_of() -> None:
     concept = {"token": "CUS", "className": "watercolor", "type": "Style"}
     spec = parse_spec(wire_spec(training={"recipe": "Person"}, concept=concept))
     assert [hint for hint in find_hints(spec) if "training.priorPreservation" in hint]
+
+
+def test_documents_of_json_follow_each_other() -> None:
+    """As `jq` prints them, and as kubectl reads them."""
+    [job] = [document.data for document in read_documents(GOOD)]
+    for separator in ("", "\n", "\n---\n"):
+        text = separator.join(json.dumps(job) for _ in range(2))
+        assert [job.name for job in parse_job(text, "job.json")] == ["statue", "statue"]
+    with pytest.raises(InvalidManifestError, match=r"^job.json:2: spec\.training\.maxSteps: is 0"):
+        parse_job(
+            json.dumps(job) + "\n" + json.dumps(job).replace('"maxSteps": 5', '"maxSteps": 0'), "job.json"
+        )
+
+
+def test_a_key_of_an_annotation_may_have_capital_letters_in_its_prefix() -> None:
+    parse_job(
+        GOOD.replace("{name: statue}", "{name: statue, annotations: {Studio.example/By: Ann}}"), "job.yaml"
+    )

@@ -188,9 +188,7 @@ def test_files_of_every_rank_are_verified(
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "rsLoRA"])
-def test_a_kohya_file_with_another_scale_is_refused(
-    bases: dict[str, Any], tmp_path: Path, kind: str
-) -> None:
+def test_a_kohya_file_with_another_scale_is_refused(bases: dict[str, Any], tmp_path: Path, kind: str) -> None:
     modules = adapted(bases, kind, [UNET], rank=8)
     path = tmp_path / "adapter-kohya.safetensors"
     write_kohya(path, modules, {})
