@@ -224,3 +224,17 @@ def test_a_key_of_an_annotation_may_have_capital_letters_in_its_prefix() -> None
     parse_job(
         GOOD.replace("{name: statue}", "{name: statue, annotations: {Studio.example/By: Ann}}"), "job.yaml"
     )
+
+
+def test_a_prompt_whose_end_is_not_read_is_warned_of() -> None:
+    long, short = "a photo of a statue" + " on a hill" * 30, "a photo of a statue"
+    for training, field in (
+        ({"preview": {"prompts": [short, long]}}, "spec.training.preview.prompts[1]"),
+        (
+            {"priorPreservation": {"enabled": True, "classPrompt": long}},
+            "spec.training.priorPreservation.classPrompt",
+        ),
+    ):
+        [hint] = find_hints(parse_spec(wire_spec(training=training)))
+        assert hint == f"{field}: has 95 CLIP tokens; what is beyond 75 is not read"
+    assert not list(find_hints(parse_spec(wire_spec(training={"preview": {"prompts": [short]}}))))
