@@ -157,6 +157,15 @@ def test_a_job_is_described_and_deleted(lora: Cli, cluster: NamespaceClient) -> 
     assert lora("describe", "statue").exit_code == 64
 
 
+def test_a_namespace_that_does_not_exist_is_named(environment: dict[str, str], job_file: Path) -> None:
+    ran = CliRunner().invoke(app, ["submit", str(job_file), "-n", "absent"], env=environment)
+    assert ran.exit_code == 64
+    assert (
+        ran.stderr
+        == "lora: there is no namespace 'absent': `kubectl get namespaces` lists those of the cluster\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -187,6 +196,10 @@ def test_refusals_of_the_cluster_are_reported_in_plain_words(
     file = tmp_path / "kubeconfig"
 
     broken["users"][0]["user"]["token"] = "nobody"
+    file.write_text(yaml.safe_dump(broken))
+    assert "does not know who you are" in lora("list", KUBECONFIG=str(file)).stderr
+
+    broken["users"][0]["user"] = {}  # the API server then reads the request as that of system:anonymous
     file.write_text(yaml.safe_dump(broken))
     assert "does not know who you are" in lora("list", KUBECONFIG=str(file)).stderr
 

@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from aiohttp import ClientError, ClientTimeout
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
@@ -22,6 +23,8 @@ from ..errors import ClusterError, ClusterRefusedError, ClusterUnavailableError
 GONE, SERVER_ERROR = 410, 500
 WATCH_SECONDS = 240
 """Time after which the API server ends a watch. The next watch continues from the last resourceVersion."""
+ANONYMOUS = "system:anonymous"
+"""User of a request without credentials. It is sent if the kubeconfig's user has none, or its plugin fails."""
 NO_RESOURCE = "this cluster does not serve LoraTrainingJobs: install the chart first (docs/how-to/install.md)"
 Change = tuple[str, Object]
 """ADDED, MODIFIED or DELETED, and the job after the change."""
@@ -185,6 +188,12 @@ async def open_connection(context: str = "", namespace: str = "") -> AsyncIterat
         raise ClusterError(
             f"no cluster is configured ({error}): set KUBECONFIG, or try `kubectl config get-contexts`"
         ) from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError):
+        # The library expects a well-formed file, and does not check it.
+        raise ClusterError(
+            f"{file} is not a valid kubeconfig: set KUBECONFIG to the file of your cluster; `kubectl config view` "
+            "may show what is wrong"
+        ) from None
     async with client.ApiClient() as connection:
         yield LoraTrainingJobClient(connection, namespace or chosen["context"].get("namespace") or "default")
 
@@ -209,7 +218,7 @@ def api_errors(jobs: LoraTrainingJobClient) -> Iterator[None]:
 def _explain(error: ApiException, namespace: str) -> ClusterError:
     reason = str(error.reason)
     match error.status:
-        case 401:
+        case 401 | 403 if error.status == 401 or ANONYMOUS in reason:
             return ClusterRefusedError(
                 f"the API server does not know who you are ({reason}): log in to the cluster again"
             )
@@ -217,6 +226,10 @@ def _explain(error: ApiException, namespace: str) -> ClusterError:
             return ClusterRefusedError(f"{reason}: ask the cluster's administrator for that permission")
         case 404 if "page not found" in reason:  # the resource type, not the object, is unknown
             return ClusterError(NO_RESOURCE)
+        case 404 if reason.startswith("namespaces "):
+            return ClusterError(
+                f"there is no namespace {namespace!r}: `kubectl get namespaces` lists those of the cluster"
+            )
         case 404:
             return ClusterError(
                 f"{reason} in namespace {namespace!r}: `lora list --all-namespaces` shows the jobs that you may see"

@@ -184,6 +184,36 @@ def test_a_missing_kubeconfig_is_named_once(tmp_path: Path, monkeypatch: pytest.
     assert f"{tmp_path / 'absent'} does not exist" in result.stderr
 
 
+USER = "users: [{name: a, user: }]"
+DAMAGED = {
+    "cut off": b"contexts: [",
+    "text": b"hello",
+    "empty": b"",
+    "bytes": b"\xa7\x00\xff",
+    "list": b"- a",
+    "no user": f"""\
+contexts: [{{name: a, context: {{cluster: a, user: a}}}}]
+clusters: [{{name: a, cluster: {{server: 'https://127.0.0.1:9'}}}}]
+{USER}
+current-context: a
+""".encode(),
+    "no context": f"contexts: [{{name: a}}]\nclusters: []\n{USER}\ncurrent-context: a\n".encode(),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_kubeconfig_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    file = tmp_path / "config"
+    file.write_bytes(content)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    result = lora("list")
+    assert result.exit_code == Exit.USAGE, result.exception
+    assert result.stderr.count("\n") == 1
+    assert str(file) in result.stderr
+
+
 def test_the_home_in_the_folder_of_photographs_is_no_photograph(photos: Path) -> None:
     """`lora train .` keeps its home in the folder, as `.lora`."""
     (photos / ".lora/runs/default/x").mkdir(parents=True)
