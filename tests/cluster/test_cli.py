@@ -157,6 +157,23 @@ def test_a_job_is_described_and_deleted(lora: Cli, cluster: NamespaceClient) -> 
     assert lora("describe", "statue").exit_code == 64
 
 
+def test_a_deletion_is_confirmed_at_a_terminal(cluster: NamespaceClient, environment: dict[str, str]) -> None:
+    cluster.create("statue")
+    command = ["lora", "delete", "statue", "-n", cluster.namespace]
+    for answer, code in (("n\n", 1), ("\x04", 130)):  # Ctrl-D, which ends the command as Ctrl-C does
+        with Terminal(command, environment, rows=24, columns=120) as terminal:
+            while "[y/N]" not in terminal.written:
+                assert terminal.read(20)
+            terminal.write(answer)
+            assert "Abort" not in terminal.end()
+            assert terminal.process.returncode == code
+    piped = ["/bin/sh", "-c", f"echo y | {' '.join(command)}"]
+    with Terminal(piped, environment, rows=24, columns=120) as terminal:
+        assert "needs --yes" in terminal.end()
+        assert terminal.process.returncode == 64
+    assert cluster.get()["metadata"]["name"] == "statue"
+
+
 def test_a_namespace_that_does_not_exist_is_named(environment: dict[str, str], job_file: Path) -> None:
     ran = CliRunner().invoke(app, ["submit", str(job_file), "-n", "absent"], env=environment)
     assert ran.exit_code == 64

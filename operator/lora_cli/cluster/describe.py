@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from ..console import err, label, say, write
 from ..errors import UsageError, report_errors
+from ..exits import Exit
 from ..options import Context, JobName, Namespace, Output
 from ..references import JobReference
 
@@ -60,9 +62,7 @@ def delete(
         job = on_cluster(lambda client: client.get(reference.name), context, reference.namespace)
         where = f"{job['metadata']['namespace']}/{job['metadata']['name']}"
         if not yes:
-            if not err().is_terminal:
-                raise UsageError(f"deleting {where} needs --yes when stdin is not a terminal")
-            typer.confirm(f"Delete {where}?", abort=True, err=True)
+            _confirm(where)
         # Delete by UID, so that a job of the same name that was created meanwhile is kept.
         uid = job["metadata"]["uid"]
         on_cluster(lambda client: client.delete_job(reference.name, uid), context, reference.namespace)
@@ -70,6 +70,19 @@ def delete(
             write({"deleted": where, "uid": uid}, output)
         else:
             say(f"{where} deleted")
+
+
+def _confirm(where: str) -> None:
+    """Ask before a job is deleted, and end the command unless the answer is yes."""
+    if sys.stdin is None or not sys.stdin.isatty() or not err().is_terminal:
+        raise UsageError(f"deleting {where} needs --yes when stdin or stderr is not a terminal")
+    try:
+        agreed = typer.confirm(f"Delete {where}?", err=True)
+    except typer.Abort:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if not agreed:
+        say(f"{where} is kept")
+        raise typer.Exit(Exit.FAILED)
 
 
 def _summary(job: Object) -> Iterator[tuple[str, str]]:

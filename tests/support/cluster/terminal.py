@@ -52,7 +52,7 @@ class Terminal:
         while words not in self.screen:
             left = started + seconds - time.monotonic()
             assert left > 0, f"{words!r} is not on the screen:\n{self.screen}"
-            self._read(left)
+            self.read(left)
         return time.monotonic() - started
 
     @property
@@ -61,6 +61,10 @@ class Terminal:
         *_, before, last = ["", *self.written.split(HOME)]
         whole = last.count("\n") >= self._rows - 1
         return ESCAPES.sub("", last if whole else before)
+
+    def write(self, text: str) -> None:
+        """Type a text."""
+        os.write(self._master, text.encode())
 
     def interrupt(self) -> str:
         """Send Ctrl-C; return what the program writes after it, as text."""
@@ -71,12 +75,12 @@ class Terminal:
     def end(self, started: int = 0) -> str:
         """Read until the program ends; return what it has written since the position `started`, as text."""
         deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and self._read(1.0):
+        while time.monotonic() < deadline and self.read(1.0):
             pass
         self.process.wait(60)
         return ESCAPES.sub("", self.written[started:])
 
-    def _read(self, seconds: float) -> bool:
+    def read(self, seconds: float) -> bool:
         """Read what is written within some seconds; return whether there may be more."""
         ready, _, _ = select.select([self._master], [], [], seconds)
         if ready:
