@@ -174,6 +174,18 @@ def test_a_deletion_is_confirmed_at_a_terminal(cluster: NamespaceClient, environ
     assert cluster.get()["metadata"]["name"] == "statue"
 
 
+def test_jobs_that_were_created_before_a_refused_one_are_printed(
+    lora: Cli, cluster: NamespaceClient, job_file: Path, tmp_path: Path
+) -> None:
+    cluster.create("other")
+    other = tmp_path / "other.yaml"
+    other.write_text(job_file.read_text().replace("name: statue", "name: other"))
+    ran = lora("submit", str(job_file), str(other), "-o", "json")
+    assert ran.exit_code == 64
+    assert '"other" already exists' in ran.stderr
+    assert [item["metadata"]["name"] for item in json.loads(ran.stdout)["items"]] == ["statue"]
+
+
 def test_a_namespace_that_does_not_exist_is_named(environment: dict[str, str], job_file: Path) -> None:
     ran = CliRunner().invoke(app, ["submit", str(job_file), "-n", "absent"], env=environment)
     assert ran.exit_code == 64

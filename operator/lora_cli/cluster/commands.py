@@ -43,17 +43,18 @@ def submit(
                 raise UsageError(
                     f"{file.source} is for namespace {file.namespace!r}: remove -n, or change the file"
                 )
-        created = []
-        for file in files:
-            where = require_namespace(namespace or file.namespace)
-            created.append(on_cluster(partial(_submit, file.document, dry_run), context, where))
-            if not output:
-                _print_created(created[-1], dry_run)
-        if output:
-            write(
-                created[0] if len(created) == 1 else {"apiVersion": "v1", "kind": "List", "items": created},
-                output,
-            )
+        created: list[Mapping[str, Any]] = []
+        try:
+            for file in files:
+                where = require_namespace(namespace or file.namespace)
+                created.append(on_cluster(partial(_submit, file.document, dry_run), context, where))
+                if not output:
+                    _print_created(created[-1], dry_run)
+        finally:
+            # also if a job was refused: those before it exist
+            if output and created:
+                items = {"apiVersion": "v1", "kind": "List", "items": created}
+                write(created[0] if len(files) == 1 else items, output)
 
 
 async def _submit(
