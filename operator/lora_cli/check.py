@@ -169,6 +169,7 @@ def _count_images(spec: JobSpec, images: Path | None) -> int:
 def _check_cost(spec: JobSpec, profile: Profile, images: Path | None) -> Iterator[Finding]:
     """Compare the usual cost of the captions, at the profile's prices, with the job's limit."""
     from lora_api.job import AnnotationMode
+    from lora_trainer.annotate.budget import DEFAULT_LIMIT
 
     if spec.annotation.mode != AnnotationMode.LLM or profile.llm is None:
         yield Finding("captions", Verdict.OK, "cost nothing: no language model is asked")
@@ -181,7 +182,8 @@ def _check_cost(spec: JobSpec, profile: Profile, images: Path | None) -> Iterato
         return
     cost = count * (INPUT_TOKENS * price.input + OUTPUT_TOKENS * price.output) / Decimal(1_000_000)
     limit = spec.annotation.limits.max_cost_usd
-    over = limit is not None and cost > limit
+    limit = DEFAULT_LIMIT if limit is None else limit
+    over = cost > limit
     message = f"about {cost:.4f} USD for {count} images by {name}; the job's limit is {limit} USD"
     yield Finding("captions", Verdict.FAILED if over else Verdict.OK, message)
 

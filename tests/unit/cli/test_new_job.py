@@ -165,6 +165,7 @@ def test_the_check_counts_cost_and_missing_keys(photos: Path, tmp_path: Path) ->
     found = {finding["name"]: finding for finding in json.loads(ran.stdout)["findings"]}
     assert "ANTHROPIC_API_KEY is not set" in found["key"]["message"]
     assert "0.0020 USD for 6 images" in found["captions"]["message"]  # 6 x (2500 x 0.10 + 150 x 0.50) / 10**6
+    assert "limit is 1 USD" in found["captions"]["message"]  # that of a job that names none
     assert "USD" in found["time"]["message"]
     assert "on L4" in found["gpu"]["message"]
 
