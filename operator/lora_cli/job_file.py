@@ -106,6 +106,8 @@ def read_file(path: Path) -> list[Document]:
         InvalidManifestError: when it is not YAML or JSON; the message has the line.
     """
     source = source_of(path)
+    if str(path) == STDIN and sys.stdin is None:
+        raise UsageError("cannot read stdin: it is closed")
     try:
         data = sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()
         text = data.decode("utf-8-sig")
@@ -159,6 +161,9 @@ def _messages(document: Document, source: str, assignments: list[str]) -> Iterat
     for problem in sorted(problems, key=lambda problem: document.line(problem.path)):
         # problem.path begins with `spec`, which the paths of assignments leave out.
         given = next((path for path in changed if problem.path[1 : len(path) + 1] == path), None)
+        if given is None and problem not in before and (start := problem.path[1:]):
+            # a parent of the assigned field, which the assignment has added
+            given = next((path for path in changed if path[: len(start)] == start), None)
         if given is not None:
             yield f"--set {'.'.join(given)}: {problem}"
         else:

@@ -141,6 +141,14 @@ def test_an_assignment_below_spec_is_explained(photos: Path) -> None:
     )
 
 
+def test_an_assignment_to_an_unknown_object_is_named() -> None:
+    result = lora("validate", QUICKSTART / "job.yaml", "--set", "trainig.lora.rank=4")
+    assert result.exit_code == Exit.USAGE
+    assert result.stderr == (
+        "lora: --set trainig.lora.rank: spec.trainig: is not a field; did you mean training?\n"
+    )
+
+
 @pytest.mark.parametrize("command", [["train"], ["init"], ["images", "check"], ["captions", "check"]])
 def test_a_folder_that_does_not_exist_is_named(command: list[str], tmp_path: Path) -> None:
     options = ["--token", "CUS", "--class", "x"] if command[0] in ("train", "init") else []
@@ -212,6 +220,16 @@ def test_a_damaged_kubeconfig_is_named(
     assert result.exit_code == Exit.USAGE, result.exception
     assert result.stderr.count("\n") == 1
     assert str(file) in result.stderr
+
+
+def test_a_closed_stdin_is_named() -> None:
+    ran = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" -m lora_cli.main validate - <&-', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (Exit.USAGE, "lora: cannot read stdin: it is closed\n")
 
 
 def test_the_home_in_the_folder_of_photographs_is_no_photograph(photos: Path) -> None:
