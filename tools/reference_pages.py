@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client.metrics import MetricWrapperBase
 
 import lora_operator.metrics as operator_metrics
-from lora_api.base import Model
+from lora_api.base import REAL_PATTERN, Model
 from lora_api.job import JobSpec
 from lora_api.profile import Profile
 from lora_api.status import JobStatus
@@ -101,7 +101,7 @@ def kind(field: Schema, definitions: Mapping[str, Schema]) -> str:
         return f"map of {kind(resolve(field['additionalProperties'], definitions), definitions)}"
     if field.get("format") == "date-time":
         return "time"
-    if "x-kubernetes-validations" in field and field.get("type") == "string":
+    if field.get("pattern") == REAL_PATTERN:
         return "number in quotes"
     return "object" if "oneOf" in field else str(field.get("type", "any"))
 
@@ -126,7 +126,7 @@ def bounds(field: Schema) -> str:
         words.append(f"{low:,} to {high:,}" if low is not None and high is not None else f"from {low}")
     if "multipleOf" in field:
         words.append(f"a multiple of {field['multipleOf']}")
-    if "maxLength" in field and "x-kubernetes-validations" not in field:
+    if "maxLength" in field and field.get("pattern") != REAL_PATTERN:
         words.append(f"up to {field['maxLength']} characters")
     if "maxItems" in field:
         words.append(f"up to {field['maxItems']} items")

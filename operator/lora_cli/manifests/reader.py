@@ -260,8 +260,8 @@ def _read_json(text: str) -> list[Document]:
 
 def _skip_space(text: str, place: int) -> int:
     """Return the place of the next character in JSON that is not white space."""
-    found = JSON_SPACE.match(text, place)
-    return found.end() if found else place
+    space = JSON_SPACE.match(text, place)
+    return space.end() if space else place
 
 
 def _finite(digits: str) -> float:
