@@ -209,7 +209,7 @@ def test_a_value_that_a_recipe_sets_is_warned_of() -> None:
 
 
 def test_documents_of_json_follow_each_other() -> None:
-    """As `jq` prints them, and as kubectl reads them."""
+    """The form that `jq` prints and kubectl reads."""
     [job] = [document.data for document in read_documents(GOOD)]
     for separator in ("", "\n", "\n---\n"):
         text = separator.join(json.dumps(job) for _ in range(2))

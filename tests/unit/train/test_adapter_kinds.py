@@ -178,7 +178,7 @@ def test_a_kohya_file_is_verified_and_a_wrong_one_refused(
 def test_files_of_every_rank_are_verified(
     bases: dict[str, Any], tmp_path: Path, kind: str, rank: int
 ) -> None:
-    """With rsLoRA, alpha in a kohya file is a whole number only for ranks that are squares."""
+    """rsLoRA has a whole alpha in a kohya file only for ranks that are squares."""
     modules = adapted(bases, kind, list(bases), rank=rank)
     kohya, own = tmp_path / "adapter-kohya.safetensors", tmp_path / "adapter.safetensors"
     write_kohya(kohya, modules, {})
