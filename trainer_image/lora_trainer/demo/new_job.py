@@ -43,6 +43,8 @@ MAX_NAMED = 5
 RESUMABLE = (Phase.SUSPENDED, Phase.AWAITING_APPROVAL, INTERRUPTED)
 """Phases in which the same command continues the job."""
 REFRESH_SECONDS = 3
+START = "start_requested"
+"""Key of the session's state: whether Train was clicked, and the job is not started yet."""
 STARTS = threading.Lock()
 """Held while a local run is started, because each tab has a thread of its own."""
 CAPTION_MODES = {
@@ -100,11 +102,21 @@ def _form() -> None:
     elif files and not FEW <= photographs <= MANY:
         count.warning(f"{photographs} photographs: {FEW} to {MANY} give the best result.")
     ready = bool(photographs and token.strip() and class_name.strip() and not problem)
-    if st.button("Train", type="primary", width="stretch", disabled=not ready):
+    st.button("Train", type="primary", width="stretch", disabled=not ready, on_click=_request_start)
+    if st.session_state.pop(START, False) and ready:
         with show_errors():
             _start(manifest, files)
     if not ready and not problem:
         st.caption("Choose photographs, and fill in the token and the class.")
+
+
+def _request_start() -> None:
+    """Record a click on Train.
+
+    A change of a field that arrives just after the click interrupts the run of the page. The value of the button is
+    then lost, and the session's state is not.
+    """
+    st.session_state[START] = True
 
 
 def _find_count_problem(photographs: int, manifest: str) -> str:
