@@ -202,7 +202,7 @@ def read_snapshot(
             status = JobStatus()
     except ValidationError as error:
         status_error = describe(error, "status")
-    # The operator cannot have created a child Job of a later attempt, unless somebody changed its status. All are kept if
+    # The operator cannot have created a child Job of a later attempt, unless a person edited its status. All are kept if
     # the job has ended or its status cannot be read, because then child Jobs are only stopped.
     stops_all = status.phase.terminal or bool(status_error)
     jobs = {

@@ -16,14 +16,15 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from .errors import BadConfigurationError
+from .train.memory.errors import is_out_of_memory
 
 DAMAGE = (
     *(OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError),
     *(SafetensorError, StrictDataclassError),
 )
 """Errors that transformers and diffusers raise for damaged files, and for files that do not belong together."""
-MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""Parts of the messages of PyTorch's RuntimeErrors that are about the machine and not about the model."""
+HOST_MEMORY = ("can't allocate memory", "not enough memory")
+"""Parts of the messages of PyTorch's RuntimeErrors about the memory of the host; `is_out_of_memory` knows those of GPUs."""
 
 
 @contextmanager
@@ -75,4 +76,6 @@ def _is_of_machine(error: Exception) -> bool:
     """Whether an error is the operating system's or about memory. The libraries raise OSErrors of their own without errno."""
     if isinstance(error, OSError):
         return error.errno not in (None, errno.ENOENT)
-    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in MEMORY)
+    return is_out_of_memory(error) or (
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in HOST_MEMORY)
+    )
