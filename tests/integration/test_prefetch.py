@@ -38,8 +38,11 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vae/diffusion_pytorch_model.safetensors": os.urandom(1000),
         "text_encoder/model.safetensors": os.urandom(1000),
         "text_encoder_2/model.safetensors": os.urandom(1000),
-        "tokenizer/vocab.json": b"{}",
-        "tokenizer_2/merges.txt": b"#",
+        **{
+            f"{name}/{file}": b"{}"
+            for name in ("tokenizer", "tokenizer_2")
+            for file in ("vocab.json", "merges.txt")
+        },
         "scheduler/scheduler_config.json": b"{}",
         **{
             f"{name}/config.json": name.encode() for name in ("unet", "vae", "text_encoder", "text_encoder_2")
