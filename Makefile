@@ -104,7 +104,7 @@ bench-quality: $(ENV) ## Measure what each method learns; writes quality.png (QU
 bench-variants: $(ENV) ## Compare four variants in one pod with four jobs, in a few minutes
 	$(BIN)/python -m benchmarks.bench_variants
 
-base-model: $(ENV) ## Train examples/shapes-sdxl and its classifier from scratch (hours; can be interrupted)
+base-model: $(ENV) ## Train examples/shapes-sdxl and its classifier from scratch (minutes on a GPU, or hours; can be interrupted)
 	$(BIN)/python -m tools.base_model
 
 crds: $(ENV) ## Generate the CRD and the parts of the chart that depend on it

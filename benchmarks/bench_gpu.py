@@ -293,8 +293,9 @@ def run_case(case: Case, folder: Path, resolution: int, steps: int, plans: dict[
         "checkpointing": case.checkpointing,
     }
     plan = plans.get(case.name)
-    if plan and not case.limit:
-        # The plan's working memory, and the measured memory beyond the weights, gradients and optimizer states.
+    if plan and not case.limit and not case.graph:
+        # The plan's working memory, and the measured memory beyond the weights, gradients and optimizer states. A graph
+        # holds its working memory between steps too.
         row["planned_gib"] = plan["peak"] / GIB
         row["measured_gib"] = row["allocated_gib"] - _allocated_between_steps(subject) / GIB
     return row

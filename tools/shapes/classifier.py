@@ -18,7 +18,7 @@ from lora_trainer.train.data.rng import generator_for
 
 from .captions import ATTRIBUTES
 from .drawing import SIDE, Scenes, draw, sample_scenes
-from .recipe import Plan, train_module
+from .recipe import Batch, Plan, train_module
 
 WEIGHTS = Path(__file__).with_name("classifier.safetensors")
 PLAN = Plan(steps=1000, learning_rate=2e-3, warmup_steps=20, decay_share=0.7)
@@ -81,9 +81,12 @@ def train(folder: Path) -> AttributeClassifier:
     torch.manual_seed(0)
     model = AttributeClassifier()
 
-    def loss_at(step: int) -> Tensor:
+    def batch_at(step: int) -> Batch:
         images, labels = samples(step)
-        logits = model(images)
+        return {"images": images, **labels}
+
+    def loss_of(labels: Batch) -> Tensor:
+        logits = model(labels["images"])
         # Images that show nothing have no other attributes to learn from.
         seen = labels["shape"] < len(ATTRIBUTES["shape"])
         loss = cross_entropy(logits["shape"], labels["shape"])
@@ -91,7 +94,7 @@ def train(folder: Path) -> AttributeClassifier:
             loss = loss + cross_entropy(logits[name][seen], labels[name][seen])
         return loss
 
-    train_module("classifier", model, loss_at, PLAN, folder)
+    train_module("classifier", model, batch_at, loss_of, PLAN, folder)
     return model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,23 +20,19 @@ from lora_trainer.train.objective import Batch, sample_losses
 from .autoencoder import CHANNELS
 from .captions import describe
 from .drawing import SIDE, draw, sample_scenes
+from .recipe import Batch as Tensors
 from .recipe import Plan, train_module
 from .text_encoders import WIDTH, embed
 
-PLANS = {
-    "denoiser": Plan(steps=5500, learning_rate=1.5e-3, warmup_steps=200, decay_share=0.6, ema_decay=0.999),
-    "denoiser again": Plan(
-        steps=2500, learning_rate=1e-3, warmup_steps=100, decay_share=0.8, ema_decay=0.998
-    ),
-}
-PATTERNED = {"denoiser": 0.25, "denoiser again": 0.7}
-"""Share of patterned shapes that is kept, by plan. The first plan has mostly plain shapes, to learn outlines; the second
-has mostly patterned ones, to learn that any shape may have any pattern."""
-BATCH = 64
-DRAWINGS = 32_768
-"""Number of drawings of each plan."""
-CAPTIONS = 3
+PLAN = Plan(steps=8000, learning_rate=1.5e-3, warmup_steps=500, decay_share=0.6, ema_decay=0.9995)
+BATCH = 512
+DRAWINGS = 131_072
+CAPTIONS = 2
 """Number of captions of each drawing."""
+DRAWN = 1024
+"""Number of drawings that are encoded at a time."""
+SMALL_SHARE = 0.1
+"""Share of small shapes that is kept. With few latents to each, they teach little."""
 OBJECTIVE = Training.model_validate({"snrGamma": "0"})
 """Every timestep has the same weight."""
 UNCONDITIONAL_SHARE = 0.1
@@ -86,7 +81,7 @@ def sampler() -> EulerDiscreteScheduler:
 
 @dataclass(frozen=True)
 class Drawings:
-    """Latents and embeddings of all drawings of a plan."""
+    """Latents and embeddings of the drawings, on the training device."""
 
     latents: Tensor
     """float32, (DRAWINGS, CHANNELS, SIDE / 8, SIDE / 8)."""
@@ -97,23 +92,18 @@ class Drawings:
 
     @classmethod
     @torch.no_grad()
-    def encoded(
-        cls, part: str, vae: AutoencoderKL, encoders: tuple[TextEncoderModel, TextEncoderModel]
-    ) -> Self:
-        """Draw, caption and encode the scenes of a plan. Most small shapes are dropped.
-
-        Args:
-            part: name of the plan in PLANS.
-        """
-        # Three times as many scenes are sampled as are needed, since some are dropped.
-        scenes = sample_scenes(3 * DRAWINGS, generator_for(0, part))
-        share = torch.where(scenes.fill > 0, PATTERNED[part], 1.0) * torch.where(scenes.size == 0, 0.1, 1.0)
-        kept = torch.rand(len(scenes), generator=generator_for(0, part, "kept")) < share
+    def encoded(cls, vae: AutoencoderKL, encoders: tuple[TextEncoderModel, TextEncoderModel]) -> Self:
+        """Draw, caption and encode random scenes. Most small shapes are dropped."""
+        # Twice as many scenes are sampled as are needed, since some are dropped.
+        scenes = sample_scenes(2 * DRAWINGS, generator_for(0, "denoiser"))
+        share = torch.where(scenes.size == 0, SMALL_SHARE, 1.0)
+        kept = torch.rand(len(scenes), generator=generator_for(0, "denoiser", "kept")) < share
         scenes = scenes.part(kept.nonzero().squeeze(1)[:DRAWINGS])
         latents, text, pooled = [], [], []
-        for index in torch.arange(DRAWINGS).split(BATCH):
-            shown, generator = scenes.part(index), generator_for(0, part, int(index[0]))
-            latents.append(vae.encode(draw(shown, generator)).latent_dist.sample(generator))
+        for index in torch.arange(DRAWINGS).split(DRAWN):
+            shown, generator = scenes.part(index), generator_for(0, "denoiser", "drawn", int(index[0]))
+            posterior = vae.encode(draw(shown, generator, device=vae.device)).latent_dist
+            latents.append(posterior.sample(generator))
             words = random.Random(int(index[0]))
             conditioned = [
                 embed(encoders, [text for text, _, _ in describe(shown, words)]) for _ in range(CAPTIONS)
@@ -126,50 +116,44 @@ class Drawings:
 def train(
     folder: Path, vae: AutoencoderKL, encoders: tuple[TextEncoderModel, TextEncoderModel]
 ) -> UNet2DConditionModel:
-    """Train the UNet by all PLANS.
+    """Train the UNet on the device of the VAE and the encoders.
 
     Args:
         folder: for checkpoints.
     """
     torch.manual_seed(0)
-    unet = build()
+    unet = build().to(vae.device)
     schedule = DDPMScheduler.from_config(sampler().config)
     for model in encoders:
         model.encoder.eval()
-    for part, plan in PLANS.items():
-        # The drawings are encoded on the first use, and not at all if the plan is already complete.
-        drawings = cache(partial(Drawings.encoded, part, vae, encoders))
-        train_module(part, unet, partial(_loss_at, unet, schedule, part, drawings), plan, folder)
+    # The drawings are encoded on the first use, and not at all if the training is already complete.
+    drawings = cache(partial(Drawings.encoded, vae, encoders))
+
+    def loss_of(batch: Tensors) -> Tensor:
+        return sample_losses(unet, schedule, Batch(**batch), OBJECTIVE).mean()
+
+    train_module("denoiser", unet, lambda step: batch_at(step, drawings()), loss_of, PLAN, folder)
     return unet
 
 
-def _loss_at(
-    unet: UNet2DConditionModel,
-    schedule: DDPMScheduler,
-    part: str,
-    drawings: Callable[[], Drawings],
-    step: int,
-) -> Tensor:
-    return sample_losses(unet, schedule, batch_at(part, step, drawings()), OBJECTIVE).mean()
-
-
-def batch_at(part: str, step: int, drawings: Drawings) -> Batch:
-    """Return the samples of a step, which depend on the plan's name and the step alone."""
-    generator = generator_for(0, part, step)
-    chosen = torch.randint(DRAWINGS, (BATCH,), generator=generator)
-    words = torch.randint(CAPTIONS, (BATCH,), generator=generator)
-    conditioned = torch.rand(BATCH, generator=generator) >= UNCONDITIONAL_SHARE
+def batch_at(step: int, drawings: Drawings) -> Tensors:
+    """Return the fields of `Batch` of a step, which depend on its number alone."""
+    generator, device = generator_for(0, "denoiser", step), drawings.latents.device
+    chosen = torch.randint(DRAWINGS, (BATCH,), generator=generator).to(device)
+    words = torch.randint(CAPTIONS, (BATCH,), generator=generator).to(device)
+    conditioned = (torch.rand(BATCH, generator=generator) >= UNCONDITIONAL_SHARE).to(device)
     # The original size has no visible effect, so any value is a valid conditioning.
     original = SIDE * 2 ** (6 * torch.rand(BATCH, 1, generator=generator)).expand(-1, 2)
     # Stratified timesteps reduce the variance of the loss; the exponent favours high noise, where outlines are decided.
     spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
     rest = torch.tensor([[0.0, 0.0, SIDE, SIDE]]).expand(BATCH, -1)
-    return Batch(
-        latents=drawings.latents[chosen],
-        noise=torch.randn(BATCH, *drawings.latents.shape[1:], generator=generator),
-        timesteps=(TIMESTEPS * spread**0.75).long(),
-        text=drawings.text[chosen, words].float() * conditioned[:, None, None],
-        pooled=drawings.pooled[chosen, words] * conditioned[:, None],
-        time_ids=torch.cat([original, rest], dim=1),
-        weights=torch.ones(BATCH),
-    )
+    on_device = torch.Generator(device).manual_seed(generator.initial_seed())
+    return {
+        "latents": drawings.latents[chosen],
+        "noise": torch.randn(drawings.latents[chosen].shape, generator=on_device, device=device),
+        "timesteps": (TIMESTEPS * spread**0.75).long().to(device),
+        "text": drawings.text[chosen, words].float() * conditioned[:, None, None],
+        "pooled": drawings.pooled[chosen, words] * conditioned[:, None],
+        "time_ids": torch.cat([original, rest], dim=1).to(device),
+        "weights": torch.ones(BATCH, device=device),
+    }

@@ -92,6 +92,10 @@ class Scenes:
             self, **{name: torch.full_like(self.shape, index) for name, index in attributes.items()}
         )
 
+    def to(self, device: torch.device | str) -> Self:
+        """Return the scenes with their attributes on a device."""
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
     def part(self, chosen: Tensor) -> Self:
         """Return the scenes at the chosen indices."""
         return type(self)(*(getattr(self, field.name)[chosen] for field in fields(self)))
@@ -125,27 +129,39 @@ def sample_scenes(
     return Scenes(shape, fill, colour, ground, size, place)
 
 
-def draw(scenes: Scenes, generator: Generator, scale: int = 1, style: Style = Style.SOLID) -> Tensor:
+def draw(
+    scenes: Scenes,
+    generator: Generator,
+    scale: int = 1,
+    style: Style = Style.SOLID,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Draw each scene with small random changes of place, size, angle, colour and brightness.
 
     Args:
+        generator: a generator of the CPU, whatever the device.
         scale: factor of the image's side.
+        device: the device that draws.
 
     Returns:
-        float32, (n, 3, side, side) with a side of scale * SIDE, from -1 to 1.
+        float32, (n, 3, side, side) with a side of scale * SIDE, from -1 to 1, on the device.
     """
     count = len(scenes)
+    scenes = scenes.to(device)
 
     def spread(width: float, *shape: int) -> Tensor:
-        return (2 * torch.rand(count, *shape, generator=generator) - 1) * width
+        return ((2 * torch.rand(count, *shape, generator=generator) - 1) * width).to(device)
 
-    radius = RADII[scenes.size] * (1 + spread(0.08))
+    def row(table: Tensor, index: Tensor) -> Tensor:
+        return table.to(device)[index]
+
+    radius = row(RADII, scenes.size) * (1 + spread(0.08))
     room = (SIDE / 2 - 0.95 * radius)[:, None]
-    centre = (OFFSETS[scenes.place] * PLACE_DISTANCE + spread(2.5, 2)).clamp(-room, room)
+    centre = (row(OFFSETS, scenes.place) * PLACE_DISTANCE + spread(2.5, 2)).clamp(-room, room)
     angle = spread(0.15)[:, None, None]
     # Centres of the pixels along an axis, from the image's centre. x and y are in radii from the shape's middle; u and v
     # are the same points turned by its angle.
-    axis = (torch.arange(scale * SIDE) + 0.5) / scale - SIDE / 2
+    axis = (torch.arange(scale * SIDE, device=device) + 0.5) / scale - SIDE / 2
     x = (axis[None, None, :] - centre[:, 0, None, None]) / radius[:, None, None]
     y = (axis[None, :, None] - centre[:, 1, None, None]) / radius[:, None, None]
     u, v = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
@@ -159,10 +175,10 @@ def draw(scenes: Scenes, generator: Generator, scale: int = 1, style: Style = St
     edge = _select_distances(_OUTLINES, scenes.shape, u, v) * width
     inside = coverage(_in_style(style, edge, across, down))
     second = coverage(_select_distances(_PATTERNS, scenes.fill, across, down, u * width))
-    light = torch.isin(scenes.colour, torch.tensor(LIGHT))
+    light = torch.isin(scenes.colour, torch.tensor(LIGHT, device=device))
     other = torch.where(light, 0.06, 0.97)[:, None, None, None]
-    colour = (RGB[scenes.colour] + spread(0.04, 3))[:, :, None, None]
-    ground = (GROUND_RGB[scenes.ground] + spread(0.04, 3))[:, :, None, None]
+    colour = (row(RGB, scenes.colour) + spread(0.04, 3))[:, :, None, None]
+    ground = (row(GROUND_RGB, scenes.ground) + spread(0.04, 3))[:, :, None, None]
     slope = spread(0.05, 2)[:, :, None, None] / (SIDE / 2)
     ground = ground + (slope[:, :1] * axis[None, None, None, :] + slope[:, 1:] * axis[None, None, :, None])
     thing = second * other + (1 - second) * colour

@@ -20,13 +20,16 @@ FOLDER = Path(__file__).parents[2] / "examples" / "shapes-sdxl"
 
 
 def build(work: Path) -> StableDiffusionXLPipeline:
-    """Train all parts, resuming from checkpoints.
+    """Train all parts, resuming from checkpoints. The VAE and the UNet are trained on the GPU if there is one.
 
     Args:
         work: for checkpoints.
     """
-    vae = autoencoder.train(work)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = autoencoder.train(work, device)
     first, second = text_encoders.train(work)
+    for model in (first, second):
+        model.encoder.to(device)
     unet = denoiser.train(work, vae, (first, second))
     return StableDiffusionXLPipeline(
         vae=autoencoder.train_decoder(vae, work),

@@ -19,7 +19,7 @@ from lora_trainer.train.model.tiny import END, tiny_tokenizer
 
 from .captions import ATTRIBUTES, LETTERS, OMITTED, WORDS, describe
 from .drawing import sample_scenes
-from .recipe import Plan, train_module
+from .recipe import Batch, Plan, train_module
 
 PLAN = Plan(steps=1500, learning_rate=1e-3, warmup_steps=30, decay_share=0.5)
 BATCH = 64
@@ -63,7 +63,7 @@ def embed(encoders: tuple[TextEncoderModel, TextEncoderModel], texts: list[str])
     layers, pooled = [], torch.empty(0)
     for model in encoders:
         ids = model.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        output = model.encoder(ids, output_hidden_states=True)
+        output = model.encoder(ids.to(model.encoder.device), output_hidden_states=True)
         layers.append(output.hidden_states[-2])
         pooled = output[0]
     return torch.cat(layers, dim=-1), pooled
@@ -96,21 +96,21 @@ def train(folder: Path) -> tuple[TextEncoderModel, TextEncoderModel]:
     encoders = build()
     attribute_heads = AttributeHeads(encoders)
 
-    def loss_at(step: int) -> Tensor:
+    def batch_at(step: int) -> Batch:
         # "towers" is part of the seed of the published model: another word would train another model.
-        captions = describe(
-            sample_scenes(BATCH, generator_for(0, "towers", step), new_pairs=True), random.Random(step)
-        )
-        targets_by_head = targets([(stated, unknown) for _, stated, unknown in captions])
+        scenes = sample_scenes(BATCH, generator_for(0, "towers", step), new_pairs=True)
+        captions = describe(scenes, random.Random(step))
+        ids = _tokenize(encoders, [text for text, _, _ in captions])
+        return ids | targets([(stated, unknown) for _, stated, unknown in captions])
+
+    def loss_of(batch: Batch) -> Tensor:
         loss = torch.zeros(())
-        for heads, output in zip(
-            attribute_heads.heads, _outputs(encoders, [text for text, _, _ in captions]), strict=True
-        ):
+        for heads, output in zip(attribute_heads.heads, _outputs(encoders, batch), strict=True):
             for name, head in heads.items():
-                loss = loss + cross_entropy(head(output), targets_by_head[name])
+                loss = loss + cross_entropy(head(output), batch[name])
         return loss / 3
 
-    train_module("text encoders", attribute_heads, loss_at, PLAN, folder)
+    train_module("text encoders", attribute_heads, batch_at, loss_of, PLAN, folder)
     standardize(encoders)
     return encoders
 
@@ -135,14 +135,23 @@ def standardize(encoders: tuple[TextEncoderModel, TextEncoderModel]) -> None:
     encoders[1].encoder.text_projection.weight /= pooled.std()
 
 
-def _outputs(encoders: tuple[TextEncoderModel, TextEncoderModel], texts: list[str]) -> list[Tensor]:
+def _tokenize(encoders: tuple[TextEncoderModel, TextEncoderModel], texts: list[str]) -> Batch:
+    return {
+        f"ids {number}": model.tokenizer(
+            texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt"
+        ).input_ids
+        for number, model in enumerate(encoders)
+    }
+
+
+def _outputs(encoders: tuple[TextEncoderModel, TextEncoderModel], batch: Batch) -> list[Tensor]:
     """Return the penultimate state of each encoder at the end token, then the pooled projection: (n, width) each."""
     states, pooled = [], torch.empty(0)
-    for model in encoders:
-        batch = model.tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, return_tensors="pt")
-        output = model.encoder(batch.input_ids, output_hidden_states=True)
-        end = (batch.input_ids == model.tokenizer.eos_token_id).int().argmax(dim=1)
-        states.append(output.hidden_states[-2][torch.arange(len(texts)), end])
+    for number, model in enumerate(encoders):
+        ids = batch[f"ids {number}"]
+        output = model.encoder(ids, output_hidden_states=True)
+        end = (ids == model.tokenizer.eos_token_id).int().argmax(dim=1)
+        states.append(output.hidden_states[-2][torch.arange(len(ids)), end])
         pooled = output[0]
     return [*states, pooled]
 
