@@ -57,10 +57,16 @@ from tools.shapes.scores import Scores, score
 PRIOR = {"priorPreservation": {"enabled": True, "numClassImages": 12, "guidanceScale": "3"}}
 EXTRACT = {
     "method": "DreamBoothExtract",
-    "rank": 8,
-    "alpha": 8,
-    "maxSteps": 400,
+    "rank": 32,
+    "alpha": 32,
+    "maxSteps": 800,
     "textEncoder": {"train": False},
+    "priorPreservation": {
+        "enabled": True,
+        "numClassImages": 48,
+        "guidanceScale": "3",
+        "weight": "0.1",
+    },
     "extraction": {"convolutions": True, "factorSteps": 200},
 }
 METHODS: dict[str, tuple[Captions, dict[str, Any]]] = {
