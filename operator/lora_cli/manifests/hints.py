@@ -13,6 +13,7 @@ def find_hints(spec: JobSpec) -> Iterator[str]:
     """Yield a warning for each setting that has no effect or often gives a bad result."""
     from lora_trainer.annotate.tokens import TEXT_TOKENS, count_tokens
     from lora_trainer.annotate.words import find_token_problem
+    from lora_trainer.whole_words import has_word
 
     # A recipe gives more steps for more images. So what has no effect with the most images has none with fewer.
     for message in advice(spec.with_recipe(spec.dataset.max_images)):
@@ -20,6 +21,12 @@ def find_hints(spec: JobSpec) -> Iterator[str]:
     for path, prompt in _prompts(spec.training):
         if (count := count_tokens(prompt)) > TEXT_TOKENS:
             yield f"spec.{path}: has {count} CLIP tokens; what is beyond {TEXT_TOKENS} is not read"
+    prior = spec.training.prior_preservation
+    if prior.enabled and has_word(prior.class_prompt, spec.concept.token):
+        yield (
+            f"spec.training.priorPreservation.classPrompt: has the token {spec.concept.token}, so that the token is trained "
+            "to show the class too; leave the token out"
+        )
     if problem := find_token_problem(spec.concept.token, spec.concept.class_name):
         yield f"spec.concept.token: {problem}"
     prefix = spec.dataset.prefix

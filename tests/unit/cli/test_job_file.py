@@ -226,6 +226,18 @@ def test_a_key_of_an_annotation_may_have_capital_letters_in_its_prefix() -> None
     )
 
 
+def test_a_class_prompt_with_the_token_is_warned_of() -> None:
+    def hints(prompt: str) -> list[str]:
+        training = {"priorPreservation": {"enabled": True, "classPrompt": prompt}}
+        return list(find_hints(parse_spec(wire_spec(training=training))))
+
+    token = parse_spec(wire_spec()).concept.token
+    assert hints("a photo of a statue") == []
+    assert hints(f"a photo of {token}like statues") == []
+    [hint] = hints(f"a photo of {token.lower()} statue")
+    assert hint.startswith(f"spec.training.priorPreservation.classPrompt: has the token {token}")
+
+
 def test_a_prompt_whose_end_is_not_read_is_warned_of() -> None:
     long, short = "a photo of a statue" + " on a hill" * 30, "a photo of a statue"
     for training, field in (
