@@ -61,12 +61,7 @@ EXTRACT = {
     "alpha": 32,
     "maxSteps": 800,
     "textEncoder": {"train": False},
-    "priorPreservation": {
-        "enabled": True,
-        "numClassImages": 48,
-        "guidanceScale": "3",
-        "weight": "0.1",
-    },
+    "priorPreservation": {**PRIOR["priorPreservation"], "numClassImages": 48, "weight": "0.1"},
     "extraction": {"convolutions": True, "factorSteps": 200},
 }
 METHODS: dict[str, tuple[Captions, dict[str, Any]]] = {

@@ -2,8 +2,8 @@
 
 Usage: python -m tools.base_model [--work .demo/shapes] [--score]
 
-It takes about ten minutes with an H100, some hours without a GPU, and can be interrupted and resumed. The last line of its output is the share of
-correct images for 200 random prompts.
+It takes about ten minutes with an H100, some hours without a GPU, and can be interrupted and resumed. The last line of
+its output is the share of correct images for 200 random prompts.
 """
 
 from __future__ import annotations

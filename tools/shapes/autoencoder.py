@@ -6,6 +6,7 @@ It encodes 64 px images as latents of shape (8, 8, 8) whose channels have mean 0
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -88,11 +89,11 @@ def _error(vae: AutoencoderKL, posterior: DiagonalGaussianDistribution, batch: B
 
 
 def _sampler(name: str, device: torch.device, count: int) -> Callable[[int], Batch]:
-    """Draw the images, and return a function for the samples of a step."""
-    images = drawings(device)
+    """Return a function for the samples of a step. The images are drawn on its first use."""
+    drawn = cache(partial(drawings, device))
 
     def batch_at(step: int) -> Batch:
-        generator = generator_for(0, name, step)
+        images, generator = drawn(), generator_for(0, name, step)
         chosen = torch.randint(len(images), (count,), generator=generator)
         noise = torch.randn(count, CHANNELS, SIDE // 8, SIDE // 8, generator=generator)
         return {"images": images[chosen.to(device)], "noise": noise.to(device)}

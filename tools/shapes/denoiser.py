@@ -147,10 +147,11 @@ def batch_at(step: int, drawings: Drawings) -> Tensors:
     # Stratified timesteps reduce the variance of the loss; the exponent favours high noise, where outlines are decided.
     spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
     rest = torch.tensor([[0.0, 0.0, SIDE, SIDE]]).expand(BATCH, -1)
+    latents = drawings.latents[chosen]
     on_device = torch.Generator(device).manual_seed(generator.initial_seed())
     return {
-        "latents": drawings.latents[chosen],
-        "noise": torch.randn(drawings.latents[chosen].shape, generator=on_device, device=device),
+        "latents": latents,
+        "noise": torch.randn(latents.shape, generator=on_device, device=device),
         "timesteps": (TIMESTEPS * spread**0.75).long().to(device),
         "text": drawings.text[chosen, words].float() * conditioned[:, None, None],
         "pooled": drawings.pooled[chosen, words] * conditioned[:, None],

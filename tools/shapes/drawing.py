@@ -59,7 +59,7 @@ PLACE_DISTANCE = 14.0
 
 
 class Style(StrEnum):
-    """A way to draw shapes. The base model is trained on Solid alone."""
+    """A way to draw shapes. The base model's UNet is trained on Solid alone."""
 
     SOLID = "solid"
     OUTLINE = "outline"

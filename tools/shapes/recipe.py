@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 SAVE_EVERY = 250
-"""Number of steps between checkpoints."""
+"""Smallest number of steps between checkpoints."""
 REPORT_EVERY = 50
 """Number of steps between lines of output."""
 
