@@ -8,14 +8,17 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 from lora_api.status import PreviewStatus
 
 from ..records import Record
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 FILE_NAME = "events.out.tfevents.training"
 """Name of the event file. TensorBoard reads files whose names contain `tfevents`."""
@@ -41,6 +44,8 @@ def write_events(
     Args:
         fetch: returns the content of a key in the output bucket, or None if there is none.
     """
+    from tensorboardX import SummaryWriter  # not before training, whose peak would include its memory
+
     # An estimate: the records have durations but no times.
     started = time.time() - sum(record.seconds for record in records)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
