@@ -7,12 +7,12 @@ the number of images is known only after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
 from .dataset import ConceptType
-from .training import Recipe, Targets, Training
+from .training import Method, Recipe, Targets, Training
 
 Settings = dict[str, Any]
 """Fields of `training` as on the wire, nested."""
@@ -57,6 +57,10 @@ BY_CONCEPT: Mapping[ConceptType, Recipe] = {
     ConceptType.STYLE: Recipe.STYLE,
 }
 """The recipe that Auto stands for."""
+EXTRACTED = {"rank": 32, "class_images": Amount(10, 50, 200)}
+"""Values of every recipe with method DreamBoothExtract."""
+TUNING_RATE = "5e-6"
+"""Learning rate of a UNet whose own weights are trained."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,17 @@ def complete(
     kind = BY_CONCEPT[concept] if training.recipe is Recipe.AUTO else training.recipe
     settings = training.to_wire()
     del settings["recipe"]
+    values = RECIPES[kind]
+    if training.method is Method.DREAMBOOTH_EXTRACT:
+        values = replace(values, **EXTRACTED)
     chosen: dict[str, Any] = {}
-    for group in _groups(RECIPES[kind], settings, images):
+    for group in _groups(values, settings, images):
         new = {path: value for path, value in group.items() if not _has(settings, path)}
         candidate = _with_values(settings, new)
         if new and accepts(Training.model_validate(candidate)):
             settings = candidate
             chosen |= new
-    pending = _pending(RECIPES[kind], settings) if images is None else {}
+    pending = _pending(values, settings) if images is None else {}
     return Completed(Training.model_validate(settings), kind, chosen, pending)
 
 
@@ -110,6 +117,8 @@ def _groups(values: Values, settings: Settings, images: int | None) -> Iterator[
     # Six digits, because a spec takes at most 16.
     half = max(Decimal(f"{rate / 2:.6g}"), SMALLEST_RATE)
     yield {"textEncoder.train": True, "textEncoder.learningRate": str(half.normalize())}
+    if settings.get("method") == Method.DREAMBOOTH_EXTRACT:
+        yield {"learningRate": TUNING_RATE}
     if images is not None:
         yield {"maxSteps": values.steps.of(images)}
     if values.class_images is not None:

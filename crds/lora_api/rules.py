@@ -478,10 +478,6 @@ RULES: tuple[Rule, ...] = (
     ),
     # Methods
     Rule(
-        "training.recipe is not supported with method DreamBoothExtract: no recipe has settings for it",
-        (Compare("training.recipe", "!=", "None"), _EXTRACT),
-    ),
-    Rule(
         "training.extraction is for method DreamBoothExtract: the other methods extract nothing",
         (Compare("training.method", "!=", "DreamBoothExtract"), Changed("training.extraction")),
     ),
@@ -497,10 +493,6 @@ RULES: tuple[Rule, ...] = (
             Compare("training.lrWarmupSteps", ">", 0),
             Positive(((1, ("training.extraction.factorSteps",)), (2, ()), (-1, ("training.maxSteps",)))),
         ),
-    ),
-    Rule(
-        "training.textEncoder.train is not supported with method DreamBoothExtract",
-        (_EXTRACT, _is_true("training.textEncoder.train")),
     ),
     Rule(
         "training.quantizeBase is not supported with method DreamBoothExtract, which fine-tunes the base model",
@@ -610,7 +602,18 @@ RULES: tuple[Rule, ...] = (
         "training.loraPlusRatio is for LoRA matrices, which this job does not train",
         (
             Changed("training.loraPlusRatio"),
-            AnyOf((_NOT_LORA, AllOf((_EXTRACT, Compare("training.extraction.factorSteps", "==", 0))))),
+            AnyOf(
+                (
+                    _NOT_LORA,
+                    AllOf(
+                        (
+                            _EXTRACT,
+                            Compare("training.extraction.factorSteps", "==", 0),
+                            Compare("training.textEncoder.train", "==", False),
+                        )
+                    ),
+                )
+            ),
         ),
     ),
     Rule(
@@ -935,12 +938,14 @@ ADVICE: tuple[Rule, ...] = (
         ),
     ),
     Rule(
-        "training.alpha has no effect with method DreamBoothExtract, unless extraction.factorSteps trains the factors",
+        "training.alpha has no effect with method DreamBoothExtract, unless extraction.factorSteps trains the factors or "
+        "textEncoder.train is true",
         (
             _EXTRACT,
             Changed("training.alpha"),
             Compare("training.alpha", "!=", other="training.rank"),
             Compare("training.extraction.factorSteps", "==", 0),
+            Compare("training.textEncoder.train", "==", False),
         ),
     ),
     Rule(

@@ -347,7 +347,7 @@ class Training(Model):
     """Settings of the training."""
 
     method: Method = Method.DREAMBOOTH_LORA
-    """DreamBoothLoRA: an adapter trained on captions that name the concept, with optional prior preservation. LoRA: plain text-to-image. DreamBoothExtract: full DreamBooth, then an adapter extracted from the change by SVD."""
+    """DreamBoothLoRA: an adapter trained on captions that name the concept, with optional prior preservation. LoRA: plain text-to-image. DreamBoothExtract: full DreamBooth of the UNet, then an adapter extracted from the change by SVD; text encoders that are trained get adapters from the start."""
     recipe: Recipe = Recipe.NONE
     """Defaults for the fields of `training` that are not set, by the kind of concept and the number of images. Auto: the recipe of concept.type. Subject, Person, Style: that recipe. None: the default of each field. status.effective has the values."""
     resolution: Annotated[Int, Field(ge=32, le=4096, multiple_of=8)] = 1024

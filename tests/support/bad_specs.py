@@ -11,8 +11,6 @@ PRODIGY = {"optimizer": "Prodigy"}
 EXTRACT = {"method": "DreamBoothExtract"}
 CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"training": {"extraction": {"rankEnergy": "0.5"}}}, "training.extraction is for method"),
-    ({"training": {**EXTRACT, "textEncoder": {"train": True}}}, "training.textEncoder.train is not"),
-    ({"training": {**EXTRACT, "recipe": "Auto"}}, "training.recipe is not supported with method"),
     ({"training": {**EXTRACT, "quantizeBase": "NF4"}}, "training.quantizeBase is not supported with method"),
     ({"training": {**EXTRACT, "adapter": {"useDoRA": True}}}, "training.adapter is not supported"),
     (

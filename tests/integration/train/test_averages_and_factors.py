@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ TUNED = {
     "checkpoint": {"everySteps": 2, "keepLast": 2},
 }
 FACTORS = {**TUNED, "extraction": {"factorSteps": 3}}
+TEXT = {"textEncoder": {"train": True, "learningRate": "5e-3"}}
 
 
 def crash_at(job: Job, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,11 +136,73 @@ def test_factors_are_trained_on_the_base_model_from_what_was_extracted(
         assert (found - before[name]).abs().max() > 1e-4
 
 
+class TunedReference(Reference):
+    """A reference that trains the UNet's own weights beside adapters on the text encoders."""
+
+    def adapt(self, module: torch.nn.Module, component: str, targets: list[str]) -> list[torch.nn.Parameter]:
+        if component != "unet":
+            return super().adapt(module, component, targets)
+        module.requires_grad_(False)
+        return [
+            layer.weight.requires_grad_()
+            for name, layer in module.named_modules()
+            if isinstance(layer, torch.nn.Linear) and ".attentions." in name
+        ]
+
+    def text_adapters(self) -> dict[str, torch.Tensor]:
+        """Return the adapters' matrices by their names in a file of diffusers."""
+        # transformers 5 leaves `text_model` out of the first encoder's names, and files have it.
+        return {
+            f"{component}.text_model.{name.removeprefix('text_model.').replace('.default', '')}": parameter.detach()
+            for component, encoder in zip(("text_encoder", "text_encoder_2"), self.encoders, strict=True)
+            for name, parameter in encoder.named_parameters()
+            if "lora_" in name
+        }
+
+
+def test_text_encoders_learn_beside_a_fine_tuned_unet(
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes]
+) -> None:
+    job = make_job(**{**TUNED, **TEXT, "maxSteps": 3, "learningRate": "1e-4"})
+    job.run()
+    reference = TunedReference(tiny_sdxl, instance_samples(clean_images), job.config.spec.training)
+    losses = [record["loss"] for record in job.records()]
+    np.testing.assert_allclose(losses, [reference.step(number) for number in range(3)], atol=1e-4)
+    published = load(job.attempt_file("adapter.safetensors"))
+    expected = reference.text_adapters()
+    assert {name for name in published if name.startswith("text_encoder")} == set(expected)
+    assert any(name.startswith("unet.") for name in published)
+    for name, matrix in expected.items():
+        torch.testing.assert_close(published[name], matrix, rtol=1e-3, atol=1e-4)
+    for encoder in ("text_encoder.", "text_encoder_2."):
+        learnt = [published[name] for name in expected if name.startswith(encoder) and ".lora_B." in name]
+        assert norm_of(learnt) > 1e-2
+
+
+def test_text_encoders_keep_learning_beside_the_factors(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned, job = make_job(**{**TUNED, **TEXT, "maxSteps": 3}), make_job(**FACTORS, **TEXT)
+    tuned.run()
+    job.run()
+    extracted, published = (load(each.attempt_file("adapter.safetensors")) for each in (tuned, job))
+    assert set(extracted) == set(published)
+    for component in ("unet.", "text_encoder.", "text_encoder_2."):
+        changes = [published[name] - extracted[name] for name in published if name.startswith(component)]
+        assert norm_of(changes) > 1e-3
+    # Gradients of many parameters are collected one by one.
+    monkeypatch.setattr("lora_trainer.train.model.flat_parameters.LARGE", 1)
+    early = make_job(**FACTORS, **TEXT)
+    early.run()
+    assert early.attempt_file("adapter.safetensors") == job.attempt_file("adapter.safetensors")
+
+
+@pytest.mark.parametrize("text", [{}, TEXT], ids=["UNet", "UNet and text encoders"])
 def test_an_extraction_that_trains_its_factors_is_resumed_exactly(
-    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch
+    make_job: JobMaker, uninterrupted: AdapterMaker, monkeypatch: pytest.MonkeyPatch, text: dict[str, Any]
 ) -> None:
     # With loraPlusRatio, the factors have one parameter group more than the UNet's weights.
-    settings = {**FACTORS, "lrScheduler": "linear", "emaDecay": "0.5", "loraPlusRatio": "4"}
+    settings = {**FACTORS, **text, "lrScheduler": "linear", "emaDecay": "0.5", "loraPlusRatio": "4"}
     job = make_job(**settings)
     for step, saved in (
         (3, [2]),

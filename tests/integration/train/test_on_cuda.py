@@ -48,6 +48,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "learningRate": "1e-4",
         "extraction": {"convolutions": True, "factorSteps": 1},
     },
+    "extract, text encoders": {
+        "method": "DreamBoothExtract",
+        "learningRate": "1e-4",
+        "textEncoder": {"train": True},
+        "extraction": {"factorSteps": 1},
+    },
     "text encoders": {"textEncoder": {"train": True}},
     "token embeddings": {"tokenEmbeddings": {"train": True}},
     "AdamW8bit": {"optimizer": "AdamW8bit", "rank": 80},

@@ -62,3 +62,18 @@ def test_a_job_with_a_recipe_is_the_job_with_its_values(make_job: JobMaker) -> N
     tensors, others = (load(job.attempt_file("adapter.safetensors")) for job in (one, other))
     assert tensors.keys() == others.keys()
     assert all(bool((tensors[name] == others[name]).all()) for name in tensors)
+
+
+def test_a_recipe_fine_tunes_and_extracts_with_text_encoders_and_class_images(make_job: JobMaker) -> None:
+    job = make_job(
+        recipe="Auto",
+        method="DreamBoothExtract",
+        maxSteps=3,
+        preview={"numInferenceSteps": 1},
+        priorPreservation={"enabled": True, **PRIOR},
+    )
+    assert job.run().reason == Reason.TRAINED
+    names = load(job.attempt_file("adapter.safetensors"))
+    assert {name.partition(".")[0] for name in names} == {"unet", "text_encoder", "text_encoder_2"}
+    assert any(".ff." in name for name in names)
+    assert [key for key in job.store.output.list("studio/.class-images/") if key.endswith(".png")]

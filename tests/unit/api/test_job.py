@@ -149,6 +149,7 @@ def test_settings_that_take_effect_are_not_warned_about() -> None:
     for training in (
         {"method": "DreamBoothExtract", "alpha": 32, "rank": 32},
         {"method": "DreamBoothExtract", "alpha": 32, "extraction": {"factorSteps": 5}},
+        {"method": "DreamBoothExtract", "alpha": 32, "textEncoder": {"train": True}},
         {"alpha": 32, "validation": {"everySteps": 5, "heldOutImages": 2, "samples": 2}},
         {"maxSteps": 10, "lrWarmupSteps": 5, "tokenEmbeddings": {"train": True}},
         {"maxSteps": 2, "tokenEmbeddings": {"train": True}},

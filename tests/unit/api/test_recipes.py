@@ -123,6 +123,12 @@ def test_the_recipes_set_these_values() -> None:
     }
     style = job(recipe="Style").completed(10).chosen
     assert style == {**subject.chosen, "rank": 32, "alpha": 32, "noiseOffset": "0.05"}
+    extract = job(recipe="Subject", method="DreamBoothExtract").completed(10).chosen
+    assert extract == {
+        **{path: value for path, value in person.items() if path != "adapter.targets"},
+        "learningRate": "5e-6",
+        "maxSteps": 1000,
+    }
     for kind, chosen in (("Subject", subject.chosen), ("Person", person), ("Style", style)):
         settings = effective(job(recipe=kind), 10)
         for path, value in chosen.items():
@@ -197,11 +203,27 @@ def test_values_that_the_rules_refuse_beside_explicit_fields_are_left_out(
     assert set(job(recipe="Person", **training).completed(5).chosen) == every - left_out
 
 
+@pytest.mark.parametrize("kind", ["Subject", "Person", "Style"])
+def test_every_recipe_has_class_images_and_a_low_rate_for_an_extraction(kind: str) -> None:
+    training = {"recipe": kind, "method": "DreamBoothExtract"}
+    plain = job(recipe=kind).completed(9).chosen
+    chosen = job(**training).completed(9).chosen
+    assert set(plain) - set(chosen) == {"adapter.targets"}
+    assert set(chosen) - set(plain) <= {
+        "learningRate",
+        "priorPreservation.enabled",
+        "priorPreservation.numClassImages",
+    }
+    assert (chosen["rank"], chosen["learningRate"]) == (32, "5e-6")
+    assert chosen["priorPreservation.numClassImages"] == 90
+    assert "numClassImages" not in effective(job(**training))["priorPreservation"]
+    assert "learningRate" not in job(**training, learningRate="2e-6").completed(9).chosen
+    assert "learningRate" not in job(**training, optimizer="Prodigy").completed(9).chosen
+
+
 @pytest.mark.parametrize("row", matrix.some_rows(matrix.SIMULATED_GPU, 25))
 def test_the_result_is_valid_beside_any_explicit_fields(row: matrix.Row) -> None:
     parts = matrix.settings(row, {})
-    if parts["training"].get("method") == "DreamBoothExtract":
-        del parts["training"]["method"], parts["training"]["extraction"]
     spec = parse_spec(make_spec(**{**parts, "training": {**parts["training"], "recipe": "Person"}}))
     completed = spec.with_recipe(7)
     again = parse_spec(completed.to_wire())

@@ -169,8 +169,9 @@ class TrainingContext:
 
     def release(self) -> None:
         """Drop the state, the best weights and the UNet, to free their memory for another UNet."""
-        self._state = None
         del self.modules[UNET]
+        self.state.flat.release(trainable(self.modules).values())
+        self._state = None
         self.best = {}
 
     def discard(self) -> None:

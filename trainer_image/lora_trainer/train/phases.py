@@ -79,10 +79,8 @@ class TrainAdapter:
         unet = context.model.unet(context.dtype)
         quantize(unet, training.quantize_base)
         context.modules = {UNET: unet.to(device)}
-        if training.text_encoder.train:
-            context.text_encoders = context.model.text_encoders(context.dtype)
-            for name, model in zip(TEXT_ENCODERS, context.text_encoders, strict=True):
-                context.modules[name] = model.encoder.to(device)
+        add_adapter(unet, UNET, training.rank, training.alpha, training.seed, kind=training.adapter)
+        _load_text_encoders(context)
         if training.token_embeddings.train:
             context.token_embeddings = TokenEmbeddings.add(
                 context.model.text_encoders(context.dtype), training, context.config.spec.concept.token
@@ -90,8 +88,6 @@ class TrainAdapter:
             for model in context.token_embeddings.models:
                 model.encoder.to(device).eval()
             context.warn_of_long_captions()
-        for name, module in context.modules.items():
-            add_adapter(module, name, training.rank, training.alpha, training.seed, kind=training.adapter)
         if context.initial_adapter and not checkpoint:
             load_initial_adapter(context.initial_adapter, context.modules, training)
         context.start(self.steps)
@@ -104,7 +100,7 @@ class TrainAdapter:
 
 @dataclass(frozen=True)
 class FineTune:
-    """Trains the UNet's own weights, in float32."""
+    """Trains the UNet's own weights, in float32, and adapters on the text encoders if they are trained."""
 
     steps: range
 
@@ -114,6 +110,7 @@ class FineTune:
             make_trainable(unet, context.training.extraction.convolutions)
             _round_frozen(unet, context.dtype)
             context.modules = {UNET: unet.to(context.distributed.device)}
+        _load_text_encoders(context)
         context.start(self.steps)
         if checkpoint:
             context.restore(checkpoint)
@@ -161,7 +158,8 @@ class Extract:
         context.release()
         gc.collect()
         _round_frozen(base, context.dtype)
-        context.modules[UNET] = base.to(device)
+        # The UNet comes first, as in `TrainFactors.begin`: a checkpoint has the parameters in this order.
+        context.modules = {UNET: base.to(device), **context.modules}
         context.start(self.factor_steps)
         context.state.records, context.state.stopped = records, stopped
         continue_lr_scheduler(context.state.lr_scheduler, training, step)
@@ -176,7 +174,7 @@ class Extract:
 
 @dataclass(frozen=True)
 class TrainFactors:
-    """Trains the extracted factors on the base UNet."""
+    """Trains the extracted factors on the base UNet, and the text encoders' adapters further."""
 
     steps: range
 
@@ -185,11 +183,23 @@ class TrainFactors:
         training, unet = context.training, context.model.unet(context.dtype)
         prepare_adapter(unet, ranks_of(checkpoint.weights), training.rank, training.alpha)
         context.modules = {UNET: unet.to(context.distributed.device)}
+        _load_text_encoders(context)
         context.start(self.steps)
         context.restore(checkpoint)
 
     def run(self, context: TrainingContext, interruption: Interruption, hooks: Sequence[Hook]) -> bool:
         return _train(context, interruption, hooks)
+
+
+def _load_text_encoders(context: TrainingContext) -> None:
+    """Load both text encoders with new adapters, if they are trained."""
+    training = context.training
+    if not training.text_encoder.train:
+        return
+    context.text_encoders = context.model.text_encoders(context.dtype)
+    for name, model in zip(TEXT_ENCODERS, context.text_encoders, strict=True):
+        context.modules[name] = model.encoder.to(context.distributed.device)
+        add_adapter(model.encoder, name, training.rank, training.alpha, training.seed, kind=training.adapter)
 
 
 @contextmanager

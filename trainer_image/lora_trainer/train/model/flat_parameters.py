@@ -8,7 +8,7 @@ convert each matrix at each use.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -83,9 +83,14 @@ class FlatParameters:
         """Views of each group's values as one parameter for all matrices of a shape: (number, *shape), with gradients.
         Vectors are parameters of their own."""
         self._collects_early = self.values.numel() >= LARGE
-        if self._collects_early:
-            for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+        self._hooks = (
+            [
                 parameter.register_post_accumulate_grad_hook(partial(_move_gradient, gradient))
+                for parameter, gradient in zip(self._parameters, self._gradients, strict=True)
+            ]
+            if self._collects_early
+            else []
+        )
 
     @torch.no_grad()
     def use_compute_copy(self) -> None:
@@ -101,6 +106,14 @@ class FlatParameters:
         if self._uses_compute_copy:
             self._uses_compute_copy = False
             self._assign(self._views)
+
+    def release(self, kept: Iterable[Parameter]) -> None:
+        """Give parameters that outlive this object memory of their own, so that the rest can be freed."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in kept:
+            parameter.grad = None
+            parameter.data = parameter.data.clone()
 
     @contextmanager
     def swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
