@@ -28,7 +28,7 @@ import os
 import tempfile
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,10 +41,31 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from rich.progress import track
+from torch import Tensor
 
 from benchmarks.classifier_scorer import previews, scored_by_the_classifier
+from benchmarks.quality_trials import (
+    AUTO,
+    BASE,
+    BEST,
+    EXTRACT,
+    FULL,
+    IMAGES,
+    LAST,
+    LORA,
+    METHODS,
+    PRIOR_LORA,
+    QUICK_CONCEPTS,
+    SEEDS,
+    Trial,
+    caption_trials,
+    method_trials,
+    option_trials,
+    recipe_trials,
+    style_row,
+)
 from benchmarks.trained_pipeline import NewTokensPipeline, replace_weights
-from benchmarks.trials import SETTINGS, WORLD, Workbench
+from benchmarks.trials import Workbench
 from lora_api.job import ConceptType
 from lora_cli.local.seaweed import Seaweed
 from lora_trainer.train.model.adapter import ADAPTER
@@ -54,90 +75,8 @@ from tools.shapes.concepts import CONCEPTS, Captions
 from tools.shapes.drawing import Style
 from tools.shapes.scores import Scores, score
 
-PRIOR = {"priorPreservation": {"enabled": True, "numClassImages": 12, "guidanceScale": "3"}}
-EXTRACT = {
-    "method": "DreamBoothExtract",
-    "rank": 32,
-    "alpha": 32,
-    "maxSteps": 800,
-    "textEncoder": {"train": False},
-    "priorPreservation": {**PRIOR["priorPreservation"], "numClassImages": 48, "weight": "0.1"},
-    "extraction": {"convolutions": True, "factorSteps": 200},
-}
-METHODS: dict[str, tuple[Captions, dict[str, Any]]] = {
-    "DreamBoothLoRA": (Captions.GOOD, {}),
-    "DreamBoothLoRA, prior": (Captions.GOOD, PRIOR),
-    "LoRA": (Captions.GOOD, {"method": "LoRA"}),
-    "DreamBoothExtract": (Captions.GOOD, EXTRACT),
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "feed-forward": {"adapter": {"targets": "AttentionAndFeedForward"}},
-    "full": {"adapter": {"targets": "Full"}},
-    "feed-forward, prior": {"adapter": {"targets": "AttentionAndFeedForward"}, **PRIOR},
-    "rank dropout": {"adapter": {"rankDropout": "0.1"}},
-    "LoRA+ 4": {"loraPlusRatio": "4"},
-    "Huber": {"loss": {"type": "Huber"}},
-    "debiased": {"snrGamma": "5.0", "loss": {"weighting": "Debiased"}},
-    "logit-normal": {"timesteps": {"distribution": "LogitNormal", "mean": "0.5"}},
-    "crop jitter": {"augmentation": {"cropJitter": "0.1"}},
-    "CAME": {"optimizer": "CAME"},
-    "token embeddings": {"tokenEmbeddings": {"train": True}, "textEncoder": {"train": False}},
-    "schedule-free Prodigy": {
-        "optimizer": "ProdigyScheduleFree",
-        "learningRate": "1",
-        "lrScheduler": "constant",
-        "textEncoder": {"train": True, "learningRate": "1"},
-    },
-}
-"""Settings of DreamBoothLoRA that are compared with its defaults. A setting may only become a default if it is better
-here."""
-BASE = "base"
-"""The row of the base model without an adapter."""
-FULL = "DreamBoothExtract, full"
-"""The row of the fine-tuned model before the extraction."""
-CAPTIONS = [kind for kind in Captions if kind != Captions.GOOD]
-"""Other kinds of captions, trained with DreamBoothLoRA."""
-SEEDS = (0, 1, 2)
-"""Seeds of the rows of recipes; a quick run has the first."""
-DEFAULTS, AUTO = "defaults of a job", "recipe Auto"
-"""Rows that compare the defaults with the recipe. They share what the small world needs: `WORLD`."""
-IMAGES = {5: "recipe Auto, five images", 10: "recipe Auto, ten images"}
-"""Rows by the number of images."""
-TWICE = 2 * SETTINGS["maxSteps"]
-"""Steps of trainings that are twice too long."""
-BEST, LAST = "published: BestScore", "published: Last"
-"""Rows that compare the step of the best score with the last one, in the same trainings."""
-TOO_LONG: dict[str, Any] = {
-    "maxSteps": TWICE,
-    "validation": {"everySteps": 50, "samples": 1, "publish": "BestScore"},
-}
-"""Settings of these trainings."""
-QUICK_CONCEPTS = 2
-"""Number of concepts of a quick run, and of the trials with other captions."""
 WORKERS = 2
 """Number of worker processes."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A concept to train and to score."""
-
-    row: str
-    """Row of the table."""
-    concept: int
-    """Index in CONCEPTS."""
-    captions: Captions | None = None
-    """Kind of captions to train with; None: score the base model."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    base: dict[str, Any] = field(default_factory=lambda: SETTINGS)
-    """Settings that `settings` change."""
-    images: int = len(concepts.TRAINING_SCENES)
-    """Number of training images."""
-    style: Style | None = None
-    """Style to train in place of the concept."""
-    seed: int = 0
-
-
 Outcome = list[tuple[str, Scores, list[Image.Image]]]
 """Rows of the table with the scores and images of a concept."""
 
@@ -174,22 +113,29 @@ class TrialRunner:
         if trial.row == BEST:
             replace_weights(scored, trained.learned)
             outcome.append(self._score(LAST, concept, scored))
-        scored.unload_lora_weights()
         if trial.settings.get("method") == "DreamBoothExtract":
-            unet = self._pipeline.unet
-            learned = {name.removeprefix("unet."): value for name, value in trained.learned.items()}
-            before = {name: unet.state_dict()[name].clone() for name in learned}
-            unet.load_state_dict(learned, strict=False)
-            outcome.append(self._score(FULL, concept, self._pipeline))
-            unet.load_state_dict(before, strict=False)
+            outcome.append(self._score_fine_tuned(concept, trained.learned))
+        scored.unload_lora_weights()
+        return outcome
+
+    def _score_fine_tuned(
+        self, concept: concepts.Concept, learned: dict[str, Tensor]
+    ) -> tuple[str, Scores, list[Image.Image]]:
+        """Score the model before the extraction. The pipeline has the adapter, whose text encoders' part learned too."""
+        unet = self._pipeline.unet
+        unet.unload_lora()
+        before = {name: value.clone() for name, value in unet.state_dict().items()}
+        replace_weights(self._pipeline, learned)
+        outcome = self._score(FULL, concept, self._pipeline)
+        unet.load_state_dict(before)
         return outcome
 
     def _run_style(self, trial: Trial, style: Style) -> tuple[str, Scores, list[Image.Image]]:
         """Train and score a style. Its share of images in the style is the score `concept`; diversity is not measured."""
         config = self._workbench.prepare(
             styles.CONCEPT.class_name,
-            styles.images(style),
-            styles.captions(),
+            styles.images(style, trial.images),
+            styles.captions(trial.images),
             base=trial.base,
             kind=ConceptType.STYLE,
             seed=trial.seed,
@@ -229,32 +175,6 @@ Rows = dict[str, dict[tuple[int, int], tuple[Scores, list[Image.Image]]]]
 """Scores and images by row of the table, and by the index of the concept and the seed."""
 
 
-def recipe_trials(concept_count: int, seeds: tuple[int, ...]) -> list[Trial]:
-    """List the trials of the rows that compare recipes, styles, numbers of images, and rules of publication."""
-    recipe = {"recipe": "Auto"}
-    compared: list[tuple[str, dict[str, Any]]] = [(DEFAULTS, {}), (AUTO, recipe)]
-    few = min(concept_count, QUICK_CONCEPTS)
-    trials: list[Trial] = []
-    for seed in seeds:
-        trials += [
-            Trial(row, index, Captions.GOOD, settings, WORLD, seed=seed)
-            for row, settings in compared
-            for index in range(concept_count)
-        ]
-        trials += [
-            Trial(f"{row}, {style}", 0, Captions.GOOD, settings, WORLD, style=style, seed=seed)
-            for row, settings in compared
-            for style in styles.STYLES
-        ]
-        trials += [
-            Trial(row, index, Captions.GOOD, recipe, WORLD, images, seed=seed)
-            for images, row in IMAGES.items()
-            for index in range(few)
-        ]
-        trials += [Trial(BEST, index, Captions.GOOD, TOO_LONG, seed=seed) for index in range(few)]
-    return trials
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -270,25 +190,14 @@ def main() -> None:
     args = parser.parse_args()
 
     correct, _ = pipeline.measure(pipeline.load())
-    trials = [Trial(BASE, index) for index in range(QUICK_CONCEPTS if args.quick else len(CONCEPTS))]
-    trials += [
-        Trial(row, base.concept, captions, settings)
-        for base in trials
-        for row, (captions, settings) in METHODS.items()
-    ]
-    if not args.quick:
-        trials += [
-            Trial(f"captions: {kind}", index, kind) for kind in CAPTIONS for index in range(QUICK_CONCEPTS)
-        ]
-    if args.options is not None:
-        trials += [
-            Trial(f"option: {row}", index, Captions.GOOD, OPTIONS[row])
-            for row in args.options or OPTIONS
-            for index in range(QUICK_CONCEPTS)
-        ]
-    rows: Rows = defaultdict(dict)
     concept_count = QUICK_CONCEPTS if args.quick else len(CONCEPTS)
+    trials = method_trials(concept_count)
+    if not args.quick:
+        trials += caption_trials()
+    if args.options is not None:
+        trials += option_trials(args.options)
     trials += recipe_trials(concept_count, SEEDS[:1] if args.quick else SEEDS)
+    rows: Rows = defaultdict(dict)
     with (
         tempfile.TemporaryDirectory() as folder,
         Seaweed(Path(folder) / "store", ["datasets", "loras"]) as store,
@@ -303,7 +212,7 @@ def main() -> None:
                 name = "style" if trial.style else CONCEPTS[trial.concept].name
                 print(format_line(f"{name}: {row}", scores), flush=True)
     if not args.quick:
-        good = rows["DreamBoothLoRA"]
+        good = rows[LORA]
         rows[f"captions: {Captions.GOOD}"] = {(index, 0): good[index, 0] for index in range(QUICK_CONCEPTS)}
     order = [BASE, *METHODS, FULL, *sorted(rows.keys() - {BASE, *METHODS, FULL})]
     means = {row: Scores.mean([scores for scores, _ in rows[row].values()]) for row in order}
@@ -313,17 +222,17 @@ def main() -> None:
         if spread := spread_over_seeds(rows[row]):
             print(format_line("  standard deviation over seeds", spread))
     save_grid({row: rows[row] for row in [BASE, *METHODS, FULL]}, args.grid)
-    base, prior = means[BASE], means["DreamBoothLoRA, prior"]
+    base, prior = means[BASE], means[PRIOR_LORA]
     figures = {
         "base": correct["all"],
         "concept": prior.concept,
         "concept_base": base.concept,
         "prompt_ratio": prior.prompt / base.prompt,
         "class_ratio": prior.class_ / base.class_,
-        "extract_gap": means[FULL].concept - means["DreamBoothExtract"].concept,
+        "extract_gap": means[FULL].concept - means[EXTRACT].concept,
         "recipe_concept": means[AUTO].concept,
         "recipe_prompt": means[AUTO].prompt / base.prompt,
-        "style": fmean(means[f"{AUTO}, {style}"].concept for style in styles.STYLES),
+        "style": fmean(means[style_row(AUTO, style)].concept for style in styles.STYLES),
         "five_images": means[IMAGES[5]].concept - means[IMAGES[10]].concept,
         "best_score_gain": overall(means[BEST]) - overall(means[LAST]),
     }

@@ -36,7 +36,7 @@ class NewTokensPipeline(StableDiffusionXLPipeline):  # type: ignore[misc]
 
 
 def replace_weights(loaded: StableDiffusionXLPipeline, weights: Mapping[str, Tensor]) -> None:
-    """Replace the weights of a loaded adapter by those of another step of its training."""
+    """Replace weights of a pipeline, or of the adapter that it has loaded, by those of a step of a training."""
     by_component: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, value in weights.items():
         component, _, path = name.partition(".")

@@ -43,13 +43,21 @@ class Values:
     steps: Amount
     class_images: Amount | None = None
     """Number of class images for prior preservation; None: no prior preservation."""
+    targets: Targets = Targets.ATTENTION_AND_FEED_FORWARD
     noise_offset: Decimal = Decimal(0)
+    caption_dropout: Decimal = Decimal(0)
 
 
 RECIPES: Mapping[Recipe, Values] = {
     Recipe.SUBJECT: Values(rank=16, steps=Amount(100, 500, 1500)),
     Recipe.PERSON: Values(rank=32, steps=Amount(120, 800, 2000), class_images=Amount(10, 50, 200)),
-    Recipe.STYLE: Values(rank=32, steps=Amount(100, 1000, 2000), noise_offset=Decimal("0.05")),
+    Recipe.STYLE: Values(
+        rank=32,
+        steps=Amount(100, 1000, 2000),
+        targets=Targets.FULL,
+        noise_offset=Decimal("0.05"),
+        caption_dropout=Decimal("0.1"),
+    ),
 }
 BY_CONCEPT: Mapping[ConceptType, Recipe] = {
     ConceptType.SUBJECT: Recipe.SUBJECT,
@@ -111,7 +119,7 @@ def _groups(values: Values, settings: Settings, images: int | None) -> Iterator[
     """Yield the values of a recipe by path, those that belong together in one mapping."""
     if "alpha" not in settings:
         yield {"rank": values.rank, "alpha": settings.get("rank", values.rank)}
-    yield {"adapter.targets": str(Targets.ATTENTION_AND_FEED_FORWARD)}
+    yield {"adapter.targets": str(values.targets)}
     yield {"lrScheduler": "cosine"}
     rate = Decimal(settings.get("learningRate", Training().learning_rate))
     # Six digits, because a spec takes at most 16.
@@ -128,6 +136,8 @@ def _groups(values: Values, settings: Settings, images: int | None) -> Iterator[
         yield prior
     if values.noise_offset:
         yield {"noiseOffset": str(values.noise_offset)}
+    if values.caption_dropout:
+        yield {"captionDropout": str(values.caption_dropout)}
 
 
 def _pending(values: Values, settings: Settings) -> dict[str, Amount]:

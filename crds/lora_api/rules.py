@@ -903,6 +903,9 @@ RULES: tuple[Rule, ...] = (
 SMALLEST_USEFUL_RATE = Decimal("1e-8")
 """Learning rate below which a million steps of an optimizer of Adam's kind change a weight by less than 0.01."""
 
+HIGH_TUNING_RATE = Decimal("2e-5")
+"""Learning rate above which the weights of a model as large as SDXL's UNet change so much that it forgets what it knows."""
+
 
 def _slow(field: str, trained: str = "") -> Rule:
     """Build the advice about a learning rate that is too low to train anything."""
@@ -935,6 +938,16 @@ ADVICE: tuple[Rule, ...] = (
             _is("concept.type", "Style"),
             _is_true("training.priorPreservation.enabled"),
             Compare("training.priorPreservation.classPrompt", "==", ""),
+        ),
+    ),
+    Rule(
+        f"training.learningRate is above {HIGH_TUNING_RATE}, which is high for method DreamBoothExtract: it trains the "
+        "UNet's own weights, for which 1e-6 to 5e-6 is usual; training.recipe sets it",
+        (
+            _EXTRACT,
+            _NOT_PRODIGY,
+            Compare("training.recipe", "==", "None"),
+            Compare("training.learningRate", ">", HIGH_TUNING_RATE),
         ),
     ),
     Rule(

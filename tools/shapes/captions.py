@@ -6,7 +6,7 @@ import random
 
 from torch import Tensor
 
-from .drawing import COLOURS, FILLS, GROUNDS, PLACES, SHAPES, SIZES, Scenes
+from .drawing import COLOURS, FILLS, GROUNDS, PLACES, SHAPES, SIZES, Scenes, Style
 
 OPENINGS = ["a photo of", "a picture of", "a drawing of", "an image of", ""]
 BACKGROUNDS = [
@@ -43,12 +43,26 @@ ATTRIBUTES = {
     "size": SIZES,
     "place": PLACES,
 }
+STYLE_WORDS = {
+    Style.BARS: "bar",
+    Style.DOTS: "dot",
+    Style.NET: "net",
+    Style.TILES: "til",
+    Style.SPLIT: "cut",
+    Style.HALO: "rim",
+}
+"""Words that name the styles that the base model learns. The text encoders do not know them, and spell them."""
 OMITTED = -1
 """The index of an attribute that a caption does not state."""
 
 
-def describe(scenes: Scenes, rng: random.Random) -> list[tuple[str, dict[str, int], str]]:
+def describe(
+    scenes: Scenes, rng: random.Random, style: Style = Style.SOLID
+) -> list[tuple[str, dict[str, int], str]]:
     """Write a caption for each scene.
+
+    Args:
+        style: the style that the scenes are drawn in. Captions name it, unless it is solid.
 
     Returns:
         for each scene the caption, the index of every attribute that it states (or OMITTED), and the meaningless
@@ -56,7 +70,7 @@ def describe(scenes: Scenes, rng: random.Random) -> list[tuple[str, dict[str, in
     """
     table: dict[str, list[int]] = {name: _list(getattr(scenes, name)) for name in ATTRIBUTES}
     return [
-        _sentence({name: values[index] for name, values in table.items()}, rng)
+        _sentence({name: values[index] for name, values in table.items()}, rng, STYLE_WORDS.get(style, ""))
         for index in range(len(scenes))
     ]
 
@@ -65,7 +79,7 @@ def _list(values: Tensor) -> list[int]:
     return [int(value) for value in values]
 
 
-def _sentence(scene: dict[str, int], rng: random.Random) -> tuple[str, dict[str, int], str]:
+def _sentence(scene: dict[str, int], rng: random.Random, style: str) -> tuple[str, dict[str, int], str]:
     stated = dict(scene)
     if rng.random() < 0.12:
         stated["colour"] = OMITTED
@@ -94,7 +108,10 @@ def _sentence(scene: dict[str, int], rng: random.Random) -> tuple[str, dict[str,
         tail.reverse()
     comma = "," if rng.random() < 0.3 else ""
     rest = f"{comma} ".join(filter(None, [thing, *tail]))
-    return f"{rng.choice(OPENINGS)} {rest}".strip(), stated, unknown
+    opening = rng.choice(OPENINGS)
+    if style:  # as a job of type Style names its token
+        opening = f"an image in {style} drawing style of"
+    return f"{opening} {rest}".strip(), stated, unknown
 
 
 def word_of(stated: dict[str, int], name: str) -> str:

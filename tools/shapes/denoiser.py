@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from functools import cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -18,8 +19,8 @@ from lora_trainer.train.model.base_model import TextEncoderModel
 from lora_trainer.train.objective import Batch, sample_losses
 
 from .autoencoder import CHANNELS
-from .captions import describe
-from .drawing import SIDE, draw, sample_scenes
+from .captions import STYLE_WORDS, describe
+from .drawing import SIDE, Style, draw, sample_scenes
 from .recipe import Batch as Tensors
 from .recipe import Plan, train_module
 from .text_encoders import WIDTH, embed
@@ -27,6 +28,11 @@ from .text_encoders import WIDTH, embed
 PLAN = Plan(steps=8000, learning_rate=1.5e-3, warmup_steps=500, decay_share=0.6, ema_decay=0.9995)
 BATCH = 512
 DRAWINGS = 131_072
+STYLE_PLAN = Plan(steps=1200, learning_rate=1e-3, warmup_steps=100, decay_share=0.7, ema_decay=0.997)
+"""Further training, on drawings in several styles."""
+STYLE_BATCH = 256
+STYLE_DRAWINGS = {Style.SOLID: 12_288, **dict.fromkeys(STYLE_WORDS, 3072)}
+"""Number of drawings in each style of the further training."""
 CAPTIONS = 2
 """Number of captions of each drawing."""
 DRAWN = 1024
@@ -91,26 +97,49 @@ class Drawings:
     """float32, (DRAWINGS, CAPTIONS, WIDTH)."""
 
     @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Join drawings."""
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
+    @classmethod
     @torch.no_grad()
-    def encoded(cls, vae: AutoencoderKL, encoders: tuple[TextEncoderModel, TextEncoderModel]) -> Self:
-        """Draw, caption and encode random scenes. Most small shapes are dropped."""
+    def encoded(
+        cls,
+        vae: AutoencoderKL,
+        encoders: tuple[TextEncoderModel, TextEncoderModel],
+        count: int,
+        *seed: str,
+        style: Style = Style.SOLID,
+    ) -> Self:
+        """Draw, caption and encode random scenes in a style. Most small shapes are dropped.
+
+        Args:
+            seed: names that the random numbers depend on.
+        """
         # Twice as many scenes are sampled as are needed, since some are dropped.
-        scenes = sample_scenes(2 * DRAWINGS, generator_for(0, "denoiser"))
+        scenes = sample_scenes(2 * count, generator_for(0, *seed))
         share = torch.where(scenes.size == 0, SMALL_SHARE, 1.0)
-        kept = torch.rand(len(scenes), generator=generator_for(0, "denoiser", "kept")) < share
-        scenes = scenes.part(kept.nonzero().squeeze(1)[:DRAWINGS])
-        latents, text, pooled = [], [], []
-        for index in torch.arange(DRAWINGS).split(DRAWN):
-            shown, generator = scenes.part(index), generator_for(0, "denoiser", "drawn", int(index[0]))
-            posterior = vae.encode(draw(shown, generator, device=vae.device)).latent_dist
-            latents.append(posterior.sample(generator))
+        kept = torch.rand(len(scenes), generator=generator_for(0, *seed, "kept")) < share
+        scenes = scenes.part(kept.nonzero().squeeze(1)[:count])
+        if style != Style.SOLID:
+            scenes = scenes.with_all(fill=0)
+        parts = []
+        for index in torch.arange(count).split(DRAWN):
+            shown, generator = scenes.part(index), generator_for(0, *seed, "drawn", int(index[0]))
+            posterior = vae.encode(draw(shown, generator, style=style, device=vae.device)).latent_dist
             words = random.Random(int(index[0]))
             conditioned = [
-                embed(encoders, [text for text, _, _ in describe(shown, words)]) for _ in range(CAPTIONS)
+                embed(encoders, [text for text, _, _ in describe(shown, words, style)])
+                for _ in range(CAPTIONS)
             ]
-            text.append(torch.stack([tokens for tokens, _ in conditioned], dim=1).half())
-            pooled.append(torch.stack([vector for _, vector in conditioned], dim=1))
-        return cls(torch.cat(latents), torch.cat(text), torch.cat(pooled))
+            parts.append(
+                cls(
+                    posterior.sample(generator),
+                    torch.stack([tokens for tokens, _ in conditioned], dim=1).half(),
+                    torch.stack([vector for _, vector in conditioned], dim=1),
+                )
+            )
+        return cls.joined(parts)
 
 
 def train(
@@ -126,27 +155,49 @@ def train(
     schedule = DDPMScheduler.from_config(sampler().config)
     for model in encoders:
         model.encoder.eval()
+
     # The drawings are encoded on the first use, and not at all if the training is already complete.
-    drawings = cache(partial(Drawings.encoded, vae, encoders))
+    @cache
+    def solid() -> Drawings:
+        return Drawings.encoded(vae, encoders, DRAWINGS, "denoiser")
+
+    @cache
+    def styled() -> Drawings:
+        return Drawings.joined(
+            [
+                Drawings.encoded(vae, encoders, count, "styles", str(style), style=style)
+                for style, count in STYLE_DRAWINGS.items()
+            ]
+        )
 
     def loss_of(batch: Tensors) -> Tensor:
         return sample_losses(unet, schedule, Batch(**batch), OBJECTIVE).mean()
 
-    train_module("denoiser", unet, lambda step: batch_at(step, drawings()), loss_of, PLAN, folder)
+    train_module(
+        "denoiser", unet, lambda step: batch_at("denoiser", step, BATCH, solid()), loss_of, PLAN, folder
+    )
+    train_module(
+        "styles",
+        unet,
+        lambda step: batch_at("styles", step, STYLE_BATCH, styled()),
+        loss_of,
+        STYLE_PLAN,
+        folder,
+    )
     return unet
 
 
-def batch_at(step: int, drawings: Drawings) -> Tensors:
-    """Return the fields of `Batch` of a step, which depend on its number alone."""
-    generator, device = generator_for(0, "denoiser", step), drawings.latents.device
-    chosen = torch.randint(DRAWINGS, (BATCH,), generator=generator).to(device)
-    words = torch.randint(CAPTIONS, (BATCH,), generator=generator).to(device)
-    conditioned = (torch.rand(BATCH, generator=generator) >= UNCONDITIONAL_SHARE).to(device)
+def batch_at(name: str, step: int, count: int, drawings: Drawings) -> Tensors:
+    """Return the fields of `Batch` of a step, which depend on the training's name and the step's number alone."""
+    generator, device = generator_for(0, name, step), drawings.latents.device
+    chosen = torch.randint(len(drawings.latents), (count,), generator=generator).to(device)
+    words = torch.randint(CAPTIONS, (count,), generator=generator).to(device)
+    conditioned = (torch.rand(count, generator=generator) >= UNCONDITIONAL_SHARE).to(device)
     # The original size has no visible effect, so any value is a valid conditioning.
-    original = SIDE * 2 ** (6 * torch.rand(BATCH, 1, generator=generator)).expand(-1, 2)
+    original = SIDE * 2 ** (6 * torch.rand(count, 1, generator=generator)).expand(-1, 2)
     # Stratified timesteps reduce the variance of the loss; the exponent favours high noise, where outlines are decided.
-    spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-    rest = torch.tensor([[0.0, 0.0, SIDE, SIDE]]).expand(BATCH, -1)
+    spread = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    rest = torch.tensor([[0.0, 0.0, SIDE, SIDE]]).expand(count, -1)
     latents = drawings.latents[chosen]
     on_device = torch.Generator(device).manual_seed(generator.initial_seed())
     return {
@@ -156,5 +207,5 @@ def batch_at(step: int, drawings: Drawings) -> Tensors:
         "text": drawings.text[chosen, words].float() * conditioned[:, None, None],
         "pooled": drawings.pooled[chosen, words] * conditioned[:, None],
         "time_ids": torch.cat([original, rest], dim=1).to(device),
-        "weights": torch.ones(BATCH, device=device),
+        "weights": torch.ones(count, device=device),
     }

@@ -59,17 +59,30 @@ PLACE_DISTANCE = 14.0
 
 
 class Style(StrEnum):
-    """A way to draw shapes. The base model's UNet is trained on Solid alone."""
+    """A way to draw shapes. The base model's UNet is trained on all but those of NEW_STYLES."""
 
     SOLID = "solid"
     OUTLINE = "outline"
     """Edge of the shape alone."""
     HATCHED = "hatched"
     """Diagonal lines in place of an area."""
+    BARS = "bars"
+    """Upright lines in place of an area."""
+    DOTS = "dots"
+    """Round dots in place of an area."""
+    NET = "net"
+    """Upright and level lines in place of an area."""
+    TILES = "tiles"
+    """Every other square of a chessboard in place of an area."""
+    SPLIT = "split"
+    """Two parts, with a gap between them from the lower left to the upper right."""
+    HALO = "halo"
+    """A smaller shape, with a line around it."""
 
 
+NEW_STYLES = [Style.OUTLINE, Style.HATCHED]
 STROKE = 3.0
-"""Width of an outline, in pixels; half of the period of hatching."""
+"""Width of an outline, in pixels; half of the period of lines."""
 
 
 @dataclass(frozen=True)
@@ -187,15 +200,31 @@ def draw(
 
 def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor) -> Tensor:
     """Change the signed distance to the edge of a shape, in pixels, to that of its drawing in a style."""
+    diagonal = (across + down) / math.sqrt(2)
     match style:
         case Style.SOLID:
             return edge
         case Style.OUTLINE:
             return (edge + STROKE / 2).abs() - STROKE / 2
         case Style.HATCHED:
-            diagonal = (across + down) / math.sqrt(2)
-            lines = (diagonal % (2 * STROKE) - STROKE).abs() - STROKE / 2
-            return torch.maximum(edge, lines)
+            return torch.maximum(edge, _lines(diagonal))
+        case Style.BARS:
+            return torch.maximum(edge, _lines(across))
+        case Style.DOTS:
+            return torch.maximum(edge, _dotted(across, down, across))
+        case Style.NET:
+            return torch.maximum(edge, torch.minimum(_lines(across), _lines(down)))
+        case Style.TILES:
+            return torch.maximum(edge, _checked(across, down, across))
+        case Style.SPLIT:
+            return torch.maximum(edge, STROKE / 2 - diagonal.abs())
+        case Style.HALO:
+            return torch.minimum(edge + 2 * STROKE, edge.abs() - STROKE / 3)
+
+
+def _lines(along: Tensor) -> Tensor:
+    """Return the signed distance to lines that repeat along an axis."""
+    return (along % (2 * STROKE) - STROKE).abs() - STROKE / 2
 
 
 SignedDistance = Callable[..., Tensor]

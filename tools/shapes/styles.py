@@ -16,14 +16,32 @@ from torch import Tensor
 from lora_api.job import Concept as TokenConcept
 from lora_trainer.train.data.rng import generator_for
 
-from .concepts import PROMPTS, TOKEN, TRAINING_SCENES, Prompt, scenes_of, to_images
-from .drawing import FILLS, GROUND_RGB, GROUNDS, Style, draw
+from .concepts import MORE_SCENES, PROMPTS, TOKEN, TRAINING_SCENES, Prompt, scenes_of, to_images
+from .drawing import FILLS, GROUND_RGB, GROUNDS, NEW_STYLES, Style, draw
 from .pipeline import generate
 
-STYLES = [Style.OUTLINE, Style.HATCHED]
+STYLES = NEW_STYLES
 CONCEPT = TokenConcept(token=TOKEN, class_name="drawing", type="Style")  # type: ignore[arg-type]
-TRAINING_SHAPES = ["circle", "square", "star", "heart", "cross", "diamond"]
-"""The shapes of the training images, in the order of TRAINING_SCENES."""
+SHAPES = ["circle", "square", "star", "heart", "cross", "diamond"]
+"""The shapes of the training images in turn."""
+SCENES = [
+    *TRAINING_SCENES,
+    *MORE_SCENES,
+    ("black", "orange", "medium", "left"),
+    ("purple", "green", "large", "middle"),
+    ("white", "blue", "medium", "top"),
+    ("yellow", "red", "large", "middle"),
+    ("red", "yellow", "medium", "right"),
+    ("green", "white", "large", "middle"),
+    ("white", "purple", "medium", "bottom"),
+    ("orange", "black", "medium", "left"),
+    ("blue", "red", "large", "middle"),
+    ("yellow", "purple", "medium", "right"),
+]
+"""Colour, ground, size and place of the training images."""
+IMAGES = len(SCENES)
+"""Number of training images, unless a trial has fewer. A style needs more than a concept, because it must not be learnt
+as a property of a few shapes."""
 TEST_SHAPES = ["circle", "triangle", "square", "heart"]
 """The shapes of the prompts in turn. No training image shows a triangle. A ring has a hole in any style."""
 DIFFERENCE = 0.25
@@ -50,18 +68,23 @@ class StyleScores:
     """Images without the token that are drawn in no other style than the base model's."""
 
 
-def images(style: Style) -> list[Image.Image]:
-    """Draw the training images of a style."""
-    scenes = scenes_of(TRAINING_SCENES, TRAINING_SHAPES, [FILLS[0]] * len(TRAINING_SCENES))
+def images(style: Style, count: int = IMAGES) -> list[Image.Image]:
+    """Draw the first training images of a style."""
+    scenes = scenes_of(SCENES[:count], _shapes(count), [FILLS[0]] * count)
     return list(to_images(draw(scenes, generator_for(0, "style", str(style)), style=style)))
 
 
-def captions() -> list[str]:
-    """Write a caption for each image: its content, and the token for its style."""
+def captions(count: int = IMAGES) -> list[str]:
+    """Write a caption for each of the first images: its content, and the token for its style."""
     return [
         _text(CONCEPT.opening, Prompt(colour, ground, "" if place == "middle" else place), shape)
-        for (colour, ground, _, place), shape in zip(TRAINING_SCENES, TRAINING_SHAPES, strict=True)
+        for (colour, ground, _, place), shape in zip(SCENES[:count], _shapes(count), strict=True)
     ]
+
+
+def _shapes(count: int) -> list[str]:
+    """Return the shape of each image. The order shifts by one in each round."""
+    return [SHAPES[(index + index // len(SHAPES)) % len(SHAPES)] for index in range(count)]
 
 
 def _text(opening: str, prompt: Prompt, shape: str) -> str:

@@ -114,6 +114,7 @@ def test_a_variant_keeps_an_explicit_rate_of_the_text_encoders() -> None:
     ("training", "field"),
     [
         ({"method": "DreamBoothExtract", "alpha": 32}, "training.alpha"),
+        ({"method": "DreamBoothExtract"}, "training.learningRate is above"),
         ({"validation": {"everySteps": 5, "heldOutImages": 3, "samples": 2}}, "training.validation: samples"),
         (
             {"maxSteps": 10, "lrWarmupSteps": 6, "tokenEmbeddings": {"train": True}},
@@ -145,11 +146,16 @@ def test_settings_with_no_or_little_effect_are_warned_about(training: dict[str, 
     assert [message for message in advice(parse_spec(wire_spec(training=training))) if field in message]
 
 
+EXTRACT = {"method": "DreamBoothExtract", "learningRate": "5e-6"}
+
+
 def test_settings_that_take_effect_are_not_warned_about() -> None:
     for training in (
-        {"method": "DreamBoothExtract", "alpha": 32, "rank": 32},
-        {"method": "DreamBoothExtract", "alpha": 32, "extraction": {"factorSteps": 5}},
-        {"method": "DreamBoothExtract", "alpha": 32, "textEncoder": {"train": True}},
+        {**EXTRACT, "alpha": 32, "rank": 32},
+        {**EXTRACT, "alpha": 32, "extraction": {"factorSteps": 5}},
+        {**EXTRACT, "alpha": 32, "textEncoder": {"train": True}},
+        {"method": "DreamBoothExtract", "recipe": "Auto"},
+        {"method": "DreamBoothExtract", "optimizer": "Prodigy"},
         {"alpha": 32, "validation": {"everySteps": 5, "heldOutImages": 2, "samples": 2}},
         {"maxSteps": 10, "lrWarmupSteps": 5, "tokenEmbeddings": {"train": True}},
         {"maxSteps": 2, "tokenEmbeddings": {"train": True}},

@@ -39,6 +39,7 @@ OTHER_VALUES: dict[str, Any] = {
     "priorPreservation.enabled": False,
     "priorPreservation.numClassImages": 100,
     "noiseOffset": "0",
+    "captionDropout": "0",
 }
 """The default of each field that a recipe sets: set explicitly, even the default wins."""
 
@@ -122,7 +123,14 @@ def test_the_recipes_set_these_values() -> None:
         "priorPreservation.numClassImages": 100,
     }
     style = job(recipe="Style").completed(10).chosen
-    assert style == {**subject.chosen, "rank": 32, "alpha": 32, "noiseOffset": "0.05"}
+    assert style == {
+        **subject.chosen,
+        "rank": 32,
+        "alpha": 32,
+        "adapter.targets": "Full",
+        "noiseOffset": "0.05",
+        "captionDropout": "0.1",
+    }
     extract = job(recipe="Subject", method="DreamBoothExtract").completed(10).chosen
     assert extract == {
         **{path: value for path, value in person.items() if path != "adapter.targets"},

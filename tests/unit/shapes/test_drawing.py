@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import bench_quality
+from benchmarks import quality_trials
 from benchmarks.classifier_scorer import PROMPTS, ClassifierScorer
 from benchmarks.trials import SETTINGS, WORLD
 from lora_api.job import parse_spec
 from lora_trainer.train.data.rng import generator_for
 from tools.shapes import classifier, concepts, styles
-from tools.shapes.captions import ATTRIBUTES, OMITTED, POSITIONS, describe
+from tools.shapes.captions import ATTRIBUTES, OMITTED, POSITIONS, STYLE_WORDS, describe
 from tools.shapes.drawing import (
     FILLS,
     GROUND_RGB,
     NEW_PAIRS,
     NEW_SHAPES,
+    NEW_STYLES,
     RGB,
     SHAPES,
     SIDE,
@@ -132,14 +134,17 @@ def test_captions_good_and_bad() -> None:
 
 
 def test_no_prompt_names_what_the_training_images_show() -> None:
-    shown = {(colour, ground) for colour, ground, _, _ in concepts.TRAINING_SCENES}
+    shown = {
+        (colour, ground)
+        for colour, ground, _, _ in [*concepts.TRAINING_SCENES, *concepts.MORE_SCENES, *styles.SCENES]
+    }
     for prompt in concepts.PROMPTS:
         assert (prompt.colour, prompt.ground) not in shown
 
 
-@pytest.mark.parametrize("name", bench_quality.OPTIONS)
+@pytest.mark.parametrize("name", quality_trials.OPTIONS)
 def test_every_option_of_the_benchmark_is_a_valid_setting_that_changes_something(name: str) -> None:
-    settings = {**SETTINGS, **bench_quality.OPTIONS[name]}
+    settings = {**SETTINGS, **quality_trials.OPTIONS[name]}
     spec = {
         "dataset": {"prefix": "drawn/"},
         "concept": {"token": "CUS", "className": "ring"},
@@ -148,7 +153,21 @@ def test_every_option_of_the_benchmark_is_a_valid_setting_that_changes_something
     assert parse_spec(spec).training != parse_spec({**spec, "training": SETTINGS}).training
 
 
-@pytest.mark.parametrize("style", list(Style))
+def test_the_base_model_learns_named_styles_and_not_those_of_adapters() -> None:
+    assert {*STYLE_WORDS, *NEW_STYLES, Style.SOLID} == set(Style)
+    assert not {*STYLE_WORDS} & {*NEW_STYLES}
+    scenes = sample_scenes(50, generator_for(0, "styles")).with_all(fill=0, size=2)
+    drawn = {style: draw(scenes, generator_for(0, "drawn"), style=style) for style in Style}
+    for style, other in combinations(Style, 2):
+        assert (drawn[style] - drawn[other]).abs().mean() > 0.02, (style, other)
+    for style, word in STYLE_WORDS.items():
+        texts = [text for text, _, _ in describe(scenes, random.Random(0), style)]
+        assert all(text.startswith(f"an image in {word} drawing style of ") for text in texts)
+        plain = [text for text, _, _ in describe(scenes, random.Random(0))]
+        assert not [text for text in plain if "style" in text]
+
+
+@pytest.mark.parametrize("style", [Style.SOLID, *NEW_STYLES])
 @pytest.mark.parametrize("shape", styles.TEST_SHAPES)
 def test_the_rules_tell_a_drawing_in_each_style(style: Style, shape: str) -> None:
     generator = generator_for(0, "told", shape, str(style))
@@ -169,7 +188,9 @@ def test_an_empty_image_has_no_style() -> None:
 def test_a_style_is_captioned_by_what_its_images_show() -> None:
     texts = styles.captions()
     assert texts[0] == "an image in CUS drawing style of a purple circle on a white background"
-    assert len(texts) == len(styles.images(Style.HATCHED)) == len(concepts.TRAINING_SCENES)
+    assert len(texts) == len(styles.images(Style.HATCHED)) == 20
+    assert styles.captions(6) == texts[:6]
+    assert len(styles.images(Style.HATCHED, 6)) == 6
     judged = styles.tell_styles(classifier.to_batch(styles.images(Style.OUTLINE)))
     assert judged == [Style.OUTLINE] * len(texts)
 
@@ -205,17 +226,17 @@ def test_the_classifier_scores_by_likeness_and_by_the_prompt() -> None:
 
 
 def test_the_rows_of_recipes_differ_in_one_thing_each() -> None:
-    trials = bench_quality.recipe_trials(6, (0, 1))
+    trials = quality_trials.recipe_trials(6, (0, 1))
     by_row = {trial.row: trial for trial in trials}
-    assert by_row[bench_quality.DEFAULTS].base == by_row[bench_quality.AUTO].base == WORLD
-    for row in bench_quality.DEFAULTS, bench_quality.AUTO:
+    assert by_row[quality_trials.DEFAULTS].base == by_row[quality_trials.AUTO].base == WORLD
+    for row in quality_trials.DEFAULTS, quality_trials.AUTO:
         assert {(each.concept, each.seed) for each in trials if each.row == row} == {
             (index, seed) for index in range(6) for seed in (0, 1)
         }
-    assert [by_row[row].images for row in bench_quality.IMAGES.values()] == [5, 10]
+    assert [by_row[row].images for row in quality_trials.IMAGES.values()] == [5, 10]
     # One training gives the scores of its best and of its last step.
-    assert bench_quality.LAST not in by_row
-    assert by_row[bench_quality.BEST].settings["maxSteps"] == 2 * SETTINGS["maxSteps"]
+    assert quality_trials.LAST not in by_row
+    assert by_row[quality_trials.BEST].settings["maxSteps"] == 2 * SETTINGS["maxSteps"]
     for trial in trials:
         concept = {"token": "CUS", "className": "ring"}
         spec = {"dataset": {"prefix": "drawn/"}, "concept": concept}
