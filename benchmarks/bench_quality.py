@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.bench_quality [--quick] [--grid quality.png]
 
-Each method trains each concept from six images with the real training stage; two concepts are also trained with
+Each method trains each concept from six images with the real training stage, and each style from twenty; two concepts are also trained with
 good and bad captions. The table has means over the concepts; tools/shapes/scores.py defines the scores. The rows of
 recipes have means over three seeds too, and the standard deviation of the seeds' means. Two trials run at a time, with
 one thread each. The last line of the output is machine-readable:
@@ -77,8 +77,8 @@ from tools.shapes.scores import Scores, score
 
 WORKERS = 2
 """Number of worker processes."""
-Outcome = list[tuple[str, Scores, list[Image.Image]]]
-"""Rows of the table with the scores and images of a concept."""
+Result = tuple[str, Scores, list[Image.Image]]
+"""A row of the table, with the scores and images of a concept."""
 
 
 class TrialRunner:
@@ -90,7 +90,7 @@ class TrialRunner:
         self._pipeline = pipeline.load()
         self._classifier = classifier.load()
 
-    def run(self, trial: Trial) -> Outcome:
+    def run(self, trial: Trial) -> list[Result]:
         """Train and score a concept."""
         if trial.style is not None:
             return [self._run_style(trial, trial.style)]
@@ -118,10 +118,11 @@ class TrialRunner:
         scored.unload_lora_weights()
         return outcome
 
-    def _score_fine_tuned(
-        self, concept: concepts.Concept, learned: dict[str, Tensor]
-    ) -> tuple[str, Scores, list[Image.Image]]:
-        """Score the model before the extraction. The pipeline has the adapter, whose text encoders' part learned too."""
+    def _score_fine_tuned(self, concept: concepts.Concept, learned: dict[str, Tensor]) -> Result:
+        """Score the fine-tuned UNet with the text encoders' adapters of the same step, before the extraction.
+
+        The pipeline has the published adapter loaded, and its UNet is without it afterwards.
+        """
         unet = self._pipeline.unet
         unet.unload_lora()
         before = {name: value.clone() for name, value in unet.state_dict().items()}
@@ -130,7 +131,7 @@ class TrialRunner:
         unet.load_state_dict(before)
         return outcome
 
-    def _run_style(self, trial: Trial, style: Style) -> tuple[str, Scores, list[Image.Image]]:
+    def _run_style(self, trial: Trial, style: Style) -> Result:
         """Train and score a style. Its share of images in the style is the score `concept`; diversity is not measured."""
         config = self._workbench.prepare(
             styles.CONCEPT.class_name,
@@ -148,9 +149,7 @@ class TrialRunner:
         scores = Scores(judged.style, judged.prompt, judged.class_, 0.0)
         return trial.row, scores, list(concepts.to_images(images))
 
-    def _score(
-        self, row: str, concept: concepts.Concept, scored: StableDiffusionXLPipeline
-    ) -> tuple[str, Scores, list[Image.Image]]:
+    def _score(self, row: str, concept: concepts.Concept, scored: StableDiffusionXLPipeline) -> Result:
         scores, images = score(scored, concept, self._classifier)
         return row, scores, list(concepts.to_images(images))
 
@@ -167,7 +166,7 @@ def trial_runner(workbench: Workbench) -> TrialRunner:
     return TrialRunner(workbench)
 
 
-def run_trial(workbench: Workbench, trial: Trial) -> tuple[Trial, Outcome]:
+def run_trial(workbench: Workbench, trial: Trial) -> tuple[Trial, list[Result]]:
     return trial, trial_runner(workbench).run(trial)
 
 

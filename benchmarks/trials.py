@@ -51,7 +51,7 @@ class Trained:
 
     adapter: Path
     learned: dict[str, Tensor]
-    """The trained parameters by name: with DreamBoothExtract the UNet's layers before extraction."""
+    """The trained parameters by name: with DreamBoothExtract the UNet's layers before extraction, and the text encoders' adapters."""
     embeddings: Path | None = None
     """The embeddings of new tokens; None where none were trained."""
 

@@ -16,6 +16,7 @@ from .training import Method, Recipe, Targets, Training
 
 Settings = dict[str, Any]
 """Fields of `training` as on the wire, nested."""
+DEFAULT_RATE = Training().learning_rate
 SMALLEST_RATE = Decimal("1e-99")
 """Smallest rate that a spec can express."""
 
@@ -43,6 +44,8 @@ class Values:
     steps: Amount
     class_images: Amount | None = None
     """Number of class images for prior preservation; None: no prior preservation."""
+    learning_rate: Decimal | None = None
+    """Learning rate of the UNet; None: the field's default."""
     targets: Targets = Targets.ATTENTION_AND_FEED_FORWARD
     noise_offset: Decimal = Decimal(0)
     caption_dropout: Decimal = Decimal(0)
@@ -65,10 +68,6 @@ BY_CONCEPT: Mapping[ConceptType, Recipe] = {
     ConceptType.STYLE: Recipe.STYLE,
 }
 """The recipe that Auto stands for."""
-EXTRACTED = {"rank": 32, "class_images": Amount(10, 50, 200)}
-"""Values of every recipe with method DreamBoothExtract."""
-TUNING_RATE = "5e-6"
-"""Learning rate of a UNet whose own weights are trained."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +100,7 @@ def complete(
     kind = BY_CONCEPT[concept] if training.recipe is Recipe.AUTO else training.recipe
     settings = training.to_wire()
     del settings["recipe"]
-    values = RECIPES[kind]
-    if training.method is Method.DREAMBOOTH_EXTRACT:
-        values = replace(values, **EXTRACTED)
+    values = _values(kind, training.method)
     chosen: dict[str, Any] = {}
     for group in _groups(values, settings, images):
         new = {path: value for path, value in group.items() if not _has(settings, path)}
@@ -115,21 +112,33 @@ def complete(
     return Completed(Training.model_validate(settings), kind, chosen, pending)
 
 
+def _values(kind: Recipe, method: Method) -> Values:
+    values = RECIPES[kind]
+    if method is not Method.DREAMBOOTH_EXTRACT:
+        return values
+    # The class of a style is its medium, which the base model's images of it would not show.
+    images = None if kind is Recipe.STYLE else RECIPES[Recipe.PERSON].class_images
+    return replace(values, rank=32, class_images=images, learning_rate=Decimal("5e-6"))
+
+
 def _groups(values: Values, settings: Settings, images: int | None) -> Iterator[dict[str, Any]]:
     """Yield the values of a recipe by path, those that belong together in one mapping."""
     if "alpha" not in settings:
         yield {"rank": values.rank, "alpha": settings.get("rank", values.rank)}
+    # With DreamBoothExtract, a rule refuses this group.
     yield {"adapter.targets": str(values.targets)}
     yield {"lrScheduler": "cosine"}
-    rate = Decimal(settings.get("learningRate", Training().learning_rate))
+    # A rate for the UNet's own weights says nothing about that of the text encoders, which are trained by adapters.
+    adapts_unet = values.learning_rate is None
+    rate = Decimal(settings["learningRate"] if adapts_unet and "learningRate" in settings else DEFAULT_RATE)
     # Six digits, because a spec takes at most 16.
     half = max(Decimal(f"{rate / 2:.6g}"), SMALLEST_RATE)
     yield {"textEncoder.train": True, "textEncoder.learningRate": str(half.normalize())}
-    if settings.get("method") == Method.DREAMBOOTH_EXTRACT:
-        yield {"learningRate": TUNING_RATE}
+    if values.learning_rate is not None:
+        yield {"learningRate": f"{values.learning_rate:e}"}
     if images is not None:
         yield {"maxSteps": values.steps.of(images)}
-    if values.class_images is not None:
+    if values.class_images is not None and not _is_disabled(settings, "priorPreservation"):
         prior: dict[str, Any] = {"priorPreservation.enabled": True}
         if images is not None:
             prior["priorPreservation.numClassImages"] = values.class_images.of(images)
@@ -146,6 +155,10 @@ def _pending(values: Values, settings: Settings) -> dict[str, Amount]:
     if values.class_images is not None and settings.get("priorPreservation", {}).get("enabled"):
         amounts["priorPreservation.numClassImages"] = values.class_images
     return {path: amount for path, amount in amounts.items() if not _has(settings, path)}
+
+
+def _is_disabled(settings: Settings, section: str) -> bool:
+    return settings.get(section, {}).get("enabled") is False
 
 
 def _has(settings: Settings, path: str) -> bool:

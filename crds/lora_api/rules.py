@@ -599,7 +599,8 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
     Rule(
-        "training.loraPlusRatio is for LoRA matrices, which this job does not train",
+        "training.loraPlusRatio is for LoRA matrices, which this job does not train; with method DreamBoothExtract, set "
+        "textEncoder.train: true or extraction.factorSteps",
         (
             Changed("training.loraPlusRatio"),
             AnyOf(
@@ -904,7 +905,7 @@ SMALLEST_USEFUL_RATE = Decimal("1e-8")
 """Learning rate below which a million steps of an optimizer of Adam's kind change a weight by less than 0.01."""
 
 HIGH_TUNING_RATE = Decimal("2e-5")
-"""Learning rate above which the weights of a model as large as SDXL's UNet change so much that it forgets what it knows."""
+"""Learning rate above which fine-tuning SDXL's UNet degrades images of other prompts than the concept's."""
 
 
 def _slow(field: str, trained: str = "") -> Rule:
@@ -933,7 +934,7 @@ ADVICE: tuple[Rule, ...] = (
     ),
     Rule(
         "training.priorPreservation with concept.type Style: the class is the medium, so the class images are "
-        "generated from 'an image in CLASS style' without the token; set classPrompt for others",
+        "generated from 'an image in CLASS style' without the token; set enabled: true and classPrompt for others",
         (
             _is("concept.type", "Style"),
             _is_true("training.priorPreservation.enabled"),
@@ -941,13 +942,18 @@ ADVICE: tuple[Rule, ...] = (
         ),
     ),
     Rule(
-        f"training.learningRate is above {HIGH_TUNING_RATE}, which is high for method DreamBoothExtract: it trains the "
-        "UNet's own weights, for which 1e-6 to 5e-6 is usual; training.recipe sets it",
+        "training.learningRate is above 2e-5, which is high for method DreamBoothExtract: it trains the UNet's own "
+        "weights, for which 1e-6 to 5e-6 is usual; with a training.recipe, leave it unset",
+        (_EXTRACT, _NOT_PRODIGY, Compare("training.learningRate", ">", HIGH_TUNING_RATE)),
+    ),
+    Rule(
+        "training.extraction.factorSteps trains the extracted factors at training.learningRate, which changes an adapter "
+        "little below 2e-5",
         (
             _EXTRACT,
             _NOT_PRODIGY,
-            Compare("training.recipe", "==", "None"),
-            Compare("training.learningRate", ">", HIGH_TUNING_RATE),
+            Compare("training.extraction.factorSteps", ">", 0),
+            Compare("training.learningRate", "<", HIGH_TUNING_RATE),
         ),
     ),
     Rule(

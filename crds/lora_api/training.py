@@ -164,7 +164,7 @@ class Extraction(Model):
     convolutions: Bool = False
     """Also fine-tune and extract the convolutions of the UNet's residual blocks and samplers."""
     factor_steps: Steps = 0
-    """Number of final steps of maxSteps that train the extracted factors alone, on the base model."""
+    """Number of final steps of maxSteps that train the extracted factors on the base model, in place of the UNet's own weights."""
 
 
 class TextEncoder(Model):
@@ -347,7 +347,7 @@ class Training(Model):
     """Settings of the training."""
 
     method: Method = Method.DREAMBOOTH_LORA
-    """DreamBoothLoRA: an adapter trained on captions that name the concept, with optional prior preservation. LoRA: plain text-to-image. DreamBoothExtract: full DreamBooth of the UNet, then an adapter extracted from the change by SVD; text encoders that are trained get adapters from the start."""
+    """DreamBoothLoRA: an adapter trained on captions that name the concept, with optional prior preservation. LoRA: plain text-to-image. DreamBoothExtract: full DreamBooth of the UNet, then an adapter extracted from the change by SVD; with textEncoder.train, adapters on the text encoders are trained at the same time."""
     recipe: Recipe = Recipe.NONE
     """Defaults for the fields of `training` that are not set, by the kind of concept and the number of images. Auto: the recipe of concept.type. Subject, Person, Style: that recipe. None: the default of each field. status.effective has the values."""
     resolution: Annotated[Int, Field(ge=32, le=4096, multiple_of=8)] = 1024
@@ -366,7 +366,7 @@ class Training(Model):
     gradient_accumulation_steps: Annotated[Int, Field(ge=1, le=1024)] = 1
     """Number of batches whose gradients make one step."""
     learning_rate: Annotated[Decimal, Real(gt="0", le="10")] = Decimal("1e-4")
-    """Learning rate of the UNet's adapter. Default: 1e-4; for Prodigy and ProdigyScheduleFree, which multiply it by their own estimate, 1."""
+    """Learning rate of the UNet's adapter or, with method DreamBoothExtract, of the UNet's own weights, for which 1e-6 to 5e-6 is usual. Default: 1e-4; for Prodigy and ProdigyScheduleFree, which multiply it by their own estimate, 1."""
     lora_plus_ratio: Annotated[Decimal, Real(ge="1", le="1000")] = Decimal("1")
     """Factor of the learning rate of LoRA's B matrices (LoRA+, Hayou et al. 2024, arXiv:2402.12354). 1: one rate for both."""
     lr_scheduler: LrScheduler = "constant"

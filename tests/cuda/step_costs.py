@@ -46,6 +46,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "LoHa, checkpointing": {"adapter": Adapter(type="LoHa"), "checkpointing": True},
     "NF4": {"quantize_base": QuantizeBase.NF4},
     "Int8, checkpointing": {"quantize_base": QuantizeBase.INT8, "checkpointing": True},
+    "text encoders": {"text_rank": 16},
+    "text encoders, checkpointing": {"text_rank": 16, "checkpointing": True},
     "extract": {"rank": None},
     "extract, checkpointing": {"rank": None, "checkpointing": True},
 }

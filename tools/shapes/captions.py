@@ -51,7 +51,7 @@ STYLE_WORDS = {
     Style.SPLIT: "cut",
     Style.HALO: "rim",
 }
-"""Words that name the styles that the base model learns. The text encoders do not know them, and spell them."""
+"""Words that name the styles that the base model learns. They are not in WORDS, so the tokenizers split them into letters."""
 OMITTED = -1
 """The index of an attribute that a caption does not state."""
 

@@ -29,7 +29,7 @@ PLAN = Plan(steps=8000, learning_rate=1.5e-3, warmup_steps=500, decay_share=0.6,
 BATCH = 512
 DRAWINGS = 131_072
 STYLE_PLAN = Plan(steps=1200, learning_rate=1e-3, warmup_steps=100, decay_share=0.7, ema_decay=0.997)
-"""Further training, on drawings in several styles."""
+"""Further training on drawings in several styles. A UNet that has seen solid shapes only learns a new style shape by shape."""
 STYLE_BATCH = 256
 STYLE_DRAWINGS = {Style.SOLID: 12_288, **dict.fromkeys(STYLE_WORDS, 3072)}
 """Number of drawings in each style of the further training."""
@@ -90,15 +90,15 @@ class Drawings:
     """Latents and embeddings of the drawings, on the training device."""
 
     latents: Tensor
-    """float32, (DRAWINGS, CHANNELS, SIDE / 8, SIDE / 8)."""
+    """float32, (n, CHANNELS, SIDE / 8, SIDE / 8)."""
     text: Tensor
-    """float16, (DRAWINGS, CAPTIONS, 77, 2 * WIDTH): the embeddings of both encoders."""
+    """float16, (n, CAPTIONS, 77, 2 * WIDTH): the embeddings of both encoders."""
     pooled: Tensor
-    """float32, (DRAWINGS, CAPTIONS, WIDTH)."""
+    """float32, (n, CAPTIONS, WIDTH)."""
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join drawings."""
+        """Concatenate drawings in the order of `parts`."""
         return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
     @classmethod
@@ -108,24 +108,25 @@ class Drawings:
         vae: AutoencoderKL,
         encoders: tuple[TextEncoderModel, TextEncoderModel],
         count: int,
-        *seed: str,
+        *names: str,
         style: Style = Style.SOLID,
     ) -> Self:
         """Draw, caption and encode random scenes in a style. Most small shapes are dropped.
 
         Args:
-            seed: names that the random numbers depend on.
+            count: number of drawings.
+            names: names that the random numbers depend on.
         """
         # Twice as many scenes are sampled as are needed, since some are dropped.
-        scenes = sample_scenes(2 * count, generator_for(0, *seed))
+        scenes = sample_scenes(2 * count, generator_for(0, *names))
         share = torch.where(scenes.size == 0, SMALL_SHARE, 1.0)
-        kept = torch.rand(len(scenes), generator=generator_for(0, *seed, "kept")) < share
+        kept = torch.rand(len(scenes), generator=generator_for(0, *names, "kept")) < share
         scenes = scenes.part(kept.nonzero().squeeze(1)[:count])
         if style != Style.SOLID:
             scenes = scenes.with_all(fill=0)
         parts = []
         for index in torch.arange(count).split(DRAWN):
-            shown, generator = scenes.part(index), generator_for(0, *seed, "drawn", int(index[0]))
+            shown, generator = scenes.part(index), generator_for(0, *names, "drawn", int(index[0]))
             posterior = vae.encode(draw(shown, generator, style=style, device=vae.device)).latent_dist
             words = random.Random(int(index[0]))
             conditioned = [

@@ -67,15 +67,15 @@ class Style(StrEnum):
     HATCHED = "hatched"
     """Diagonal lines in place of an area."""
     BARS = "bars"
-    """Upright lines in place of an area."""
+    """Vertical lines in place of an area."""
     DOTS = "dots"
     """Round dots in place of an area."""
     NET = "net"
-    """Upright and level lines in place of an area."""
+    """Vertical and horizontal lines in place of an area."""
     TILES = "tiles"
-    """Every other square of a chessboard in place of an area."""
+    """Every other square of a checkerboard in place of an area."""
     SPLIT = "split"
-    """Two parts, with a gap between them from the lower left to the upper right."""
+    """A gap along the image's diagonal, from the lower left to the upper right. Shapes beside it lose a corner."""
     HALO = "halo"
     """A smaller shape, with a line around it."""
 
@@ -201,6 +201,7 @@ def draw(
 def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor) -> Tensor:
     """Change the signed distance to the edge of a shape, in pixels, to that of its drawing in a style."""
     diagonal = (across + down) / math.sqrt(2)
+    # Patterns take a third argument that only the halved fill reads.
     match style:
         case Style.SOLID:
             return edge
@@ -223,7 +224,7 @@ def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor) -> Tenso
 
 
 def _lines(along: Tensor) -> Tensor:
-    """Return the signed distance to lines that repeat along an axis."""
+    """Return the signed distance, in pixels, to lines of width STROKE that repeat along an axis, with a period of 2 * STROKE."""
     return (along % (2 * STROKE) - STROKE).abs() - STROKE / 2
 
 

@@ -55,8 +55,9 @@ def ask(folder: Path, spec: dict[str, Any], *options: str) -> Result:
         {"resolution": 192, "batchSize": 4, "textEncoder": {"train": True}, "emaDecay": "0.9"},
         {"resolution": 192, "batchSize": 4, "tokenEmbeddings": {"train": True}},
         {"resolution": 192, "batchSize": 4, "method": "DreamBoothExtract"},
+        {"resolution": 192, "batchSize": 4, "method": "DreamBoothExtract", "textEncoder": {"train": True}},
     ],
-    ids=["small", "large-batch", "text-encoders", "token-embeddings", "whole-unet"],
+    ids=["small", "large-batch", "text-encoders", "token-embeddings", "whole-unet", "whole-unet-and-texts"],
 )
 def test_the_estimate_agrees_with_the_process_within_a_tenth(
     make_job: JobMaker, tiny_sdxl: Path, tmp_path: Path, training: dict[str, Any]

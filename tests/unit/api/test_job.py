@@ -115,6 +115,10 @@ def test_a_variant_keeps_an_explicit_rate_of_the_text_encoders() -> None:
     [
         ({"method": "DreamBoothExtract", "alpha": 32}, "training.alpha"),
         ({"method": "DreamBoothExtract"}, "training.learningRate is above"),
+        (
+            {"method": "DreamBoothExtract", "learningRate": "5e-6", "extraction": {"factorSteps": 5}},
+            "training.extraction.factorSteps",
+        ),
         ({"validation": {"everySteps": 5, "heldOutImages": 3, "samples": 2}}, "training.validation: samples"),
         (
             {"maxSteps": 10, "lrWarmupSteps": 6, "tokenEmbeddings": {"train": True}},
@@ -152,9 +156,8 @@ EXTRACT = {"method": "DreamBoothExtract", "learningRate": "5e-6"}
 def test_settings_that_take_effect_are_not_warned_about() -> None:
     for training in (
         {**EXTRACT, "alpha": 32, "rank": 32},
-        {**EXTRACT, "alpha": 32, "extraction": {"factorSteps": 5}},
+        {**EXTRACT, "alpha": 32, "learningRate": "2e-5", "extraction": {"factorSteps": 5}},
         {**EXTRACT, "alpha": 32, "textEncoder": {"train": True}},
-        {"method": "DreamBoothExtract", "recipe": "Auto"},
         {"method": "DreamBoothExtract", "optimizer": "Prodigy"},
         {"alpha": 32, "validation": {"everySteps": 5, "heldOutImages": 2, "samples": 2}},
         {"maxSteps": 10, "lrWarmupSteps": 5, "tokenEmbeddings": {"train": True}},

@@ -10,6 +10,7 @@ import pytest
 from lora_api.job import JobSpec, parse_spec
 from lora_api.manifest import input_hash
 from lora_api.recipes import RECIPES, Amount
+from lora_api.rules import advice
 from lora_api.stages import TrainConfig
 from lora_api.training import Recipe
 from tests.conftest import make_spec
@@ -212,21 +213,30 @@ def test_values_that_the_rules_refuse_beside_explicit_fields_are_left_out(
 
 
 @pytest.mark.parametrize("kind", ["Subject", "Person", "Style"])
-def test_every_recipe_has_class_images_and_a_low_rate_for_an_extraction(kind: str) -> None:
+def test_with_extraction_a_recipe_has_a_low_rate_and_class_images(kind: str) -> None:
     training = {"recipe": kind, "method": "DreamBoothExtract"}
     plain = job(recipe=kind).completed(9).chosen
-    chosen = job(**training).completed(9).chosen
+    spec = job(**training)
+    chosen = spec.completed(9).chosen
+    prior = {path for path in chosen if path.startswith("priorPreservation")}
     assert set(plain) - set(chosen) == {"adapter.targets"}
-    assert set(chosen) - set(plain) <= {
-        "learningRate",
-        "priorPreservation.enabled",
-        "priorPreservation.numClassImages",
-    }
+    assert set(chosen) - set(plain) <= {"learningRate", *prior}
     assert (chosen["rank"], chosen["learningRate"]) == (32, "5e-6")
-    assert chosen["priorPreservation.numClassImages"] == 90
-    assert "numClassImages" not in effective(job(**training))["priorPreservation"]
+    assert prior == (
+        set() if kind == "Style" else {"priorPreservation.enabled", "priorPreservation.numClassImages"}
+    )
+    # The rate of the text encoders' adapters does not depend on that of the UNet's own weights.
+    for own in ({}, {"learningRate": "2e-6"}, {"learningRate": "5e-6"}):
+        assert job(**training, **own).completed(9).chosen["textEncoder.learningRate"] == "0.00005"
     assert "learningRate" not in job(**training, learningRate="2e-6").completed(9).chosen
     assert "learningRate" not in job(**training, optimizer="Prodigy").completed(9).chosen
+    assert not advice(spec.with_recipe(9))
+
+
+def test_no_number_of_class_images_is_chosen_where_there_are_none() -> None:
+    for images in (9, 10):
+        chosen = job(recipe="Person", priorPreservation={"enabled": False}).completed(images).chosen
+        assert not [path for path in chosen if path.startswith("priorPreservation")]
 
 
 @pytest.mark.parametrize("row", matrix.some_rows(matrix.SIMULATED_GPU, 25))

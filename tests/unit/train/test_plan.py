@@ -16,9 +16,10 @@ from torch.utils._pytree import tree_leaves
 from lora_api.job import GradientCheckpointing, QuantizeBase, Training
 from lora_api.reasons import Reason
 from lora_trainer.errors import BadConfigurationError
+from lora_trainer.train.data.encode import encode_text
 from lora_trainer.train.memory.plan import Machine, free_memory, make_plan, memory_advice
 from lora_trainer.train.memory.workloads import StepShape, trace_step
-from lora_trainer.train.model.adapter import UNET, add_adapter, trainable
+from lora_trainer.train.model.adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
 from lora_trainer.train.model.base_model import BaseModel
 from lora_trainer.train.model.tiny import write_tiny_sdxl
 from lora_trainer.train.model.token_embeddings import TokenEmbeddings
@@ -119,6 +120,35 @@ def test_the_traced_peak_of_token_embeddings_includes_the_text_encoders(folder: 
     assert traced.trace.peak > plain.trace.peak
     plan = make_plan(training, folder, machine(folder, 24 * GIB), torch.bfloat16)
     assert plan.terms["text encoders, frozen"] > 0
+
+
+def test_the_traced_peak_of_trained_text_encoders_is_that_of_a_real_step(folder: Path) -> None:
+    shape = StepShape(4, 64, 2, torch.float32, False, text_rank=4)
+    traced, plain = (
+        trace_step(folder, each, folder / "traces") for each in (shape, replace(shape, text_rank=0))
+    )
+    base = BaseModel(folder, "tiny")
+    models = base.text_encoders(torch.float32)
+    modules = {UNET: base.unet(torch.float32).train()}
+    modules |= {name: model.encoder for name, model in zip(TEXT_ENCODERS, models, strict=True)}
+    for name, module in modules.items():
+        add_adapter(module, name, rank=4, alpha=4, seed=0)
+        fuse(module)
+        make_memory_efficient(module)
+    parameters = trainable(modules)
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    live = Live()
+    with live:
+        texts = [encode_text(models, "a photo of CUS statue") for _ in range(2)]
+        added = {"text_embeds": torch.stack([text.pooled for text in texts]), "time_ids": torch.zeros(2, 6)}
+        sequences = torch.stack([text.sequence for text in texts])
+        inputs = torch.randn(2, 4, 8, 8), torch.zeros(2, dtype=torch.long), sequences
+        modules[UNET](*inputs, added_cond_kwargs=added).sample.float().square().mean().backward()
+    assert traced.frozen == plain.frozen
+    assert traced.trained == sum(p.numel() for p in parameters.values()) > plain.trained
+    assert 0.98 * live.peak <= traced.trace.peak <= 1.15 * live.peak
+    assert traced.trace.peak > plain.trace.peak
 
 
 def machine(folder: Path, free: float) -> Machine:

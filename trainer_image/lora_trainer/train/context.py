@@ -9,10 +9,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
+from torch.nn import Module
 
 from lora_api.job import Training
 from lora_api.stages import TrainConfig
@@ -85,6 +87,8 @@ class TrainingContext:
     base_scores: Scores | None = None
     """Scores of the base model, once they are measured."""
     _state: TrainState | None = None
+    _overridden: WeakSet[Module] = field(default_factory=WeakSet)
+    """Modules whose layers have efficient forward passes."""
 
     @property
     def training(self) -> Training:
@@ -138,9 +142,12 @@ class TrainingContext:
             rank_dropout = RankDropout(unet, float(training.adapter.rank_dropout), training.seed)
         encoders = [each.encoder for each in self.token_embeddings.models] if self.token_embeddings else []
         for module in [*self.modules.values(), *encoders]:
-            # After the rank dropout: both calls skip layers with hooks.
-            fuse(module)
-            make_memory_efficient(module)
+            # Text encoders keep their overrides from the phase before.
+            if module not in self._overridden:
+                # After the rank dropout: both calls skip layers with hooks.
+                fuse(module)
+                make_memory_efficient(module)
+                self._overridden.add(module)
         parameters = trainable(self.modules)
         if self.token_embeddings:
             parameters |= self.token_embeddings.parameters()
@@ -168,7 +175,10 @@ class TrainingContext:
         )
 
     def release(self) -> None:
-        """Drop the state, the best weights and the UNet, to free their memory for another UNet."""
+        """Drop the state, the best weights and the UNet, to free their memory for another UNet.
+
+        Text encoders that are trained stay, with their adapters.
+        """
         del self.modules[UNET]
         self.state.flat.release(trainable(self.modules).values())
         self._state = None

@@ -80,7 +80,7 @@ class TrainAdapter:
         quantize(unet, training.quantize_base)
         context.modules = {UNET: unet.to(device)}
         add_adapter(unet, UNET, training.rank, training.alpha, training.seed, kind=training.adapter)
-        _load_text_encoders(context)
+        _add_text_encoders(context)
         if training.token_embeddings.train:
             context.token_embeddings = TokenEmbeddings.add(
                 context.model.text_encoders(context.dtype), training, context.config.spec.concept.token
@@ -110,7 +110,7 @@ class FineTune:
             make_trainable(unet, context.training.extraction.convolutions)
             _round_frozen(unet, context.dtype)
             context.modules = {UNET: unet.to(context.distributed.device)}
-        _load_text_encoders(context)
+        _add_text_encoders(context)
         context.start(self.steps)
         if checkpoint:
             context.restore(checkpoint)
@@ -145,8 +145,8 @@ class Extract:
         records, step = state.records, state.lr_scheduler.last_epoch
         noise_scheduler = state.noise_scheduler
         base = context.model.unet(torch.float32)
-        probe = batches(state, range(1))[0]
         with torch.no_grad():
+            probe = batches(state, range(1))[0]
             expected = predict(state.unet.eval(), noise_scheduler, probe)
             state.flat.use_float32()  # the extraction compares float32 weights
             tuned = tuned_weights(state.unet, training.extraction.convolutions)
@@ -183,7 +183,7 @@ class TrainFactors:
         training, unet = context.training, context.model.unet(context.dtype)
         prepare_adapter(unet, ranks_of(checkpoint.weights), training.rank, training.alpha)
         context.modules = {UNET: unet.to(context.distributed.device)}
-        _load_text_encoders(context)
+        _add_text_encoders(context)
         context.start(self.steps)
         context.restore(checkpoint)
 
@@ -191,7 +191,7 @@ class TrainFactors:
         return _train(context, interruption, hooks)
 
 
-def _load_text_encoders(context: TrainingContext) -> None:
+def _add_text_encoders(context: TrainingContext) -> None:
     """Load both text encoders with new adapters, if they are trained."""
     training = context.training
     if not training.text_encoder.train:

@@ -212,6 +212,7 @@ def shape_of(training: Training, dtype: torch.dtype, checkpointing: bool) -> Ste
         convolutions=training.extraction.convolutions,
         quantize_base=training.quantize_base,
         new_tokens=len(tokens_of(training)),
+        text_rank=training.rank if training.text_encoder.train else 0,
     )
 
 

@@ -39,7 +39,7 @@ TOKENS = 77
 """Sequence length of CLIP's text encoders."""
 TILE = 512
 """Side of the tiles of diffusers' tiled VAE, in pixels."""
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 """Increase it when a change of the code changes traces."""
 PLAIN_LORA = Adapter()
 
@@ -63,7 +63,14 @@ class StepShape:
     """Whether the convolutions are fine-tuned too, if `rank` is None."""
     quantize_base: QuantizeBase = QuantizeBase.NONE
     new_tokens: int = 0
-    """Number of new tokens whose embeddings are trained. If above 0, the step includes both text encoders."""
+    """Number of new tokens whose embeddings are trained."""
+    text_rank: int = 0
+    """Rank of the text encoders' adapters; 0 where they have none."""
+
+    @property
+    def runs_text_encoders(self) -> bool:
+        """Whether captions are encoded in every step."""
+        return bool(self.new_tokens or self.text_rank)
 
 
 @dataclass(frozen=True)
@@ -82,18 +89,18 @@ def trace_step(folder: Path, shape: StepShape, cache: Path, device: str = "cpu")
     """Trace the forward and backward pass of one batch. It takes 10 to 20 seconds for SDXL, if not cached.
 
     Args:
-        folder: folder of the base model's pipeline, of which only `unet/config.json` and, for new tokens, those of the text
-            encoders are read.
+        folder: folder of the base model's pipeline, of which only `unet/config.json` and, where the text encoders are part
+            of the step, theirs are read.
         cache: folder of cached results.
         device: device of the tensors without data. PyTorch without CUDA supports only the CPU. Steps of plain LoRA and
             of fine-tuning run without autocast, so that the peak is the same on both devices.
     """
-    parts = (UNET, *TEXT_ENCODERS) if shape.new_tokens else (UNET,)
+    parts = (UNET, *TEXT_ENCODERS) if shape.runs_text_encoders else (UNET,)
     config = "".join((folder / part / "config.json").read_text() for part in parts)
 
     def measure() -> Step:
         unet = empty_unet(folder, shape)
-        encoders = empty_text_encoders(folder, shape.new_tokens) if shape.new_tokens else []
+        encoders = empty_text_encoders(folder, shape) if shape.runs_text_encoders else []
         modules: dict[str, Any] = {UNET: unet, **dict(zip(TEXT_ENCODERS, encoders, strict=False))}
         trained = sum(p.numel() for p in trainable(modules).values())
         frozen = sum(p.numel() for p in unet.parameters()) - sum(
@@ -164,13 +171,18 @@ def text_elements(folder: Path) -> int:
     return sum(weight.numel() for encoder in _text_encoders(folder) for weight in encoder.parameters())
 
 
-def empty_text_encoders(folder: Path, new_tokens: int) -> list[Any]:
-    """Build a pipeline's text encoders on the meta device, with new tokens and overrides as in training."""
+def empty_text_encoders(folder: Path, shape: StepShape) -> list[Any]:
+    """Build a pipeline's text encoders on the meta device, with new tokens or adapters, and overrides as in training."""
     encoders = _text_encoders(folder)
-    for encoder in encoders:
+    for name, encoder in zip(TEXT_ENCODERS, encoders, strict=True):
         own = encoder.requires_grad_(False).get_input_embeddings()
-        rows = torch.empty(new_tokens, own.embedding_dim, device="meta")
-        encoder.set_input_embeddings(ExtendedEmbedding(own, rows, own.num_embeddings))
+        if shape.new_tokens:
+            rows = torch.empty(shape.new_tokens, own.embedding_dim, device="meta")
+            encoder.set_input_embeddings(ExtendedEmbedding(own, rows, own.num_embeddings))
+        if shape.text_rank:
+            with torch.device("meta"):
+                add_adapter(encoder, name, shape.text_rank, shape.text_rank, seed=None, kind=shape.adapter)
+            fuse(encoder)
         make_memory_efficient(encoder)
     return encoders
 

@@ -108,7 +108,14 @@ class FlatParameters:
             self._assign(self._views)
 
     def release(self, kept: Iterable[Parameter]) -> None:
-        """Give parameters that outlive this object memory of their own, so that the rest can be freed."""
+        """Give parameters that are used further memory of their own, so that the rest can be freed.
+
+        This object must not be used afterwards.
+
+        Args:
+            kept: the parameters that are used further. They hold the float32 values.
+        """
+        self.use_float32()
         for hook in self._hooks:
             hook.remove()
         for parameter in kept:
