@@ -116,7 +116,7 @@ def _values(kind: Recipe, method: Method) -> Values:
     values = RECIPES[kind]
     if method is not Method.DREAMBOOTH_EXTRACT:
         return values
-    # The class of a style is its medium, which the base model's images of it would not show.
+    # The class of a style is a medium, such as drawings. The rules advise a class prompt for it, which a recipe cannot write.
     images = None if kind is Recipe.STYLE else RECIPES[Recipe.PERSON].class_images
     return replace(values, rank=32, class_images=images, learning_rate=Decimal("5e-6"))
 
