@@ -138,7 +138,8 @@ def _groups(values: Values, settings: Settings, images: int | None) -> Iterator[
         yield {"learningRate": f"{values.learning_rate:e}"}
     if images is not None:
         yield {"maxSteps": values.steps.of(images)}
-    if values.class_images is not None and not _is_disabled(settings, "priorPreservation"):
+    is_disabled = settings.get("priorPreservation", {}).get("enabled") is False
+    if values.class_images is not None and not is_disabled:
         prior: dict[str, Any] = {"priorPreservation.enabled": True}
         if images is not None:
             prior["priorPreservation.numClassImages"] = values.class_images.of(images)
@@ -155,10 +156,6 @@ def _pending(values: Values, settings: Settings) -> dict[str, Amount]:
     if values.class_images is not None and settings.get("priorPreservation", {}).get("enabled"):
         amounts["priorPreservation.numClassImages"] = values.class_images
     return {path: amount for path, amount in amounts.items() if not _has(settings, path)}
-
-
-def _is_disabled(settings: Settings, section: str) -> bool:
-    return settings.get(section, {}).get("enabled") is False
 
 
 def _has(settings: Settings, path: str) -> bool:

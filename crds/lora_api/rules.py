@@ -453,6 +453,13 @@ def _is_true(field: str) -> Predicate:
 
 _NOT_LORA = Compare("training.adapter.type", "!=", "LoRA")
 _EXTRACT = _is("training.method", "DreamBoothExtract")
+_TRAINS_NO_ADAPTER = AllOf(
+    (
+        _EXTRACT,
+        Compare("training.extraction.factorSteps", "==", 0),
+        Compare("training.textEncoder.train", "==", False),
+    )
+)
 _NO_MEASUREMENT = Compare("training.validation.everySteps", "==", 0)
 _PRODIGY = _is("training.optimizer", "Prodigy", "ProdigyScheduleFree")
 _SCHEDULE_FREE = _is("training.optimizer", "ProdigyScheduleFree")
@@ -603,18 +610,7 @@ RULES: tuple[Rule, ...] = (
         "textEncoder.train: true or extraction.factorSteps",
         (
             Changed("training.loraPlusRatio"),
-            AnyOf(
-                (
-                    _NOT_LORA,
-                    AllOf(
-                        (
-                            _EXTRACT,
-                            Compare("training.extraction.factorSteps", "==", 0),
-                            Compare("training.textEncoder.train", "==", False),
-                        )
-                    ),
-                )
-            ),
+            AnyOf((_NOT_LORA, _TRAINS_NO_ADAPTER)),
         ),
     ),
     Rule(
@@ -960,11 +956,9 @@ ADVICE: tuple[Rule, ...] = (
         "training.alpha has no effect with method DreamBoothExtract, unless extraction.factorSteps trains the factors or "
         "textEncoder.train is true",
         (
-            _EXTRACT,
+            _TRAINS_NO_ADAPTER,
             Changed("training.alpha"),
             Compare("training.alpha", "!=", other="training.rank"),
-            Compare("training.extraction.factorSteps", "==", 0),
-            Compare("training.textEncoder.train", "==", False),
         ),
     ),
     Rule(

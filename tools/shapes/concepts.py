@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import numpy as np
 import torch
@@ -53,13 +54,14 @@ TRAINING_SCENES = [  # colour, ground, size, place of the images that teach a co
     ("blue", "white", "medium", "bottom"),
 ]
 
-MORE_SCENES = [
+SCENES = [
+    *TRAINING_SCENES,
     ("orange", "green", "large", "middle"),
     ("red", "blue", "medium", "left"),
     ("green", "yellow", "large", "middle"),
     ("purple", "black", "medium", "bottom"),
 ]
-"""Scenes of further images, for trainings on up to ten."""
+"""Scenes for trainings on up to ten images."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class Prompt:
     colour: str = ""
     ground: str = ""
     place: str = ""
+
+    @classmethod
+    def of(cls, scene: tuple[str, str, str, str]) -> Self:
+        """Return the prompt that names what a scene shows: its colour, its ground, and a place that is not the middle."""
+        colour, ground, _, place = scene
+        return cls(colour, ground, "" if place == "middle" else place)
 
     def text(self, thing: str) -> str:
         """Return the prompt for a thing, such as 'CUS ring'."""
@@ -118,9 +126,7 @@ class Captions(StrEnum):
 
 def images(concept: Concept, scale: int = 1, count: int = len(TRAINING_SCENES)) -> list[Image.Image]:
     """Draw the first training images of a concept with sides of scale * SIDE pixels."""
-    scenes = scenes_of(
-        [*TRAINING_SCENES, *MORE_SCENES][:count], [concept.shape] * count, [concept.fill] * count
-    )
+    scenes = scenes_of(SCENES[:count], [concept.shape] * count, [concept.fill] * count)
     return list(to_images(draw(scenes, generator_for(0, "concept", concept.name), scale)))
 
 
@@ -156,10 +162,7 @@ def captions(concept: Concept, kind: Captions, count: int = len(TRAINING_SCENES)
     thing = f"{token} {class_name}".strip()
     if kind == Captions.TEMPLATE:
         return [f"a photo of {thing}"] * count
-    texts = [
-        Prompt(colour, ground, "" if place == "middle" else place).text(thing)
-        for colour, ground, _, place in [*TRAINING_SCENES, *MORE_SCENES][:count]
-    ]
+    texts = [Prompt.of(scene).text(thing) for scene in SCENES[:count]]
     if kind == Captions.TRUNCATED:
         return [" ".join(text.split()[:5]) for text in texts]
     if kind == Captions.SHUFFLED:

@@ -16,7 +16,8 @@ from torch import Tensor
 from lora_api.job import Concept as TokenConcept
 from lora_trainer.train.data.rng import generator_for
 
-from .concepts import MORE_SCENES, PROMPTS, TOKEN, TRAINING_SCENES, Prompt, scenes_of, to_images
+from . import concepts
+from .concepts import PROMPTS, TOKEN, Prompt, scenes_of, to_images
 from .drawing import FILLS, GROUND_RGB, GROUNDS, NEW_STYLES, Style, draw
 from .pipeline import generate
 
@@ -25,8 +26,7 @@ CONCEPT = TokenConcept(token=TOKEN, class_name="drawing", type="Style")  # type:
 SHAPES = ["circle", "square", "star", "heart", "cross", "diamond"]
 """The shapes of the training images in turn."""
 SCENES = [
-    *TRAINING_SCENES,
-    *MORE_SCENES,
+    *concepts.SCENES,
     ("black", "orange", "medium", "left"),
     ("purple", "green", "large", "middle"),
     ("white", "blue", "medium", "top"),
@@ -77,8 +77,8 @@ def images(style: Style, count: int = IMAGES) -> list[Image.Image]:
 def captions(count: int = IMAGES) -> list[str]:
     """Write a caption for each of the first images: its content, and the token for its style."""
     return [
-        _text(CONCEPT.opening, Prompt(colour, ground, "" if place == "middle" else place), shape)
-        for (colour, ground, _, place), shape in zip(SCENES[:count], _shapes(count), strict=True)
+        _text(CONCEPT.opening, Prompt.of(scene), shape)
+        for scene, shape in zip(SCENES[:count], _shapes(count), strict=True)
     ]
 
 

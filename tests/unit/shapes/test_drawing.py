@@ -134,10 +134,7 @@ def test_captions_good_and_bad() -> None:
 
 
 def test_no_prompt_names_what_the_training_images_show() -> None:
-    shown = {
-        (colour, ground)
-        for colour, ground, _, _ in [*concepts.TRAINING_SCENES, *concepts.MORE_SCENES, *styles.SCENES]
-    }
+    shown = {(colour, ground) for colour, ground, _, _ in [*concepts.SCENES, *styles.SCENES]}
     for prompt in concepts.PROMPTS:
         assert (prompt.colour, prompt.ground) not in shown
 
@@ -196,7 +193,7 @@ def test_a_style_is_captioned_by_what_its_images_show() -> None:
 
 
 def test_the_first_images_of_a_concept_are_the_same_whatever_their_number() -> None:
-    scenes = [*concepts.TRAINING_SCENES, *concepts.MORE_SCENES]
+    scenes = concepts.SCENES
     assert isinstance(concepts.scenes_of(scenes, ["ring"] * 10, ["plain"] * 10), Scenes)
     for count in (5, 6, 10):
         concept = concepts.CONCEPTS[0]

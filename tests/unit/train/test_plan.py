@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lora_api.job import GradientCheckpointing, QuantizeBase, Training
 from lora_api.reasons import Reason
 from lora_trainer.errors import BadConfigurationError
-from lora_trainer.train.data.encode import encode_text
+from lora_trainer.train.data.encode import TextEmbedding, encode_text
 from lora_trainer.train.memory.plan import Machine, free_memory, make_plan, memory_advice
 from lora_trainer.train.memory.workloads import StepShape, trace_step
 from lora_trainer.train.model.adapter import TEXT_ENCODERS, UNET, add_adapter, trainable
@@ -90,6 +90,14 @@ def test_the_traced_peak_is_that_of_a_real_step(folder: Path, checkpointing: boo
     assert live.peak <= traced[0].trace.peak <= 1.1 * live.peak
 
 
+def pass_with(unet: UNet2DConditionModel, texts: list[TextEmbedding]) -> None:
+    """Make a forward and backward pass of two samples."""
+    added = {"text_embeds": torch.stack([text.pooled for text in texts]), "time_ids": torch.zeros(2, 6)}
+    sequences = torch.stack([text.sequence for text in texts])
+    inputs = torch.randn(2, 4, 8, 8), torch.zeros(2, dtype=torch.long), sequences
+    unet(*inputs, added_cond_kwargs=added).sample.float().square().mean().backward()
+
+
 def test_the_traced_peak_of_token_embeddings_includes_the_text_encoders(folder: Path) -> None:
     training = Training.model_validate({"tokenEmbeddings": {"train": True, "tokens": 3}, "rank": 4})
     shape = StepShape(4, 64, 2, torch.float32, False, new_tokens=3)
@@ -109,10 +117,7 @@ def test_the_traced_peak_of_token_embeddings_includes_the_text_encoders(folder: 
     live = Live()
     with live:
         texts = [tokens.encode("a photo of CUS statue") for _ in range(2)]
-        added = {"text_embeds": torch.stack([text.pooled for text in texts]), "time_ids": torch.zeros(2, 6)}
-        sequences = torch.stack([text.sequence for text in texts])
-        inputs = torch.randn(2, 4, 8, 8), torch.zeros(2, dtype=torch.long), sequences
-        unet(*inputs, added_cond_kwargs=added).sample.float().square().mean().backward()
+        pass_with(unet, texts)
     assert traced.frozen == plain.frozen
     assert traced.trained == plain.trained + 3 * 2 * 32 == sum(p.numel() for p in parameters.values())
     # The batch itself, which this test holds, is not part of a pass.
@@ -141,10 +146,7 @@ def test_the_traced_peak_of_trained_text_encoders_is_that_of_a_real_step(folder:
     live = Live()
     with live:
         texts = [encode_text(models, "a photo of CUS statue") for _ in range(2)]
-        added = {"text_embeds": torch.stack([text.pooled for text in texts]), "time_ids": torch.zeros(2, 6)}
-        sequences = torch.stack([text.sequence for text in texts])
-        inputs = torch.randn(2, 4, 8, 8), torch.zeros(2, dtype=torch.long), sequences
-        modules[UNET](*inputs, added_cond_kwargs=added).sample.float().square().mean().backward()
+        pass_with(modules[UNET], texts)
     assert traced.frozen == plain.frozen
     assert traced.trained == sum(p.numel() for p in parameters.values()) > plain.trained
     assert 0.98 * live.peak <= traced.trace.peak <= 1.15 * live.peak
