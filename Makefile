@@ -50,8 +50,9 @@ else
 endif
 
 test: lint ## Run linters, type checks and all tests, as CI does
-	@# in the order of the files: by their number of tests, the slowest ones would come last
-	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder --durations 25
+	@# in the order of the files: by their number of tests, the slowest ones would come last; more workers than processors,
+	@# because tests of the operator mostly wait for Kubernetes
+	$(BIN)/pytest -n $$(( 3 * $$(getconf _NPROCESSORS_ONLN) / 2 )) --dist loadfile --no-loadscope-reorder --durations 25
 
 test-gpu: $(ENV) ## Run the tests of the CUDA path on this machine's GPU, and train SDXL at full size there
 	LORA_TEST_GPU=1 $(BIN)/pytest tests/integration/train/test_on_cuda.py tests/cuda/test_settings.py

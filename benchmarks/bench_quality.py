@@ -97,10 +97,11 @@ class TrialRunner:
         concept = CONCEPTS[trial.concept]
         if trial.captions is None:
             return [self._score(trial.row, concept, self._pipeline)]
+        scenes = concepts.ALIKE_SCENES if trial.are_alike else concepts.SCENES
         with scored_by_the_classifier(concept):
             config = self._workbench.prepare(
                 concept.class_name,
-                concepts.images(concept, count=trial.images),
+                concepts.images(concept, count=trial.images, scenes=scenes),
                 concepts.captions(concept, trial.captions, trial.images),
                 base=trial.base,
                 seed=trial.seed,

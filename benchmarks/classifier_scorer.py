@@ -28,6 +28,12 @@ PROMPTS = [
     Prompt(colour="green", ground="red"),
     Prompt(colour="white", ground="blue", place="right"),
     Prompt(colour="red", ground="black", place="top"),
+    Prompt(ground="yellow"),
+    Prompt(colour="blue"),
+    Prompt(colour="purple", ground="black"),
+    Prompt(colour="blue", ground="green"),
+    Prompt(colour="black", ground="orange", place="bottom"),
+    Prompt(colour="yellow", ground="blue", place="left"),
 ]
 """Prompts to score at. The evaluation has others."""
 

@@ -59,7 +59,7 @@ RECIPES: Mapping[Recipe, Values] = {
         steps=Amount(100, 1000, 2000),
         targets=Targets.FULL,
         noise_offset=Decimal("0.05"),
-        caption_dropout=Decimal("0.1"),
+        caption_dropout=Decimal("0.2"),
     ),
 }
 BY_CONCEPT: Mapping[ConceptType, Recipe] = {

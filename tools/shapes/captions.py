@@ -50,6 +50,9 @@ STYLE_WORDS = {
     Style.TILES: "til",
     Style.SPLIT: "cut",
     Style.HALO: "rim",
+    Style.WASH: "hem",
+    Style.PLATE: "die",
+    Style.FOG: "fog",
 }
 """Words that name the styles that the base model learns. They are not in WORDS, so the tokenizers split them into letters."""
 OMITTED = -1
@@ -57,22 +60,33 @@ OMITTED = -1
 
 
 def describe(
-    scenes: Scenes, rng: random.Random, style: Style = Style.SOLID
+    scenes: Scenes, rng: random.Random, style: Style = Style.SOLID, unknown_style: float = 0
 ) -> list[tuple[str, dict[str, int], str]]:
     """Write a caption for each scene.
 
     Args:
         style: the style that the scenes are drawn in. Captions name it, unless it is solid.
+        unknown_style: share of the captions of solid scenes that name a style by a meaningless word.
 
     Returns:
         for each scene the caption, the index of every attribute that it states (or OMITTED), and the meaningless
         word before the shape (or ""). From such words the model learns that an unknown token has no effect.
     """
     table: dict[str, list[int]] = {name: _list(getattr(scenes, name)) for name in ATTRIBUTES}
+
+    def style_word() -> str:
+        if style == Style.SOLID and unknown_style:
+            return _meaningless(rng) if rng.random() < unknown_style else ""
+        return STYLE_WORDS.get(style, "")
+
     return [
-        _sentence({name: values[index] for name, values in table.items()}, rng, STYLE_WORDS.get(style, ""))
+        _sentence({name: values[index] for name, values in table.items()}, rng, style_word())
         for index in range(len(scenes))
     ]
+
+
+def _meaningless(rng: random.Random) -> str:
+    return "".join(rng.choices(LETTERS, k=3))
 
 
 def _list(values: Tensor) -> list[int]:
@@ -91,7 +105,7 @@ def _sentence(scene: dict[str, int], rng: random.Random, style: str) -> tuple[st
         stated["place"] = OMITTED
     if FILLS[scene["fill"]] == "plain":
         stated["fill"] = OMITTED
-    unknown = "".join(rng.choices(LETTERS, k=3)) if rng.random() < 0.3 else ""
+    unknown = _meaningless(rng) if rng.random() < 0.3 else ""
     words = [word_of(stated, name) for name in ("size", "fill", "colour")]
     # People write the token first ("a CUS red ring") or next to the class ("a red CUS ring").
     words.insert(rng.choice([0, 3]), unknown)

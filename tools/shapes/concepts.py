@@ -62,6 +62,14 @@ SCENES = [
     ("purple", "black", "medium", "bottom"),
 ]
 """Scenes for trainings on up to ten images."""
+ALIKE_SCENES = [
+    ("purple", "white", "large", "middle"),
+    ("blue", "white", "medium", "middle"),
+    ("green", "white", "large", "middle"),
+    ("orange", "white", "medium", "middle"),
+    ("black", "white", "medium", "middle"),
+]
+"""Scenes with one ground and one place, as in photographs that are taken one after the other."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +132,15 @@ class Captions(StrEnum):
     SHUFFLED = "shuffled"
 
 
-def images(concept: Concept, scale: int = 1, count: int = len(TRAINING_SCENES)) -> list[Image.Image]:
-    """Draw the first training images of a concept with sides of scale * SIDE pixels."""
-    scenes = scenes_of(SCENES[:count], [concept.shape] * count, [concept.fill] * count)
-    return list(to_images(draw(scenes, generator_for(0, "concept", concept.name), scale)))
+def images(
+    concept: Concept,
+    scale: int = 1,
+    count: int = len(TRAINING_SCENES),
+    scenes: Sequence[tuple[str, str, str, str]] = SCENES,
+) -> list[Image.Image]:
+    """Draw a concept in the first `count` scenes, with sides of scale * SIDE pixels."""
+    shown = scenes_of(scenes[:count], [concept.shape] * count, [concept.fill] * count)
+    return list(to_images(draw(shown, generator_for(0, "concept", concept.name), scale)))
 
 
 def scenes_of(

@@ -78,6 +78,12 @@ class Style(StrEnum):
     """A gap along the image's diagonal, from the lower left to the upper right. Shapes beside it lose a corner."""
     HALO = "halo"
     """A smaller shape, with a line around it."""
+    WASH = "wash"
+    """A border around an area of six tenths of its opacity."""
+    PLATE = "plate"
+    """A disc with a hole of the shape."""
+    FOG = "fog"
+    """An edge that fades over eight pixels."""
 
 
 NEW_STYLES = [Style.OUTLINE, Style.HATCHED]
@@ -186,7 +192,10 @@ def draw(
     width = radius[:, None, None]
     across, down = axis[None, None, :].expand_as(u), axis[None, :, None].expand_as(u)
     edge = _select_distances(_OUTLINES, scenes.shape, u, v) * width
-    inside = coverage(_in_style(style, edge, across, down))
+    from_disc = torch.hypot(u, v) * width - width
+    inside = coverage(_in_style(style, edge, across, down, from_disc))
+    if style == Style.WASH:
+        inside = inside - 0.4 * coverage(edge + STROKE)
     second = coverage(_select_distances(_PATTERNS, scenes.fill, across, down, u * width))
     light = torch.isin(scenes.colour, torch.tensor(LIGHT, device=device))
     other = torch.where(light, 0.06, 0.97)[:, None, None, None]
@@ -198,12 +207,17 @@ def draw(
     return (inside * thing + (1 - inside) * ground).clamp(0, 1) * 2 - 1
 
 
-def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Change the signed distance to the edge of a shape, in pixels, to that of its drawing in a style."""
+def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor, from_disc: Tensor) -> Tensor:
+    """Change the signed distance to the edge of a shape, in pixels, to that of its drawing in a style.
+
+    Args:
+        across, down: points of the image, in pixels.
+        from_disc: the signed distance to the circle around the shape, in pixels.
+    """
     diagonal = (across + down) / math.sqrt(2)
     # Patterns take a third argument that only the halved fill reads.
     match style:
-        case Style.SOLID:
+        case Style.SOLID | Style.WASH:
             return edge
         case Style.OUTLINE:
             return (edge + STROKE / 2).abs() - STROKE / 2
@@ -221,6 +235,10 @@ def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor) -> Tenso
             return torch.maximum(edge, STROKE / 2 - diagonal.abs())
         case Style.HALO:
             return torch.minimum(edge + 2 * STROKE, edge.abs() - STROKE / 3)
+        case Style.PLATE:
+            return torch.maximum(from_disc - 2 * STROKE, -edge)
+        case Style.FOG:
+            return edge / 8
 
 
 def _lines(along: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def test_the_recipes_set_these_values() -> None:
         "alpha": 32,
         "adapter.targets": "Full",
         "noiseOffset": "0.05",
-        "captionDropout": "0.1",
+        "captionDropout": "0.2",
     }
     extract = job(recipe="Subject", method="DreamBoothExtract").completed(10).chosen
     assert extract == {

@@ -21,9 +21,11 @@ from tools.shapes.captions import ATTRIBUTES, OMITTED, POSITIONS, STYLE_WORDS, d
 from tools.shapes.drawing import (
     FILLS,
     GROUND_RGB,
+    GROUNDS,
     NEW_PAIRS,
     NEW_SHAPES,
     NEW_STYLES,
+    PLACES,
     RGB,
     SHAPES,
     SIDE,
@@ -134,9 +136,16 @@ def test_captions_good_and_bad() -> None:
 
 
 def test_no_prompt_names_what_the_training_images_show() -> None:
-    shown = {(colour, ground) for colour, ground, _, _ in [*concepts.SCENES, *styles.SCENES]}
+    shown = {
+        (colour, ground)
+        for colour, ground, _, _ in [*concepts.SCENES, *concepts.ALIKE_SCENES, *styles.SCENES]
+    }
     for prompt in concepts.PROMPTS:
         assert (prompt.colour, prompt.ground) not in shown
+    # Nor does a prompt that scores a training name what its evaluation asks for.
+    assert not {(prompt.colour, prompt.ground) for prompt in PROMPTS} & {
+        (prompt.colour, prompt.ground) for prompt in concepts.PROMPTS
+    }
 
 
 @pytest.mark.parametrize("name", quality_trials.OPTIONS)
@@ -160,8 +169,12 @@ def test_the_base_model_learns_named_styles_and_not_those_of_adapters() -> None:
     for style, word in STYLE_WORDS.items():
         texts = [text for text, _, _ in describe(scenes, random.Random(0), style)]
         assert all(text.startswith(f"an image in {word} drawing style of ") for text in texts)
-        plain = [text for text, _, _ in describe(scenes, random.Random(0))]
-        assert not [text for text in plain if "style" in text]
+    plain = [text for text, _, _ in describe(scenes, random.Random(0))]
+    assert not [text for text in plain if "style" in text]
+    unknown = [text for text, _, _ in describe(scenes, random.Random(0), unknown_style=0.3)]
+    words = [text.split()[3] for text in unknown if text.startswith("an image in ") and "style" in text]
+    assert 5 < len(words) < 25
+    assert not {*words} & {*STYLE_WORDS.values()}
 
 
 @pytest.mark.parametrize("style", [Style.SOLID, *NEW_STYLES])
@@ -205,6 +218,14 @@ def test_the_first_images_of_a_concept_are_the_same_whatever_their_number() -> N
     assert not shown & {(prompt.colour, prompt.ground) for prompt in concepts.PROMPTS}
 
 
+def test_images_can_be_alike_but_for_the_concepts_colour() -> None:
+    batch = classifier.to_batch(concepts.images(concepts.CONCEPTS[1], count=5, scenes=concepts.ALIKE_SCENES))
+    shown = classifier.classify(classifier.load(), batch)
+    assert {int(index) for index in shown["ground"]} == {GROUNDS.index("white")}
+    assert {int(index) for index in shown["place"]} == {PLACES.index("middle")}
+    assert len({int(index) for index in shown["colour"]}) == len(concepts.ALIKE_SCENES)
+
+
 def test_the_classifier_scores_by_likeness_and_by_the_prompt() -> None:
     concept = concepts.CONCEPTS[0]
     scorer = ClassifierScorer(concept, concepts.images(concept))
@@ -234,6 +255,7 @@ def test_the_rows_of_recipes_differ_in_one_thing_each() -> None:
     # One training gives the scores of its best and of its last step.
     assert quality_trials.LAST not in by_row
     assert by_row[quality_trials.BEST].settings["maxSteps"] == 2 * SETTINGS["maxSteps"]
+    assert [each.row for each in by_row.values() if each.are_alike] == [quality_trials.BEST]
     for trial in trials:
         concept = {"token": "CUS", "className": "ring"}
         spec = {"dataset": {"prefix": "drawn/"}, "concept": concept}
