@@ -107,10 +107,17 @@ def test_a_closed_terminal_suspends_the_job(home: Path, tiny_model: Path) -> Non
     assert not is_alive(stage)
 
 
-def test_a_killed_run_leaves_a_home_that_works(home: Path, tiny_model: Path) -> None:
-    process = start_training(home, tiny_model, stdout=subprocess.DEVNULL)
-    process.kill()
-    process.wait()
+@pytest.mark.parametrize("killed", ["run", "store"])
+def test_a_killed_run_leaves_a_home_that_works(killed: str, home: Path, tiny_model: Path) -> None:
+    process = start_training(home, tiny_model, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    stage = stage_pid(home)
+    store = json.loads((home / "store/store.json").read_text())
+    os.kill(process.pid if killed == "run" else store["pid"], signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    if killed == "store":
+        assert process.returncode == Exit.SETUP
+        assert "the local store has ended: run the same command again" in error
+        assert not is_alive(stage)
     ran = lora_run(home, tiny_model)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert status_of(home)["phase"] == "Succeeded"

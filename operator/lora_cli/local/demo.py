@@ -134,16 +134,15 @@ def _end_with_parent() -> None:
 def _wait(process: subprocess.Popen[bytes], store: Path, address: StoreAddress) -> int:
     """Wait until the page's process ends, and return its exit code. End it when its store has ended."""
     from .seaweed import SeaweedError
-    from .shared_store import still_runs
+    from .shared_store import require_running
 
-    while (code := process.poll()) is None:
-        if not still_runs(store, address):
-            _end(process)
-            raise SeaweedError(
-                f"the local store has ended, and the page with it: run the same command again; "
-                f"{store / 'seaweed.log'} may show why it ended"
-            )
-        time.sleep(POLL_SECONDS)
+    try:
+        while (code := process.poll()) is None:
+            require_running(store, address)
+            time.sleep(POLL_SECONDS)
+    except SeaweedError:
+        _end(process)
+        raise
     return code
 
 

@@ -18,7 +18,7 @@ from ..store_access import StoreAddress, read_store_address
 from ..transfer import download_adapter, upload_file, upload_folder
 from .announce import announce_end
 from .preflight import llm_key, require_few, require_gpu, require_key, require_webhook_secret
-from .shared_store import require_space, shared_store
+from .shared_store import require_running, require_space, shared_store
 
 if TYPE_CHECKING:
     from lora_api.manifest import Manifest
@@ -108,7 +108,7 @@ def run_local(file: JobFile, options: Options) -> int:
             )
         stack.callback(local.forget_credentials)
         local.save_credentials(store.address, llm_key(profile))
-        _follow(local, options.output)
+        _follow(local, store, options)
         announce_end(local, signers)
         return _report_outcome(local.status, local, store.bucket(buckets[1]), options.output)
 
@@ -195,12 +195,19 @@ def _upload_folder(
     return uploaded
 
 
-def _follow(local: LocalRun, output: Format | None) -> None:
+def _follow(local: LocalRun, store: LocalStore, options: Options) -> None:
+    """Run the job and show its progress.
+
+    Raises:
+        SeaweedError: when the home's store has ended. The stages are then stopped; checkpoints in the store are kept.
+    """
     from .display import Display
 
-    with Display(err() if output else out()) as display:
+    with Display(err() if options.output else out()) as display:
 
         def show(decision: Decision) -> None:
+            if store.own:
+                require_running(options.home / "store", store.address)
             display.show(decision)
             display.show_previews(local.folder / "work")
 

@@ -108,10 +108,17 @@ def _running(folder: Path) -> StoreAddress | None:
     return None
 
 
-def still_runs(folder: Path, address: StoreAddress) -> bool:
-    """Return whether the store at an address has not ended. A store that was started in its place has another address."""
+def require_running(folder: Path, address: StoreAddress) -> None:
+    """Check that a store has not ended. A store that was started in its place has another address.
+
+    Raises:
+        SeaweedError: when the store has ended, for example because it was killed.
+    """
     pid = _read_pid(folder)
-    return pid is not None and _read(folder) == address and Path(f"/proc/{pid}").exists()
+    if pid is None or _read(folder) != address or not Path(f"/proc/{pid}").exists():
+        raise SeaweedError(
+            f"the local store has ended: run the same command again; {folder / 'seaweed.log'} may show why it ended"
+        )
 
 
 def _start(folder: Path, buckets: list[str]) -> StoreAddress:
