@@ -50,8 +50,8 @@ else
 endif
 
 test: lint ## Run linters, type checks and all tests, as CI does
-	@# in the order of the files: by their number of tests, the slowest ones would come last; more workers than processors,
-	@# because tests of the operator mostly wait for Kubernetes
+	@# Files run in order: sorted by their number of tests, the slowest would start last.
+	@# 1.5 workers per processor, because the operator's tests mostly wait for Kubernetes.
 	$(BIN)/pytest -n $$(( 3 * $$(getconf _NPROCESSORS_ONLN) / 2 )) --dist loadfile --no-loadscope-reorder --durations 25
 
 test-gpu: $(ENV) ## Run the tests of the CUDA path on this machine's GPU, and train SDXL at full size there

@@ -18,7 +18,7 @@ recipe_prompt    prompt score with recipe Auto, divided by the base model's
 style            share of images in the style with recipe Auto
 five_images      concept score of recipe Auto from five images, minus that from ten
 best_score_gain  mean of concept, prompt and class score of the step with the best score, minus that of the last step, in
-                 trainings of twice the quickstart's steps
+                 trainings of twice the quickstart's steps on images with one ground and one place
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -97,21 +96,21 @@ class TrialRunner:
         concept = CONCEPTS[trial.concept]
         if trial.captions is None:
             return [self._score(trial.row, concept, self._pipeline)]
-        scenes = concepts.ALIKE_SCENES if trial.are_alike else concepts.SCENES
         with scored_by_the_classifier(concept):
             config = self._workbench.prepare(
                 concept.class_name,
-                concepts.images(concept, count=trial.images, scenes=scenes),
-                concepts.captions(concept, trial.captions, trial.images),
+                concepts.images(concept, trial.scenes),
+                concepts.captions(concept, trial.captions, trial.scenes),
                 base=trial.base,
                 seed=trial.seed,
-                **_with_previews(trial.settings, concept),
+                **trial.settings,
+                **(previews(concept) if trial.publishes_best_score else {}),
             )
             trained = self._workbench.train(config)
         scored = NewTokensPipeline.open(trained.embeddings) if trained.embeddings else self._pipeline
         scored.load_lora_weights(trained.adapter, adapter_name=ADAPTER)
         outcome = [self._score(trial.row, concept, scored)]
-        if trial.row == BEST:
+        if trial.publishes_best_score:
             replace_weights(scored, trained.learned)
             outcome.append(self._score(LAST, concept, scored))
         if trial.settings.get("method") == "DreamBoothExtract":
@@ -136,8 +135,8 @@ class TrialRunner:
         """Train and score a style. Its share of images in the style is the score `concept`; diversity is not measured."""
         config = self._workbench.prepare(
             styles.CONCEPT.class_name,
-            styles.images(style, trial.images),
-            styles.captions(trial.images),
+            styles.images(style),
+            styles.captions(),
             base=trial.base,
             kind=ConceptType.STYLE,
             seed=trial.seed,
@@ -153,12 +152,6 @@ class TrialRunner:
     def _score(self, row: str, concept: concepts.Concept, scored: StableDiffusionXLPipeline) -> Result:
         scores, images = score(scored, concept, self._classifier)
         return row, scores, list(concepts.to_images(images))
-
-
-def _with_previews(settings: dict[str, Any], concept: concepts.Concept) -> dict[str, Any]:
-    """Add the prompts that a training is scored at, if its scores decide what is published."""
-    is_scored = settings.get("validation", {}).get("publish") == "BestScore"
-    return {**settings, "preview": previews(concept)} if is_scored else settings
 
 
 @cache

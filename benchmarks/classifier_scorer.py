@@ -35,13 +35,13 @@ PROMPTS = [
     Prompt(colour="black", ground="orange", place="bottom"),
     Prompt(colour="yellow", ground="blue", place="left"),
 ]
-"""Prompts to score at. The evaluation has others."""
+"""Prompts of the images that a training is scored by. The evaluation has others."""
 
 
 def previews(concept: Concept) -> dict[str, Any]:
-    """Return the field `preview` of a training that is scored."""
+    """Return the settings of the images that a training is scored by."""
     prompts = [prompt.text(f"{TOKEN} {concept.class_name}") for prompt in PROMPTS]
-    return {"prompts": prompts, "numInferenceSteps": 15, "guidanceScale": "3"}
+    return {"preview": {"prompts": prompts, "numInferenceSteps": 15, "guidanceScale": "3"}}
 
 
 class ClassifierScorer:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.trials import SETTINGS, WORLD
 from tools.shapes import concepts, styles
-from tools.shapes.concepts import Captions
+from tools.shapes.concepts import Captions, Scene
 from tools.shapes.drawing import Style
 
 PRIOR = {"priorPreservation": {"enabled": True, "numClassImages": 12, "guidanceScale": "3"}}
@@ -54,14 +55,15 @@ TOO_LONG: dict[str, Any] = {
     "lrScheduler": "constant",
     "validation": {"everySteps": 50, "samples": 1, "publish": "BestScore"},
 }
-"""Settings of trainings that are twice too long. With a falling rate, the last steps would change little."""
+"""Settings of trainings with twice the quickstart's steps. The rate is constant, because the last steps of a falling one
+change little."""
 QUICK_CONCEPTS = 2
 """Number of concepts of a quick run, and of the trials with other captions."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A concept to train and to score."""
+    """A concept or a style to train and to score."""
 
     row: str
     """Row of the table."""
@@ -72,13 +74,15 @@ class Trial:
     settings: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=lambda: SETTINGS)
     """Settings that `settings` change."""
-    images: int = len(concepts.TRAINING_SCENES)
-    """Number of training images."""
-    are_alike: bool = False
-    """Train on images with one ground and one place."""
+    scenes: Sequence[Scene] = field(default_factory=lambda: concepts.TRAINING_SCENES)
+    """Scenes of the training images of a concept."""
     style: Style | None = None
     """Style to train in place of the concept."""
     seed: int = 0
+
+    @property
+    def publishes_best_score(self) -> bool:
+        return self.settings.get("validation", {}).get("publish") == "BestScore"
 
 
 METHODS = [LORA, PRIOR_LORA, "LoRA", EXTRACT]
@@ -140,7 +144,6 @@ def recipe_trials(concept_count: int, seeds: tuple[int, ...]) -> list[Trial]:
                 Captions.GOOD,
                 settings,
                 WORLD,
-                styles.IMAGES,
                 style=style,
                 seed=seed,
             )
@@ -148,21 +151,13 @@ def recipe_trials(concept_count: int, seeds: tuple[int, ...]) -> list[Trial]:
             for style in styles.STYLES
         ]
         trials += [
-            Trial(row, index, Captions.GOOD, RECIPE, WORLD, images, seed=seed)
+            Trial(row, index, Captions.GOOD, RECIPE, WORLD, concepts.SCENES[:images], seed=seed)
             for images, row in IMAGES.items()
             for index in range(few)
         ]
-        # What all images show and no caption names is learned by heart in a training that is too long.
+        # Training for too long overfits to what all images show and no caption names.
         trials += [
-            Trial(
-                BEST,
-                index,
-                Captions.TEMPLATE,
-                TOO_LONG,
-                images=len(concepts.ALIKE_SCENES),
-                are_alike=True,
-                seed=seed,
-            )
+            Trial(BEST, index, Captions.TEMPLATE, TOO_LONG, scenes=concepts.UNIFORM_SCENES, seed=seed)
             for index in range(few)
         ]
     return trials

@@ -60,13 +60,13 @@ OMITTED = -1
 
 
 def describe(
-    scenes: Scenes, rng: random.Random, style: Style = Style.SOLID, unknown_style: float = 0
+    scenes: Scenes, rng: random.Random, style: Style = Style.SOLID, unknown_share: float = 0
 ) -> list[tuple[str, dict[str, int], str]]:
     """Write a caption for each scene.
 
     Args:
-        style: the style that the scenes are drawn in. Captions name it, unless it is solid.
-        unknown_style: share of the captions of solid scenes that name a style by a meaningless word.
+        style: the style that the scenes are drawn in: solid, or one of STYLE_WORDS, which captions name.
+        unknown_share: share of the captions of solid scenes that name a style by a meaningless word.
 
     Returns:
         for each scene the caption, the index of every attribute that it states (or OMITTED), and the meaningless
@@ -75,9 +75,10 @@ def describe(
     table: dict[str, list[int]] = {name: _list(getattr(scenes, name)) for name in ATTRIBUTES}
 
     def style_word() -> str:
-        if style == Style.SOLID and unknown_style:
-            return _meaningless(rng) if rng.random() < unknown_style else ""
-        return STYLE_WORDS.get(style, "")
+        if style != Style.SOLID:
+            return STYLE_WORDS[style]
+        # With a share of 0 no number is drawn, so that captions of solid scenes alone stay the same.
+        return _meaningless(rng) if unknown_share and rng.random() < unknown_share else ""
 
     return [
         _sentence({name: values[index] for name, values in table.items()}, rng, style_word())
@@ -93,7 +94,7 @@ def _list(values: Tensor) -> list[int]:
     return [int(value) for value in values]
 
 
-def _sentence(scene: dict[str, int], rng: random.Random, style: str) -> tuple[str, dict[str, int], str]:
+def _sentence(scene: dict[str, int], rng: random.Random, style_word: str) -> tuple[str, dict[str, int], str]:
     stated = dict(scene)
     if rng.random() < 0.12:
         stated["colour"] = OMITTED
@@ -123,8 +124,8 @@ def _sentence(scene: dict[str, int], rng: random.Random, style: str) -> tuple[st
     comma = "," if rng.random() < 0.3 else ""
     rest = f"{comma} ".join(filter(None, [thing, *tail]))
     opening = rng.choice(OPENINGS)
-    if style:  # as a job of type Style names its token
-        opening = f"an image in {style} drawing style of"
+    if style_word:  # the opening of captions in jobs of type Style
+        opening = f"an image in {style_word} drawing style of"
     return f"{opening} {rest}".strip(), stated, unknown
 
 

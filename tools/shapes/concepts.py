@@ -45,7 +45,9 @@ CONCEPTS = [
     Concept("cross", "checked", "cross"),
     Concept("diamond", "dotted", "diamond"),
 ]
-TRAINING_SCENES = [  # colour, ground, size, place of the images that teach a concept
+Scene = tuple[str, str, str, str]
+"""Colour, ground, size and place of an image."""
+TRAINING_SCENES: list[Scene] = [
     ("purple", "white", "large", "middle"),
     ("red", "green", "medium", "left"),
     ("blue", "yellow", "large", "middle"),
@@ -54,7 +56,7 @@ TRAINING_SCENES = [  # colour, ground, size, place of the images that teach a co
     ("blue", "white", "medium", "bottom"),
 ]
 
-SCENES = [
+SCENES: list[Scene] = [
     *TRAINING_SCENES,
     ("orange", "green", "large", "middle"),
     ("red", "blue", "medium", "left"),
@@ -62,14 +64,14 @@ SCENES = [
     ("purple", "black", "medium", "bottom"),
 ]
 """Scenes for trainings on up to ten images."""
-ALIKE_SCENES = [
+UNIFORM_SCENES: list[Scene] = [
     ("purple", "white", "large", "middle"),
     ("blue", "white", "medium", "middle"),
     ("green", "white", "large", "middle"),
     ("orange", "white", "medium", "middle"),
     ("black", "white", "medium", "middle"),
 ]
-"""Scenes with one ground and one place, as in photographs that are taken one after the other."""
+"""Scenes with one ground and one place, as in a series of photographs."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Prompt:
     place: str = ""
 
     @classmethod
-    def of(cls, scene: tuple[str, str, str, str]) -> Self:
+    def of(cls, scene: Scene) -> Self:
         """Return the prompt that names what a scene shows: its colour, its ground, and a place that is not the middle."""
         colour, ground, _, place = scene
         return cls(colour, ground, "" if place == "middle" else place)
@@ -132,21 +134,14 @@ class Captions(StrEnum):
     SHUFFLED = "shuffled"
 
 
-def images(
-    concept: Concept,
-    scale: int = 1,
-    count: int = len(TRAINING_SCENES),
-    scenes: Sequence[tuple[str, str, str, str]] = SCENES,
-) -> list[Image.Image]:
-    """Draw a concept in the first `count` scenes, with sides of scale * SIDE pixels."""
-    shown = scenes_of(scenes[:count], [concept.shape] * count, [concept.fill] * count)
+def images(concept: Concept, scenes: Sequence[Scene] = TRAINING_SCENES, scale: int = 1) -> list[Image.Image]:
+    """Draw a concept in each scene, with sides of scale * SIDE pixels."""
+    shown = scenes_of(scenes, [concept.shape] * len(scenes), [concept.fill] * len(scenes))
     return list(to_images(draw(shown, generator_for(0, "concept", concept.name), scale)))
 
 
-def scenes_of(
-    rows: Sequence[tuple[str, str, str, str]], shapes: Sequence[str], fills: Sequence[str]
-) -> Scenes:
-    """Build scenes from rows of colour, ground, size and place, with a shape and a fill for each."""
+def scenes_of(rows: Sequence[Scene], shapes: Sequence[str], fills: Sequence[str]) -> Scenes:
+    """Build scenes, with a shape and a fill for each."""
     table = {
         "colour": COLOURS,
         "ground": GROUNDS,
@@ -164,8 +159,8 @@ def scenes_of(
     )
 
 
-def captions(concept: Concept, kind: Captions, count: int = len(TRAINING_SCENES)) -> list[str]:
-    """Write a caption for each of the first training images."""
+def captions(concept: Concept, kind: Captions, scenes: Sequence[Scene] = TRAINING_SCENES) -> list[str]:
+    """Write a caption for the image of each scene."""
     token, class_name = TOKEN, concept.class_name
     if kind == Captions.WRONG_CLASS:
         known = [shape for shape in SHAPES if shape not in NEW_SHAPES]
@@ -174,8 +169,8 @@ def captions(concept: Concept, kind: Captions, count: int = len(TRAINING_SCENES)
         token = ""
     thing = f"{token} {class_name}".strip()
     if kind == Captions.TEMPLATE:
-        return [f"a photo of {thing}"] * count
-    texts = [Prompt.of(scene).text(thing) for scene in SCENES[:count]]
+        return [f"a photo of {thing}"] * len(scenes)
+    texts = [Prompt.of(scene).text(thing) for scene in scenes]
     if kind == Captions.TRUNCATED:
         return [" ".join(text.split()[:5]) for text in texts]
     if kind == Captions.SHUFFLED:

@@ -79,16 +79,20 @@ class Style(StrEnum):
     HALO = "halo"
     """A smaller shape, with a line around it."""
     WASH = "wash"
-    """A border around an area of six tenths of its opacity."""
+    """An area of 60% opacity inside an opaque border."""
     PLATE = "plate"
-    """A disc with a hole of the shape."""
+    """A disc with the shape cut out."""
     FOG = "fog"
-    """An edge that fades over eight pixels."""
+    """An edge that is blurred over FADE pixels."""
 
 
 NEW_STYLES = [Style.OUTLINE, Style.HATCHED]
 STROKE = 3.0
 """Width of an outline, in pixels; half of the period of lines."""
+FADE = 8.0
+"""Width of a blurred edge, in pixels."""
+WASH_OPACITY = 0.6
+"""Opacity of the area inside a border."""
 
 
 @dataclass(frozen=True)
@@ -185,18 +189,12 @@ def draw(
     y = (axis[None, :, None] - centre[:, 1, None, None]) / radius[:, None, None]
     u, v = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
 
-    def coverage(distance: Tensor) -> Tensor:
-        """Return the covered share of each pixel, from the signed distance to the edge (negative inside)."""
-        return (0.5 - scale * distance).clamp(0, 1)[:, None]
-
-    width = radius[:, None, None]
+    radii = radius[:, None, None]
     across, down = axis[None, None, :].expand_as(u), axis[None, :, None].expand_as(u)
-    edge = _select_distances(_OUTLINES, scenes.shape, u, v) * width
-    from_disc = torch.hypot(u, v) * width - width
-    inside = coverage(_in_style(style, edge, across, down, from_disc))
-    if style == Style.WASH:
-        inside = inside - 0.4 * coverage(edge + STROKE)
-    second = coverage(_select_distances(_PATTERNS, scenes.fill, across, down, u * width))
+    edge = _select_distances(_OUTLINES, scenes.shape, u, v) * radii
+    disc = torch.hypot(u, v) * radii - radii
+    inside = _opacity(style, edge, disc, across, down, scale)
+    second = _coverage(_select_distances(_PATTERNS, scenes.fill, across, down, u * radii), scale)
     light = torch.isin(scenes.colour, torch.tensor(LIGHT, device=device))
     other = torch.where(light, 0.06, 0.97)[:, None, None, None]
     colour = (row(RGB, scenes.colour) + spread(0.04, 3))[:, :, None, None]
@@ -207,42 +205,52 @@ def draw(
     return (inside * thing + (1 - inside) * ground).clamp(0, 1) * 2 - 1
 
 
-def _in_style(style: Style, edge: Tensor, across: Tensor, down: Tensor, from_disc: Tensor) -> Tensor:
-    """Change the signed distance to the edge of a shape, in pixels, to that of its drawing in a style.
+def _coverage(distance: Tensor, scale: int) -> Tensor:
+    """Return the covered share of each pixel, from the signed distance to an edge: (n, 1, side, side)."""
+    return (0.5 - scale * distance).clamp(0, 1)[:, None]
+
+
+def _opacity(style: Style, edge: Tensor, disc: Tensor, across: Tensor, down: Tensor, scale: int) -> Tensor:
+    """Return the opacity of shapes in a style: (n, 1, side, side), from 0 to 1.
 
     Args:
-        across, down: points of the image, in pixels.
-        from_disc: the signed distance to the circle around the shape, in pixels.
+        edge: signed distance to the edge of each shape, negative inside, in pixels: (n, side, side), as are all below.
+        disc: signed distance to a circle of the shape's radius.
+        across, down: coordinates from the image's centre, to the right and down.
+        scale: as in `draw`.
     """
     diagonal = (across + down) / math.sqrt(2)
     # Patterns take a third argument that only the halved fill reads.
     match style:
         case Style.SOLID | Style.WASH:
-            return edge
+            distance = edge
         case Style.OUTLINE:
-            return (edge + STROKE / 2).abs() - STROKE / 2
+            distance = (edge + STROKE / 2).abs() - STROKE / 2
         case Style.HATCHED:
-            return torch.maximum(edge, _lines(diagonal))
+            distance = torch.maximum(edge, _lines(diagonal))
         case Style.BARS:
-            return torch.maximum(edge, _lines(across))
+            distance = torch.maximum(edge, _lines(across))
         case Style.DOTS:
-            return torch.maximum(edge, _dotted(across, down, across))
+            distance = torch.maximum(edge, _dotted(across, down, across))
         case Style.NET:
-            return torch.maximum(edge, torch.minimum(_lines(across), _lines(down)))
+            distance = torch.maximum(edge, torch.minimum(_lines(across), _lines(down)))
         case Style.TILES:
-            return torch.maximum(edge, _checked(across, down, across))
+            distance = torch.maximum(edge, _checked(across, down, across))
         case Style.SPLIT:
-            return torch.maximum(edge, STROKE / 2 - diagonal.abs())
+            distance = torch.maximum(edge, STROKE / 2 - diagonal.abs())
         case Style.HALO:
-            return torch.minimum(edge + 2 * STROKE, edge.abs() - STROKE / 3)
+            distance = torch.minimum(edge + 2 * STROKE, edge.abs() - STROKE / 3)
         case Style.PLATE:
-            return torch.maximum(from_disc - 2 * STROKE, -edge)
+            distance = torch.maximum(disc - 2 * STROKE, -edge)
         case Style.FOG:
-            return edge / 8
+            distance = edge / (FADE * scale)
+    if style == Style.WASH:
+        return _coverage(distance, scale) - (1 - WASH_OPACITY) * _coverage(edge + STROKE, scale)
+    return _coverage(distance, scale)
 
 
 def _lines(along: Tensor) -> Tensor:
-    """Return the signed distance, in pixels, to lines of width STROKE that repeat along an axis, with a period of 2 * STROKE."""
+    """Return the signed distance, in pixels, to parallel lines of width STROKE and period 2 * STROKE."""
     return (along % (2 * STROKE) - STROKE).abs() - STROKE / 2
 
 

@@ -17,15 +17,13 @@ from lora_api.job import Concept as TokenConcept
 from lora_trainer.train.data.rng import generator_for
 
 from . import concepts
-from .concepts import PROMPTS, TOKEN, Prompt, scenes_of, to_images
+from .concepts import PROMPTS, TOKEN, Prompt, Scene, scenes_of, to_images
 from .drawing import FILLS, GROUND_RGB, GROUNDS, NEW_STYLES, Style, draw
 from .pipeline import generate
 
 STYLES = NEW_STYLES
 CONCEPT = TokenConcept(token=TOKEN, class_name="drawing", type="Style")  # type: ignore[arg-type]
-SHAPES = ["circle", "square", "star", "heart", "cross", "diamond"]
-"""The shapes of the training images in turn."""
-SCENES = [
+SCENES: list[Scene] = [
     *concepts.SCENES,
     ("black", "orange", "medium", "left"),
     ("purple", "green", "large", "middle"),
@@ -38,10 +36,11 @@ SCENES = [
     ("blue", "red", "large", "middle"),
     ("yellow", "purple", "medium", "right"),
 ]
-"""Colour, ground, size and place of the training images."""
-IMAGES = len(SCENES)
-"""Number of training images, unless a trial has fewer. A style needs more than a concept, because it must not be learnt
-as a property of a few shapes."""
+"""Scenes of the training images. A style needs more than a concept, because it must not be learnt as a property of a few
+shapes."""
+_ROUND = ["circle", "square", "star", "heart", "cross", "diamond"]
+SHAPES = [_ROUND[(index + index // len(_ROUND)) % len(_ROUND)] for index in range(len(SCENES))]
+"""The shapes of the training images. The order shifts by one in each round."""
 TEST_SHAPES = ["circle", "triangle", "square", "heart"]
 """The shapes of the prompts in turn. No training image shows a triangle. A ring has a hole in any style."""
 DIFFERENCE = 0.25
@@ -68,23 +67,17 @@ class StyleScores:
     """Images without the token that are drawn in no other style than the base model's."""
 
 
-def images(style: Style, count: int = IMAGES) -> list[Image.Image]:
-    """Draw the first training images of a style."""
-    scenes = scenes_of(SCENES[:count], _shapes(count), [FILLS[0]] * count)
+def images(style: Style) -> list[Image.Image]:
+    """Draw the training images of a style."""
+    scenes = scenes_of(SCENES, SHAPES, [FILLS[0]] * len(SCENES))
     return list(to_images(draw(scenes, generator_for(0, "style", str(style)), style=style)))
 
 
-def captions(count: int = IMAGES) -> list[str]:
-    """Write a caption for each of the first images: its content, and the token for its style."""
+def captions() -> list[str]:
+    """Write a caption for each training image: its content, and the token for its style."""
     return [
-        _text(CONCEPT.opening, Prompt.of(scene), shape)
-        for scene, shape in zip(SCENES[:count], _shapes(count), strict=True)
+        _text(CONCEPT.opening, Prompt.of(scene), shape) for scene, shape in zip(SCENES, SHAPES, strict=True)
     ]
-
-
-def _shapes(count: int) -> list[str]:
-    """Return the shape of each image. The order shifts by one in each round."""
-    return [SHAPES[(index + index // len(SHAPES)) % len(SHAPES)] for index in range(count)]
 
 
 def _text(opening: str, prompt: Prompt, shape: str) -> str:

@@ -138,11 +138,11 @@ def test_captions_good_and_bad() -> None:
 def test_no_prompt_names_what_the_training_images_show() -> None:
     shown = {
         (colour, ground)
-        for colour, ground, _, _ in [*concepts.SCENES, *concepts.ALIKE_SCENES, *styles.SCENES]
+        for colour, ground, _, _ in [*concepts.SCENES, *concepts.UNIFORM_SCENES, *styles.SCENES]
     }
     for prompt in concepts.PROMPTS:
         assert (prompt.colour, prompt.ground) not in shown
-    # Nor does a prompt that scores a training name what its evaluation asks for.
+    # The scoring prompts and the evaluation's share no combination of colour and ground.
     assert not {(prompt.colour, prompt.ground) for prompt in PROMPTS} & {
         (prompt.colour, prompt.ground) for prompt in concepts.PROMPTS
     }
@@ -171,7 +171,7 @@ def test_the_base_model_learns_named_styles_and_not_those_of_adapters() -> None:
         assert all(text.startswith(f"an image in {word} drawing style of ") for text in texts)
     plain = [text for text, _, _ in describe(scenes, random.Random(0))]
     assert not [text for text in plain if "style" in text]
-    unknown = [text for text, _, _ in describe(scenes, random.Random(0), unknown_style=0.3)]
+    unknown = [text for text, _, _ in describe(scenes, random.Random(0), unknown_share=0.3)]
     words = [text.split()[3] for text in unknown if text.startswith("an image in ") and "style" in text]
     assert 5 < len(words) < 25
     assert not {*words} & {*STYLE_WORDS.values()}
@@ -199,8 +199,6 @@ def test_a_style_is_captioned_by_what_its_images_show() -> None:
     texts = styles.captions()
     assert texts[0] == "an image in CUS drawing style of a purple circle on a white background"
     assert len(texts) == len(styles.images(Style.HATCHED)) == 20
-    assert styles.captions(6) == texts[:6]
-    assert len(styles.images(Style.HATCHED, 6)) == 6
     judged = styles.tell_styles(classifier.to_batch(styles.images(Style.OUTLINE)))
     assert judged == [Style.OUTLINE] * len(texts)
 
@@ -210,8 +208,8 @@ def test_the_first_images_of_a_concept_are_the_same_whatever_their_number() -> N
     assert isinstance(concepts.scenes_of(scenes, ["ring"] * 10, ["plain"] * 10), Scenes)
     for count in (5, 6, 10):
         concept = concepts.CONCEPTS[0]
-        assert len(concepts.images(concept, count=count)) == count
-        texts = concepts.captions(concept, concepts.Captions.GOOD, count)
+        assert len(concepts.images(concept, scenes[:count])) == count
+        texts = concepts.captions(concept, concepts.Captions.GOOD, scenes[:count])
         assert texts[:5] == concepts.captions(concept, concepts.Captions.GOOD)[:5]
         assert len(texts) == count
     shown = {(colour, ground) for colour, ground, _, _ in scenes}
@@ -219,11 +217,11 @@ def test_the_first_images_of_a_concept_are_the_same_whatever_their_number() -> N
 
 
 def test_images_can_be_alike_but_for_the_concepts_colour() -> None:
-    batch = classifier.to_batch(concepts.images(concepts.CONCEPTS[1], count=5, scenes=concepts.ALIKE_SCENES))
+    batch = classifier.to_batch(concepts.images(concepts.CONCEPTS[1], concepts.UNIFORM_SCENES))
     shown = classifier.classify(classifier.load(), batch)
     assert {int(index) for index in shown["ground"]} == {GROUNDS.index("white")}
     assert {int(index) for index in shown["place"]} == {PLACES.index("middle")}
-    assert len({int(index) for index in shown["colour"]}) == len(concepts.ALIKE_SCENES)
+    assert len({int(index) for index in shown["colour"]}) == len(concepts.UNIFORM_SCENES)
 
 
 def test_the_classifier_scores_by_likeness_and_by_the_prompt() -> None:
@@ -251,13 +249,18 @@ def test_the_rows_of_recipes_differ_in_one_thing_each() -> None:
         assert {(each.concept, each.seed) for each in trials if each.row == row} == {
             (index, seed) for index in range(6) for seed in (0, 1)
         }
-    assert [by_row[row].images for row in quality_trials.IMAGES.values()] == [5, 10]
+    assert [len(by_row[row].scenes) for row in quality_trials.IMAGES.values()] == [5, 10]
     # One training gives the scores of its best and of its last step.
     assert quality_trials.LAST not in by_row
     assert by_row[quality_trials.BEST].settings["maxSteps"] == 2 * SETTINGS["maxSteps"]
-    assert [each.row for each in by_row.values() if each.are_alike] == [quality_trials.BEST]
+    uniform = [row for row, each in by_row.items() if each.scenes == concepts.UNIFORM_SCENES]
+    assert uniform == [quality_trials.BEST]
+    assert [row for row, each in by_row.items() if each.publishes_best_score] == uniform
     for trial in trials:
         concept = {"token": "CUS", "className": "ring"}
         spec = {"dataset": {"prefix": "drawn/"}, "concept": concept}
         settings = {**trial.base, **trial.settings}
-        assert parse_spec({**spec, "training": settings}).with_recipe(trial.images).training.max_steps >= 500
+        assert (
+            parse_spec({**spec, "training": settings}).with_recipe(len(trial.scenes)).training.max_steps
+            >= 500
+        )
