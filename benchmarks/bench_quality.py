@@ -112,7 +112,7 @@ class TrialRunner:
         outcome = [self._score(trial.row, concept, scored)]
         if trial.publishes_best_score:
             replace_weights(scored, trained.learned)
-            outcome.append(self._score(LAST, concept, scored))
+            outcome.append(self._score(trial.row.replace(BEST, LAST), concept, scored))
         if trial.settings.get("method") == "DreamBoothExtract":
             outcome.append(self._score_fine_tuned(concept, trained.learned))
         scored.unload_lora_weights()

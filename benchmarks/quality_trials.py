@@ -50,6 +50,8 @@ IMAGES = {5: "recipe Auto, five images", 10: "recipe Auto, ten images"}
 """Rows by the number of images."""
 BEST, LAST = "published: BestScore", "published: Last"
 """Rows that compare the step of the best score with the last one, in the same trainings."""
+VARIED = ", varied images"
+"""Suffix of the rows of the same trainings on images with different grounds and places, with the first seed."""
 TOO_LONG: dict[str, Any] = {
     "maxSteps": 2 * SETTINGS["maxSteps"],
     "lrScheduler": "constant",
@@ -160,6 +162,9 @@ def recipe_trials(concept_count: int, seeds: tuple[int, ...]) -> list[Trial]:
             Trial(BEST, index, Captions.TEMPLATE, TOO_LONG, scenes=concepts.UNIFORM_SCENES, seed=seed)
             for index in range(few)
         ]
+    trials += [
+        Trial(BEST + VARIED, index, Captions.TEMPLATE, TOO_LONG, seed=seeds[0]) for index in range(few)
+    ]
     return trials
 
 

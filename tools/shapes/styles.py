@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from lora_api.job import Concept as TokenConcept
 from lora_trainer.train.data.rng import generator_for
@@ -50,6 +51,10 @@ MIN_PIXELS = 60
 HOLE = 0.2
 """Share of the enclosed area that is ground, from which a shape is an outline. Solid shapes have none, but for rings;
 outlines have 0.25 (stars) to 0.65 (circles)."""
+THICK = 0.05
+"""Share of a shape's pixels that are more than three from its edges, from which it is not drawn with lines."""
+WIDE = 0.3
+"""Share of the pixels of holes that are more than one from their edges, up to which holes are the gaps of a pattern."""
 SLANT = 0.5
 """Mean slant of the edges, from -1 to 1, from which a shape is hatched. It is near 0 for solid shapes, which are about
 symmetric, and for outlines."""
@@ -119,16 +124,21 @@ def score(
 def tell_styles(batch: Tensor) -> list[Style | None]:
     """Tell the style of each image, (n, 3, side, side) from -1 to 1; None for an image that shows nothing."""
     shown = shapes_of(batch)
-    holes, slants, sizes = hole_shares(shown), slant_of_edges(shown), shown.flatten(1).sum(dim=1)
+    holes, sizes, slants = holes_of(shown), _count(shown), slant_of_edges(shown)
+    is_outline = (
+        (_count(holes) > HOLE * (_count(holes) + sizes))
+        & (_count(_eroded(shown, 3)) < THICK * sizes)
+        & (_count(_eroded(holes, 1)) > WIDE * _count(holes))
+    )
     return [
         None
         if size < MIN_PIXELS
         else Style.HATCHED
         if slant > SLANT
         else Style.OUTLINE
-        if hole > HOLE
+        if outline
         else Style.SOLID
-        for hole, slant, size in zip(holes.tolist(), slants.tolist(), sizes.tolist(), strict=True)
+        for outline, slant, size in zip(is_outline.tolist(), slants.tolist(), sizes.tolist(), strict=True)
     ]
 
 
@@ -150,8 +160,8 @@ def shapes_of(batch: Tensor) -> Tensor:
     return difference.square().sum(dim=1).sqrt() > DIFFERENCE
 
 
-def hole_shares(shown: Tensor) -> Tensor:
-    """Return the share of the ground in what the pixels of each shape enclose: float32, (n,)."""
+def holes_of(shown: Tensor) -> Tensor:
+    """Return the pixels of the ground that those of each shape enclose: bool, (n, side, side)."""
     free = ~shown
     outside = torch.zeros_like(free)
     outside[:, [0, -1]], outside[:, :, [0, -1]] = free[:, [0, -1]], free[:, :, [0, -1]]
@@ -165,8 +175,20 @@ def hole_shares(shown: Tensor) -> Tensor:
         if torch.equal(grown, outside):
             break
         outside = grown
-    holes = (free & ~outside).flatten(1).sum(dim=1)
-    return holes / (holes + shown.flatten(1).sum(dim=1)).clamp(min=1)
+    return free & ~outside
+
+
+def _eroded(mask: Tensor, times: int) -> Tensor:
+    """Remove the pixels at the edges of a mask, `times` times: bool, (n, side, side)."""
+    rest = (~mask).float()[:, None]
+    for _ in range(times):
+        rest = max_pool2d(rest, 3, stride=1, padding=1)
+    return rest[:, 0] < 0.5
+
+
+def _count(mask: Tensor) -> Tensor:
+    """Count the pixels of each mask: int64, (n,)."""
+    return mask.flatten(1).sum(dim=1)
 
 
 def slant_of_edges(shown: Tensor) -> Tensor:
@@ -175,7 +197,7 @@ def slant_of_edges(shown: Tensor) -> Tensor:
     It is the off-diagonal entry of the structure tensor (Bigun and Granlund 1987), divided by half of its trace.
     """
     # A little blur, so that edges of single pixels have a direction.
-    smooth = torch.nn.functional.avg_pool2d(shown.float()[:, None], 3, stride=1)[:, 0]
+    smooth = avg_pool2d(shown.float()[:, None], 3, stride=1)[:, 0]
     across = (smooth[:, 1:-1, 2:] - smooth[:, 1:-1, :-2]).flatten(1)
     down = (smooth[:, 2:, 1:-1] - smooth[:, :-2, 1:-1]).flatten(1)
     power = (across.square() + down.square()).sum(dim=1)
