@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_api.draft import draft_manifest, slug
-from lora_api.job import AnnotationMode, Recipe
+from lora_api.job import AnnotationMode, ConceptType, Recipe
 from lora_api.profile import Profile
 
 from ..errors import require_folder
@@ -29,10 +29,14 @@ class NewJob:
     recipe: Recipe = Recipe.NONE
 
 
-def make_document(job: NewJob, mode: AnnotationMode) -> dict[str, Any]:
-    """Build the manifest of a job. Fields that are not set have their defaults."""
+def make_document(job: NewJob, mode: AnnotationMode, kind: ConceptType | None = None) -> dict[str, Any]:
+    """Build the manifest of a job. Fields that are not set have their defaults.
+
+    Args:
+        kind: the type of the concept; None for that of the recipe.
+    """
     name = job.name or slug(job.folder.resolve().name) or slug(job.class_name)
-    return draft_manifest(name, job.token, job.class_name, mode, job.steps, recipe=job.recipe)
+    return draft_manifest(name, job.token, job.class_name, mode, job.steps, recipe=job.recipe, kind=kind)
 
 
 def choose_mode(folder: Path, profile: Profile) -> tuple[AnnotationMode, str]:

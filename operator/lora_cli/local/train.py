@@ -45,7 +45,10 @@ Steps = Annotated[
 ]
 RecipeName = Annotated[
     Recipe,
-    typer.Option(help="Defaults for the training by the kind of concept and the number of photographs."),
+    typer.Option(
+        help="Defaults for the training by the kind of concept and the number of photographs. Person and Style also set "
+        "concept.type."
+    ),
 ]
 Profiles = Annotated[Path | None, typer.Option(help="Profiles file, as the operator reads it.")]
 
@@ -124,13 +127,14 @@ def _make(job: NewJob, assignments: list[str], profiles: Path | None) -> tuple[J
     from ..profiles import DEFAULT_PROFILE, read_profile
     from .new_job import choose_mode, make_document
 
-    # `--set` can name the profile, and the mode depends on the profile: the job is built again once it is known.
+    # `--set` can name the profile, which the mode depends on, and the type of the concept, which the previews depend on: the
+    # job is built again once they are known.
     mode, reason = choose_mode(job.folder, DEFAULT_PROFILE)
     try:
         [file] = parse_job(dump_yaml(make_document(job, mode)), DRAFT, assignments)
         if profiles is not None:
             mode, reason = choose_mode(job.folder, read_profile(profiles, file.spec.profile))
-            [file] = parse_job(dump_yaml(make_document(job, mode)), DRAFT, assignments)
+        [file] = parse_job(dump_yaml(make_document(job, mode, file.spec.concept.type)), DRAFT, assignments)
     except InvalidManifestError as error:
         raise UsageError("\n".join(map(_name_option, str(error).splitlines()))) from None
     for hint in find_hints(file.spec):

@@ -62,6 +62,47 @@ def test_a_recipe_is_named_in_the_manifest(photos: Path, recipe: str, every: int
     assert "maxSteps" not in training
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "prompts"),
+    [
+        ((), None, ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset")),
+        (
+            ("--recipe", "Auto"),
+            None,
+            ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset"),
+        ),
+        (
+            ("--recipe", "Person"),
+            "Person",
+            ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset"),
+        ),
+        (
+            ("--recipe", "Style"),
+            "Style",
+            ("an image in CUS drawing style", "an image in CUS drawing style of a beach at sunset"),
+        ),
+        (
+            ("--recipe", "Auto", "--set", "concept.type=Style"),
+            "Style",
+            ("an image in CUS drawing style", "an image in CUS drawing style of a beach at sunset"),
+        ),
+        (
+            ("--recipe", "Style", "--set", "concept.type=Subject"),
+            "Subject",
+            ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset"),
+        ),
+    ],
+)
+def test_a_recipe_sets_the_type_of_the_concept_and_the_previews(
+    photos: Path, options: tuple[str, ...], kind: str | None, prompts: tuple[str, str]
+) -> None:
+    ran = lora("train", photos, "--token", "CUS", "--class", "drawing", *options, "--print")
+    assert ran.returncode == 0, ran.stderr
+    spec = yaml.safe_load(ran.stdout)["spec"]
+    assert spec["concept"].get("type") == kind
+    assert tuple(spec["training"]["preview"]["prompts"]) == prompts
+
+
 def test_the_values_of_a_recipe_are_shown_before_the_job_runs(photos: Path, tmp_path: Path) -> None:
     file, count = tmp_path / "job.yaml", len(list(photos.glob("*.jpg")))
     arguments = ("--token", "CUS", "--class", "backpack", "--recipe", "Auto", "-f", file)
