@@ -60,9 +60,19 @@ def test_training_begins_with_the_weights_of_the_adapter(
     path = fetch_initial_adapter(InitialAdapter.model_validate(initial(finished)), "studio", bucket, folder)
     wrong_settings: list[tuple[dict[str, Any], str]] = [
         ({"rank": 8}, r"use its training\.rank"),
+        (
+            {"rank": 8, "adapter": {**SMALL["adapter"], "blocks": [{"block": "mid_block", "rank": 2}]}},
+            r"use its training\.rank, training\.adapter\.blocks and its base model, also where a recipe",
+        ),
+        (
+            {"adapter": {**SMALL["adapter"], "blocks": [{"block": "mid_block", "rank": 2}]}},
+            r"unet\.mid_block\S+ is \(4, \d+\), this job's is \(2, \d+\); use its training\.rank, training\.adapter\.blocks and",
+        ),
         ({"alpha": 4}, "alpha is 16: set"),
+        ({"rank": 32, "alpha": 32}, r"set training\.alpha: 16 and training\.rank: 4, also where a recipe"),
         ({"adapter": {}}, "also has unet"),
         ({"adapter": {"targets": "Full"}}, "lacks unet"),
+        ({"adapter": {"targets": "Full"}}, r"training\.adapter \(targets, .* also where a recipe"),
     ]
     for settings, message in wrong_settings:
         training = Training.model_validate({"rank": 4, **SMALL, **settings})
@@ -70,6 +80,22 @@ def test_training_begins_with_the_weights_of_the_adapter(
         add_adapter(unet, UNET, training.rank, training.alpha, 0, kind=training.adapter)
         with pytest.raises(BadConfigurationError, match=message):
             load_initial_adapter(path, {UNET: unet}, training)
+
+
+def test_another_rank_of_the_convolutions_is_named(tiny_sdxl: Path, tmp_path: Path) -> None:
+    def adapted(**adapter: object) -> tuple[Training, UNet2DConditionModel]:
+        training = Training.model_validate(
+            {"rank": 4, "alpha": 4, "adapter": {"targets": "Full", "convolutionRank": 4, **adapter}}
+        )
+        unet = UNet2DConditionModel.from_pretrained(tiny_sdxl, subfolder="unet")
+        add_adapter(unet, UNET, training.rank, training.alpha, 0, kind=training.adapter)
+        return training, unet
+
+    path = tmp_path / "adapter.safetensors"
+    write_diffusers(path, {UNET: adapted()[1]})
+    training, unet = adapted(convolutionRank=2)
+    with pytest.raises(BadConfigurationError, match=r"training\.adapter\.convolutionRank and its base model"):
+        load_initial_adapter(path, {UNET: unet}, training)
 
 
 def test_an_adapter_that_is_not_finite_is_refused_with_the_layer(tiny_sdxl: Path, tmp_path: Path) -> None:

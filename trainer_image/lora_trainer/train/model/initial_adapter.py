@@ -18,9 +18,11 @@ from ...errors import BadConfigurationError
 from ...store import Bucket, ObjectChangedError, ObjectMissingError
 from ..export.kohya import with_text_model
 from ..export.metadata import TOKENS_KEY
-from .adapter import ADAPTER, Adapted, adapter_layers
+from .adapter import ADAPTER, UNET, Adapted, adapter_layers
 
 FIELD = "training.from"
+ALSO_WITH_RECIPE = "also where a recipe would set them"
+"""End of messages that name fields of the job, because a recipe may have set them."""
 
 
 def fetch_initial_adapter(initial: InitialAdapter, namespace: str, bucket: Bucket, folder: Path) -> Path:
@@ -75,14 +77,14 @@ def load_initial_adapter(path: Path, modules: Adapted, training: Training) -> No
     if missing or surplus:
         lacking = f"lacks {missing[0]}" if missing else f"also has {surplus[0]}"
         raise BadConfigurationError(
-            f"{FIELD}: the adapter has other layers than this job's, it {lacking}; use its settings of "
-            "training.adapter and training.textEncoder.train, and its base model"
+            f"{FIELD}: the adapter has other layers than this job's, it {lacking}; use its base model, and set "
+            f"training.adapter (targets, blocks and useDoRA) and training.textEncoder.train as its job did, {ALSO_WITH_RECIPE}"
         )
     for name, parameter in expected.items():
         if tensors[name].shape != parameter.shape:
             raise BadConfigurationError(
                 f"{FIELD}: {name} is {tuple(tensors[name].shape)}, this job's is {tuple(parameter.shape)}; "
-                "use its training.rank and its base model"
+                f"use its {_rank_fields(name, parameter)} and its base model, {ALSO_WITH_RECIPE}"
             )
         if not tensors[name].isfinite().all():
             raise BadConfigurationError(f"{FIELD}: {name} of the adapter is not finite: use another adapter")
@@ -103,6 +105,16 @@ def _parameters(modules: Adapted) -> dict[str, Tensor]:
     return named
 
 
+def _rank_fields(name: str, parameter: Tensor) -> str:
+    """Name the fields that the rank of a layer may come from, by one of its parameters."""
+    fields = ["training.rank"]
+    if name.startswith(f"{UNET}."):
+        fields.append("training.adapter.blocks")
+        if parameter.shape[2:] == (3, 3):
+            fields.append("training.adapter.convolutionRank")
+    return ", ".join(fields)
+
+
 def _refuse_other_scale(metadata: Mapping[str, Any], training: Training) -> None:
     """Compare the settings that scale the change: alpha and rsLoRA.
 
@@ -110,7 +122,11 @@ def _refuse_other_scale(metadata: Mapping[str, Any], training: Training) -> None
     """
     alpha = metadata.get("unet.lora_alpha", training.rank)
     if alpha != training.alpha:
-        raise BadConfigurationError(f"{FIELD}: the adapter's alpha is {alpha}: set training.alpha to it")
+        # A recipe sets no rank beside an alpha of the job's.
+        rank = metadata.get("unet.r", training.rank)
+        raise BadConfigurationError(
+            f"{FIELD}: the adapter's alpha is {alpha}: set training.alpha: {alpha} and training.rank: {rank}, {ALSO_WITH_RECIPE}"
+        )
     rslora = bool(metadata.get("unet.use_rslora", False))
     if rslora != training.adapter.use_rslora:
         raise BadConfigurationError(
