@@ -277,6 +277,40 @@ def test_masks_are_made_for_images_without_one_of_their_own(running_store: Runni
     assert [image.mask_origin for image in plain.images] == ["Own", "None", "None"]
 
 
+@pytest.mark.parametrize(
+    ("box", "used"), [(None, False), ((300, 300, 320, 320), False), ((250, 200, 450, 400), True)]
+)
+def test_a_mask_without_a_subject_is_not_used(
+    running_store: RunningStore, uid: str, tmp_path: Path, box: tuple[int, int, int, int] | None, used: bool
+) -> None:
+    prefix, bucket = f"black/{uid}/", running_store.store.input
+    textured((700, 600), (200, 150, 500, 450)).save(tmp_path / "a.png")
+    mask = ellipse((700, 600), box) if box else Image.new("L", (700, 600))
+    mask.save(tmp_path / "a-mask.png")
+    for path in tmp_path.glob("*.png"):
+        bucket.put(prefix + path.name, path.read_bytes())
+    for masks in (Masks.OWN, Masks.GRAB_CUT):
+        fields = {"dataset": {"prefix": prefix, "minImages": 1}, "annotation": {"masks": str(masks)}}
+        spec = parse_spec(make_spec(**fields, training={"resolution": 64}))
+        keys = JobKeys("studio", "black", uid)
+        [image] = clean_dataset(running_store.store, keys, spec, list_dataset(bucket, prefix)).images
+        [inspected] = inspect_folder(tmp_path, spec.training, masks).images
+        assert image.mask_origin == ("Own" if used else "GrabCut" if masks is Masks.GRAB_CUT else "None")
+        assert (image.mask_source is not None) == used
+        for warnings in (image.warnings, inspected.warnings):
+            assert (
+                any("its mask a-mask.png is not used: less than 1%" in warning for warning in warnings)
+                != used
+            )
+
+
+def test_a_mask_of_an_image_that_was_cut_is_not_used(tmp_path: Path) -> None:
+    Image.effect_noise((3000, 300), 80).convert("RGB").save(tmp_path / "a.png")
+    Image.new("L", (3000, 300), "white").save(tmp_path / "a-mask.png")
+    [image] = inspect_folder(tmp_path, Training(resolution=64)).images
+    assert "its mask a-mask.png is not used: the image is too long and was cut" in image.warnings
+
+
 def test_an_inspection_shows_masks(tmp_path: Path) -> None:
     textured((700, 600), (200, 150, 500, 450)).save(tmp_path / "a.png")
     Image.new("RGB", (700, 600), "grey").save(tmp_path / "b.png")

@@ -18,6 +18,7 @@ from lora_api.job import Masks, Training
 from lora_api.status import SkippedImage
 
 from ..errors import NoInputError
+from ..store import StoredObject
 from .crop import find_heads, frame_image
 from .decode import CleanImage
 from .duplicates import Fingerprint, copies, duplicate_warnings
@@ -25,7 +26,7 @@ from .existing import CaptionFiles, read_existing
 from .intake import fetch_image, image_warnings
 from .listing import MAX_OBJECTS, Listing, TooManyFilesError, list_dataset
 from .loading import BadImageError
-from .masks import MaskMethod, fit_mask, make_mask, mask_method, mask_notes, split_masks
+from .masks import MaskMethod, fit_mask, keep_mask, make_mask, mask_method, split_masks
 from .sources import LocalFolder
 
 TILE = 320
@@ -123,8 +124,7 @@ def inspect_folder(
             bad.append(SkippedImage(key=item.key, reason=str(error)))
             continue
         prints.append(Fingerprint.of(clean.image))
-        images.append(_inspect(item.key, clean, training, mask, None if file else method))
-        images[-1].warnings.extend(mask_notes(file))
+        images.append(_inspect(item.key, clean, training, mask, file, method=method))
     for index, warning in duplicate_warnings(prints, [image.key for image in images]).items():
         images[index].warnings.append(warning)
     captions = read_existing(source, "", listing.captions, [item.key for item in items])
@@ -181,11 +181,19 @@ def contact_sheet(inspection: Inspection) -> Image.Image:
 
 
 def _inspect(
-    key: str, clean: CleanImage, training: Training, mask: Image.Image | None, method: MaskMethod | None
+    key: str,
+    clean: CleanImage,
+    training: Training,
+    mask: Image.Image | None,
+    file: StoredObject | None,
+    *,
+    method: MaskMethod | None,
 ) -> InspectedImage:
     warnings = [*clean.warnings, *image_warnings(key, clean, training)]
     framed, region = frame_image(clean, training)
-    if method:
+    if mask is not None and file is not None:
+        mask = keep_mask(mask, file, framed.image, region, warnings)
+    if mask is None and method:
         mask = make_mask(framed.image, region, warnings, method)
     grey = np.asarray(_trained_part(framed.image, region).convert("L"))
     sharpness = float(cv2.Laplacian(grey, cv2.CV_64F).var())
@@ -218,7 +226,7 @@ def _trained_part(image: Image.Image, region: Box) -> Image.Image:
 def _tile(image: Image.Image, region: Box, mask: Image.Image | None) -> Image.Image:
     small = image.copy()
     small.thumbnail((TILE, TILE))
-    if mask is not None and mask.size == image.size:
+    if mask is not None:
         outside = Image.blend(small, Image.new("RGB", small.size, "blue"), 0.6)
         small = Image.composite(small, outside, mask.resize(small.size))
     # The part that is not trained on is dimmed.

@@ -27,7 +27,16 @@ from .decode import MAX_FILE_BYTES, CleanImage, decode, encode_png
 from .duplicates import Fingerprint, copies, duplicate_warnings
 from .listing import Listing
 from .loading import SUFFIXES, BadImageError
-from .masks import ENDING, MaskMethod, MaskOrigin, fit_mask, make_mask, mask_method, mask_notes, split_masks
+from .masks import (
+    ENDING,
+    MaskMethod,
+    MaskOrigin,
+    fit_mask,
+    keep_mask,
+    make_mask,
+    mask_method,
+    split_masks,
+)
 from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -145,8 +154,11 @@ def clean_dataset(
         image = store_image(
             store.output, keys.image(len(images)), item, framed, shown=shown, training=spec.training
         )
-        image.warnings.extend(mask_notes(file))
-        if file is None and method is not None:
+        if mask is not None and file is not None:
+            mask = keep_mask(mask, file, framed.image, shown, image.warnings)
+        if mask is None:
+            file = None
+        if mask is None and method is not None:
             mask = make_mask(framed.image, shown, image.warnings, method)
         origin = MaskOrigin.OWN if file else MaskOrigin(spec.annotation.masks)
         images.append(_with_mask(store.output, keys, image, mask, file, origin=origin))
@@ -164,22 +176,15 @@ def _with_mask(
 ) -> DatasetImage:
     """Store an image's mask beside the clean image, and return the image with it.
 
-    A mask of another size than the image is dropped with a warning: `frame_image` cut the image after the mask
-    was fitted.
-
     Args:
         file: the customer's file of the mask; None if the mask was made.
         origin: origin of the mask, if there is one.
     """
-    warnings = list(image.warnings)
-    if mask is not None and mask.size != (image.width, image.height):
-        warnings.append("its mask is not used: the image is too long and was cut")
-        mask = None
     if mask is None:
-        return replace(image, warnings=warnings)
+        return image
     key = keys.image_named(f"{PurePosixPath(image.file_name).stem}{ENDING}.png")
     entry = bucket.put(key, encode_png(mask), "image/png")
-    return replace(image, warnings=warnings, mask=entry, mask_source=file, mask_origin=origin)
+    return replace(image, mask=entry, mask_source=file, mask_origin=origin)
 
 
 def check_intake(spec: JobSpec, intake: Intake) -> None:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 from lora_api.caption_rows import Box
@@ -21,7 +22,7 @@ from lora_api.training import Masking
 from ..store import StoredObject
 from .decode import CleanImage
 from .file_names import without_suffix
-from .grabcut import NoSubjectError, subject_mask
+from .grabcut import MIN_SHARE, NoSubjectError, pixel_window, subject_mask
 from .loading import BadImageError
 
 if TYPE_CHECKING:  # a circular import: intake imports this module
@@ -87,6 +88,29 @@ def fit_mask(mask: CleanImage, image: CleanImage) -> Image.Image:
             "they must be equal"
         )
     return mask.image.convert("L").resize(image.image.size, Image.Resampling.BILINEAR)
+
+
+def keep_mask(
+    mask: Image.Image, file: StoredObject, image: Image.Image, region: Box, warnings: list[str]
+) -> Image.Image | None:
+    """Return an image's own mask, or None if it cannot be used. The image then counts as one without a mask.
+
+    Args:
+        mask: the mask from `fit_mask`.
+        file: the file of the mask, for messages.
+        image: the clean image from `frame_image`, which may have cut it after the mask was fitted.
+        region: the part of the image that is trained on.
+        warnings: receives the reason if the mask is not used, and the notes about one that is.
+    """
+    if mask.size != image.size:
+        reason = "the image is too long and was cut"
+    elif np.asarray(mask)[pixel_window(region, mask.size)].mean() < MIN_SHARE * 255:
+        reason = f"less than {MIN_SHARE:.0%} of the part to train on is white, which marks the subject"
+    else:
+        warnings.extend(mask_notes(file))
+        return mask
+    warnings.append(f"its mask {PurePosixPath(file.key).name} is not used: {reason}")
+    return None
 
 
 def mask_method(masks: Masks, segment: MaskMethod | None) -> MaskMethod | None:
