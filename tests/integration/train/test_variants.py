@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from lora_api.manifest import VariantResult
-from lora_trainer.errors import InterruptedStageError, StageError
-from lora_trainer.train import loop
+from lora_api.reasons import Reason
+from lora_trainer.errors import BadConfigurationError, InterruptedStageError, StageError
+from lora_trainer.train import loop, trainer
 from lora_trainer.train.finite import DivergedError
+from lora_trainer.train.memory.plan import HEADROOM, Machine, best_plan
 from tests.integration.train.conftest import Job, JobMaker
 from tests.integration.train.test_resuming import SimulatedCrash, crash
 
@@ -171,6 +174,43 @@ def test_a_job_fails_when_every_variant_diverges(make_job: JobMaker, monkeypatch
         job.run()
     assert isinstance(caught.value, DivergedError)
     assert not job.store.output.exists(job.config.keys.manifest(1))
+
+
+def test_a_variant_whose_blocks_have_no_layers_is_refused_before_the_first_step(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(
+        adapter={"targets": "Full", "blocks": [{"block": "down_blocks.0", "rank": 2}]},
+        validation={"everySteps": 2},
+        variants=[{"name": "a"}, {"name": "b", "targets": "Attention"}],
+    )
+    monkeypatch.setattr(loop, "accumulate", _refuse_to_train)
+    with pytest.raises(
+        BadConfigurationError, match=r"^training\.variants: with b, .*down_blocks\.0"
+    ) as caught:
+        job.run()
+    assert caught.value.reason == Reason.CONFIGURATION_INVALID
+
+
+def test_a_variant_that_does_not_fit_into_memory_is_refused_before_the_first_step(
+    make_job: JobMaker, monkeypatch: pytest.MonkeyPatch, tiny_sdxl: Path, model_cache: Path
+) -> None:
+    job = make_job(validation={"everySteps": 2}, variants=[{"name": "a"}, {"name": "b", "rank": 1024}])
+    machine = Machine("cpu", 2**40, model_cache / "traces")
+    small, large = (
+        best_plan(training, tiny_sdxl, machine, torch.float32).phases["training"]
+        for training in job.config.spec.training.trainings().values()
+    )
+    assert small < large
+    monkeypatch.setattr(trainer, "free_memory", lambda device: int((small + large) / 2 / HEADROOM))
+    monkeypatch.setattr(loop, "accumulate", _refuse_to_train)
+    with pytest.raises(BadConfigurationError, match=r"^training\.variants: with b, .*does not fit") as caught:
+        job.run()
+    assert caught.value.reason == Reason.OUT_OF_MEMORY
+
+
+def _refuse_to_train(state: loop.TrainState, number: int) -> torch.Tensor:
+    raise AssertionError("a step was trained")
 
 
 def test_the_images_of_a_stopped_variant_are_not_mixed_up(make_job: JobMaker) -> None:

@@ -18,6 +18,7 @@ from lora_api.json_bounds import JsonBoundsError, load_json
 from lora_api.manifest import VariantResult, canonical_json
 from lora_api.stages import TrainConfig
 
+from ..errors import BadConfigurationError
 from ..progress import Reporter
 from ..store import ObjectMissingError, Store
 from .finite import DivergedError
@@ -48,13 +49,14 @@ class VariantTrainer(Trainer):
         return variants[len(self._results)] if len(self._results) < len(variants) else None
 
     def setup(self) -> None:
-        """Fetch the model, and encode images and texts, for all variants.
+        """Fetch the model, encode images and texts, and plan the memory, for all variants.
 
         Raises:
-            StageError: as in `Trainer.setup`.
+            StageError: as in `Trainer.setup`; for a setting of a variant, the message has its name.
         """
         self._load()
         self._model = SharedBaseModel.of(self._model)
+        self._check_variants()
 
     def resume(self) -> int | None:
         """Skip the variants that are complete, and begin or resume the next one; the best one if all are complete.
@@ -104,6 +106,16 @@ class VariantTrainer(Trainer):
                 return False
             self.resume()
         return True
+
+    def _check_variants(self) -> None:
+        """Refuse a variant whose adapter or memory plan is impossible, before the steps of an earlier one are lost with it."""
+        for name, training in self._config.spec.training.trainings().items():
+            try:
+                self._make_plan(training)  # traces a step with the variant's adapter; kept for `_select`
+            except BadConfigurationError as error:
+                raise BadConfigurationError(
+                    f"training.variants: with {name}, {error}", error.reason
+                ) from error
 
     def _select_variant(self, variant: Variant) -> None:
         training = self._config.spec.training.trainings()[variant.name]
