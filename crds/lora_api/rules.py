@@ -222,6 +222,30 @@ class AnyVariantSets:
 
 
 @dataclass(frozen=True)
+class AnyBlockOfCommonRank:
+    """Holds when any of training.adapter.blocks sets only the rank that its layers have without it, in every variant.
+
+    It has no CEL, because it is only for advice.
+    """
+
+    def holds(self, spec: BaseModel) -> bool:
+        trainings = _value(spec, "training").trainings().values()
+        return any(
+            _value(block, "learningRateScale") == 1
+            and all(
+                _value(block, "rank") == _value(training, "rank")
+                # otherwise the entry takes the rank of the block's convolutions back
+                and _value(training, "adapter.convolutionRank") in (0, _value(training, "rank"))
+                for training in trainings
+            )
+            for block in _value(spec, "training.adapter.blocks")
+        )
+
+    def cel(self, model: type[BaseModel]) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class EqualVariants:
     """Holds when two of training.variants train with the same settings. It has no CEL, because it is only for advice."""
 
@@ -919,6 +943,11 @@ ADVICE: tuple[Rule, ...] = (
     _slow("training.learningRate"),
     _slow("training.textEncoder.learningRate", "training.textEncoder.train"),
     _slow("training.tokenEmbeddings.learningRate", "training.tokenEmbeddings.train"),
+    Rule(
+        "training.adapter.blocks: an entry has no effect: its rank is that of training.rank, and it sets no "
+        "learningRateScale",
+        (AnyBlockOfCommonRank(),),
+    ),
     Rule(
         "training.variants: two variants have the same settings, so the second one trains the same adapter again",
         (EqualVariants(),),

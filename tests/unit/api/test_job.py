@@ -144,6 +144,18 @@ def test_a_variant_keeps_an_explicit_rate_of_the_text_encoders() -> None:
             },
             "training.variants",
         ),
+        ({"adapter": {"blocks": [{"block": "mid_block", "rank": 16}]}}, "training.adapter.blocks"),
+        (
+            {
+                "rank": 8,
+                "adapter": {
+                    "targets": "Full",
+                    "convolutionRank": 8,
+                    "blocks": [{"block": "up_blocks.0", "rank": 4}, {"block": "mid_block", "rank": 8}],
+                },
+            },
+            "training.adapter.blocks",
+        ),
     ],
 )
 def test_settings_with_no_or_little_effect_are_warned_about(training: dict[str, Any], field: str) -> None:
@@ -163,6 +175,20 @@ def test_settings_that_take_effect_are_not_warned_about() -> None:
         {"maxSteps": 10, "lrWarmupSteps": 5, "tokenEmbeddings": {"train": True}},
         {"maxSteps": 2, "tokenEmbeddings": {"train": True}},
         {"learningRate": "1e-8", "textEncoder": {"train": True, "learningRate": "1e-8"}},
+        {"adapter": {"blocks": [{"block": "mid_block", "rank": 0}, {"block": "up_blocks.0", "rank": 8}]}},
+        {"adapter": {"blocks": [{"block": "mid_block", "rank": 16, "learningRateScale": "2"}]}},
+        {
+            "adapter": {
+                "targets": "Full",
+                "convolutionRank": 4,
+                "blocks": [{"block": "mid_block", "rank": 16}],
+            }
+        },
+        {
+            "adapter": {"blocks": [{"block": "mid_block", "rank": 16}]},
+            "variants": [{"name": "one"}, {"name": "two", "rank": 8}],
+            "validation": {"everySteps": 1, "heldOutImages": 1},
+        },
         {"variants": [{"name": "one"}, {"name": "two", "seed": 3}], "validation": {"everySteps": 1}},
     ):
         assert not advice(parse_spec(wire_spec(training=training)))

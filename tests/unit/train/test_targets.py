@@ -158,6 +158,7 @@ def test_blocks_have_their_own_ranks() -> None:
         ([{"block": each, "rank": 0} for each in ("down_blocks.0", "mid_block", "up_blocks.1")], "rank 0"),
         ([{"block": "up_blocks.0", "rank": 8}], "up_blocks.0 has no layer that targets Attention adapts"),
         ([{"block": "up_blocks.0", "learningRateScale": "2"}], "set training.adapter.targets to Full"),
+        ([{"block": "up_blocks.0", "rank": 0}], "up_blocks.0 has no layer that targets Attention adapts"),
     ],
 )
 def test_blocks_that_select_nothing_are_refused(blocks: list[dict[str, Any]], message: str) -> None:

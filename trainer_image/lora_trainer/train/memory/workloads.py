@@ -39,8 +39,8 @@ TOKENS = 77
 """Sequence length of CLIP's text encoders."""
 TILE = 512
 """Side of the tiles of diffusers' tiled VAE, in pixels."""
-CACHE_VERSION = 8
-"""Increase it when a change of the code changes traces."""
+CACHE_VERSION = 9
+"""Increase it when a change of the code changes traces, or refuses what was traced."""
 PLAIN_LORA = Adapter()
 
 

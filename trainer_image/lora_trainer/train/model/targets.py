@@ -89,7 +89,7 @@ def _refuse_unknown_blocks(module: Module, kind: Adapter) -> None:
 def _refuse_blocks_without_targets(layers: Mapping[str, Module], kind: Adapter) -> None:
     """Refuse settings of a block in which no layer gets an adapter: the first block of SDXL has no attention."""
     for each in kind.blocks:
-        if each.rank != 0 and not any(name.startswith(f"{each.block}.") for name in layers):
+        if not any(name.startswith(f"{each.block}.") for name in layers):
             raise BadConfigurationError(
                 f"training.adapter.blocks: {each.block} has no layer that targets {kind.targets} adapts; leave it out, or "
                 f"set training.adapter.targets to {Targets.FULL}"
