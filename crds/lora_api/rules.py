@@ -258,6 +258,19 @@ class EqualVariants:
 
 
 @dataclass(frozen=True)
+class VariantsByTrainingImages:
+    """Holds when one of several variants is chosen by the loss on the training images. It has no CEL, because it is only for advice."""
+
+    def holds(self, spec: BaseModel) -> bool:
+        validation = _value(spec, "training.validation")
+        is_independent = _value(validation, "heldOutImages") > 0 or validation.measures_scores
+        return len(_value(spec, "training.variants")) > 1 and not is_independent
+
+    def cel(self, model: type[BaseModel]) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Positive:
     """Holds when a sum of products of fields is above 0. In the rules of the CRD, the fields must be integers."""
 
@@ -951,6 +964,15 @@ ADVICE: tuple[Rule, ...] = (
     Rule(
         "training.variants: two variants have the same settings, so the second one trains the same adapter again",
         (EqualVariants(),),
+    ),
+    Rule(
+        "training.variants: the variant with the lowest loss on the training images is published, which prefers the one "
+        "that overfits most; set validation.heldOutImages, or validation.scores or publish BestScore",
+        (VariantsByTrainingImages(),),
+    ),
+    Rule(
+        "training.captionDropout is 1, so that every caption is empty and the token is not trained; set it below 1",
+        (Compare("training.captionDropout", "==", Decimal(1)),),
     ),
     Rule(
         "training.adapter.useDoRA: LyCORIS reads DoRA in kohya's format exactly, ComfyUI approximately, "

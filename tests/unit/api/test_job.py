@@ -144,6 +144,11 @@ def test_a_variant_keeps_an_explicit_rate_of_the_text_encoders() -> None:
             },
             "training.variants",
         ),
+        (
+            {"variants": [{"name": "one"}, {"name": "two", "seed": 3}], "validation": {"everySteps": 1}},
+            "set validation.heldOutImages, or validation.scores or publish BestScore",
+        ),
+        ({"captionDropout": "1"}, "training.captionDropout"),
         ({"adapter": {"blocks": [{"block": "mid_block", "rank": 16}]}}, "training.adapter.blocks"),
         (
             {
@@ -189,7 +194,15 @@ def test_settings_that_take_effect_are_not_warned_about() -> None:
             "variants": [{"name": "one"}, {"name": "two", "rank": 8}],
             "validation": {"everySteps": 1, "heldOutImages": 1},
         },
-        {"variants": [{"name": "one"}, {"name": "two", "seed": 3}], "validation": {"everySteps": 1}},
+        *(
+            {
+                "variants": [{"name": "one"}, {"name": "two", "seed": 3}],
+                "validation": {"everySteps": 1, **chosen_by},
+            }
+            for chosen_by in ({"heldOutImages": 1}, {"scores": True}, {"publish": "BestScore"})
+        ),
+        {"variants": [{"name": "one"}], "validation": {"everySteps": 1}},
+        {"captionDropout": "0.99"},
     ):
         assert not advice(parse_spec(wire_spec(training=training)))
 
