@@ -82,6 +82,82 @@ def test_every_weight_and_the_noise_schedule_survive(
     assert bool(last < 1e-6) == zero_snr
 
 
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+FIRST, SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
+
+
+@pytest.mark.parametrize(
+    ("stored", "one_tensor", "kept"),
+    [
+        ({UNET: torch.float16}, {}, {"unet": torch.float16}),
+        ({VAE: torch.bfloat16}, {}, {"vae": torch.bfloat16}),
+        (
+            {UNET: torch.float8_e4m3fn, FIRST: torch.float16, SECOND: torch.bfloat16},
+            {},
+            {"unet": torch.float8_e4m3fn, "text_encoder": torch.float16, "text_encoder_2": torch.bfloat16},
+        ),
+        ({UNET: torch.float16}, {single_file.REQUIRED["the UNet"]: torch.float32}, {}),
+        ({UNET: torch.float16}, {single_file.REQUIRED["the UNet"]: torch.bfloat16}, {}),
+        (
+            {UNET: torch.float16},
+            {single_file.REQUIRED["the UNet"]: torch.float8_e4m3fn},
+            {"unet": torch.float16},
+        ),
+        (
+            {UNET: torch.float8_e5m2},
+            {single_file.REQUIRED["the UNet"]: torch.float8_e4m3fn},
+            {"unet": torch.float16},
+        ),
+    ],
+)
+def test_every_component_keeps_its_number_format(
+    pipeline: StableDiffusionXLPipeline,
+    tmp_path: Path,
+    stored: dict[str, torch.dtype],
+    one_tensor: dict[str, torch.dtype],
+    kept: dict[str, torch.dtype],
+) -> None:
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(pipeline, path, torch.float32)
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        dtype = next((each for prefix, each in stored.items() if name.startswith(prefix)), torch.float32)
+        tensors[name] = tensor.to(one_tensor.get(name, dtype))
+    save_file(tensors, path)
+    single_file.convert(path, tmp_path / "model", CheckpointFile())
+    # The values that the file has, all as float32: a conversion without loss gives the same.
+    save_file({name: tensor.float() for name, tensor in tensors.items()}, tmp_path / "exact.safetensors")
+    single_file.convert(tmp_path / "exact.safetensors", tmp_path / "exact", CheckpointFile())
+    for component in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        expected = weights_of(tmp_path / "exact" / component)
+        weights = weights_of(tmp_path / "model" / component)
+        assert {tensor.dtype for tensor in weights.values()} == {kept.get(component, torch.float32)}
+        assert weights.keys() == expected.keys()
+        for name, tensor in weights.items():
+            assert torch.equal(tensor.float(), expected[name]), f"{component}.{name}"
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: each for path in folder.glob("*.safetensors") for name, each in load_file(path).items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("model.diffusion_model.input_blocks.0.0.scale_weight", torch.ones(1)),
+        ("conditioner.embedders.1.model.ln_final.weight", torch.ones(48, dtype=torch.int8)),
+    ],
+)
+def test_quantized_weights_are_refused(
+    pipeline: StableDiffusionXLPipeline, tmp_path: Path, name: str, tensor: torch.Tensor
+) -> None:
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(pipeline, path)
+    save_file(load_file(path) | {name: tensor}, path)
+    with pytest.raises(BadConfigurationError, match=rf"quantized .*{name}: choose .* fp16, bf16 or fp32"):
+        single_file.convert(path, tmp_path / "model", CheckpointFile())
+
+
 def test_clips_tokenizer_is_openais() -> None:
     tokenizer = single_file.clip_tokenizer("!")
     assert len(tokenizer) == 49408

@@ -11,9 +11,10 @@ import json
 import logging
 import tempfile
 from collections.abc import Collection
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +23,10 @@ from lora_api.profile import CheckpointFile
 
 from ..errors import BadConfigurationError
 from ..store import file_sha256
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionXLPipeline
 
 log = logging.getLogger(__name__)
 CONFIGURATIONS = Path(str(files("lora_trainer.train").joinpath("model", "sdxl")))
@@ -35,12 +40,21 @@ REQUIRED = {
     "the second text encoder": "conditioner.embedders.1.model.positional_embedding",
 }
 """One tensor of each component, with the name that it has in Stability AI's checkpoints."""
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "text_encoder": "conditioner.embedders.0.",
+    "text_encoder_2": "conditioner.embedders.1.",
+}
+"""Beginning of the names of each component's tensors. Keys are the component's names in diffusers."""
+SCALES = ("scale_weight", "weight_scale")
+"""Last parts of the names of scales, which ComfyUI multiplies float8 weights by. diffusers ignores them."""
 DOWNLOADS = "download"
 """Folder in an unfinished cache entry. The checkpoint is fetched into it, and removed once it is converted."""
 
 
 def convert(file: Path, folder: Path, settings: CheckpointFile) -> list[FileEntry]:
-    """Convert a checkpoint to a pipeline's folder. The weights keep the data type of the checkpoint's UNet.
+    """Convert a checkpoint to a pipeline's folder. Each component keeps its own number format.
 
     Args:
         folder: folder of the pipeline, to be written.
@@ -50,28 +64,26 @@ def convert(file: Path, folder: Path, settings: CheckpointFile) -> list[FileEntr
         The files of the pipeline. Keys are paths relative to the folder's parent.
 
     Raises:
-        BadConfigurationError: if the file is not a complete SDXL checkpoint.
+        BadConfigurationError: if the file is not a complete SDXL checkpoint, or its weights are quantized.
     """
     import torch
-    from diffusers import StableDiffusionXLPipeline
 
     try:
         with safe_open(file, "pt") as tensors:
             names = set(tensors.keys())
             _refuse_incomplete(names)
-            dtype = tensors.get_tensor(REQUIRED["the UNet"]).dtype
+            dtypes = {name: tensors.get_tensor(name).dtype for name in names}
+            _refuse_quantized(dtypes)
+        formats = {
+            component: _widest({each for name, each in dtypes.items() if name.startswith(prefix)})
+            for component, prefix in PREFIXES.items()
+        }
         scheduler = _scheduler(settings, names)
         with tempfile.TemporaryDirectory() as temporary:
             configuration = Path(temporary)
             _write_configuration(configuration, scheduler)
             log.info("converting %s, %.1f MB", file.name, file.stat().st_size / 1e6)
-            pipeline = StableDiffusionXLPipeline.from_single_file(
-                str(file),
-                config=str(configuration),
-                torch_dtype=dtype,
-                local_files_only=True,
-                add_watermarker=False,
-            )
+            pipeline = _load(file, configuration, formats)
     except SafetensorError as error:
         raise BadConfigurationError(f"has a damaged {file.name}: {error}") from error
     except (ValueError, KeyError, RuntimeError) as error:
@@ -86,6 +98,60 @@ def convert(file: Path, folder: Path, settings: CheckpointFile) -> list[FileEntr
         )
         for path in paths
     ]
+
+
+def _load(file: Path, configuration: Path, formats: dict[str, torch.dtype]) -> StableDiffusionXLPipeline:
+    """Load a checkpoint, each component in its number format."""
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    options: dict[str, Any] = {"config": str(configuration), "local_files_only": True}
+    # Not by one call with the widest format: it needs twice the memory if only the VAE is float32.
+    parts = {
+        name: kind.from_single_file(str(file), subfolder=name, torch_dtype=formats[name], **options)
+        for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))
+    }
+    encoders = ("text_encoder", "text_encoder_2")
+    pipeline: StableDiffusionXLPipeline = StableDiffusionXLPipeline.from_single_file(
+        str(file),
+        torch_dtype=_widest({formats[name] for name in encoders}),
+        add_watermarker=False,
+        **parts,
+        **options,
+    )
+    for name in encoders:
+        getattr(pipeline, name).to(formats[name])
+    return pipeline
+
+
+def _widest(formats: Collection[torch.dtype]) -> torch.dtype:
+    """Return the narrowest number format that holds the numbers of all floating formats without loss."""
+    import torch
+
+    floating = {each for each in formats if each.is_floating_point}
+    if len(floating) == 1:
+        return floating.pop()
+    # PyTorch does not promote float8. Every 16-bit format holds float8's numbers.
+    wide = {each for each in floating if each.itemsize > 1} or {torch.float16}
+    return reduce(torch.promote_types, wide)
+
+
+def _refuse_quantized(dtypes: dict[str, torch.dtype]) -> None:
+    """Refuse weights that are no plain numbers: integers, and numbers with scales.
+
+    Args:
+        dtypes: the number format of each tensor in the file.
+    """
+    quantized = sorted(
+        name
+        for name, each in dtypes.items()
+        if name.startswith(tuple(PREFIXES.values()))
+        and (name.rpartition(".")[2] in SCALES or (each.itemsize == 1 and not each.is_floating_point))
+    )
+    if quantized:
+        raise BadConfigurationError(
+            f"has quantized weights, which cannot be converted, for example {quantized[0]}: "
+            "choose the model's file in fp16, bf16 or fp32"
+        )
 
 
 def _refuse_incomplete(names: Collection[str]) -> None:
