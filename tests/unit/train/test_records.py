@@ -26,6 +26,8 @@ HELD_OUT = [None, 0.5, None, 0.3, None, 0.3, 0.4]
         (HELD_OUT, None, "Last", None),
         (HELD_OUT, [1, 1, 3, 1, 1, 0.5, 0.6], "LowestTrainingLoss", 7),
         (HELD_OUT, [1, 0, 3, 1, 1, 0.5, 0.6], "LowestTrainingLoss", 2),
+        # Step 7 is compared by its own loss alone: step 6 was measured too.
+        (HELD_OUT, [1, 1, 3, 1, 1, 0.1, 0.6], "LowestTrainingLoss", 6),
         ([None, None], None, "LowestHeldOutLoss", None),
         ([], None, "LowestHeldOutLoss", None),
     ],

@@ -59,7 +59,8 @@ def best_step(records: Sequence[Record], training: Training) -> int | None:
     if validation.publish != Publish.LAST:
         for record in _candidates(records, training):
             if record.held_out_loss is not None:
-                begin = max(0, record.step - validation.every_steps)
+                # The last measurement need not follow a multiple of everySteps.
+                begin = (record.step - 1) // validation.every_steps * validation.every_steps
                 by_training = validation.publish == Publish.LOWEST_TRAINING_LOSS
                 since = records[begin : record.step]  # the steps since the previous measurement
                 scores[record.step] = mean_loss(since) if by_training else record.held_out_loss
