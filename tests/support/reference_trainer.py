@@ -123,19 +123,25 @@ class Reference:
             generator = generator_for(self.training.seed, "held-out", "sample", sample)
             torch.randint(1000, (), generator=generator)  # advances the generator as for a training sample
             timestep = torch.tensor([int((sample + 0.5) / count * 1000)])
-            losses.append(self.noised_loss(*data[sample % len(data)], timestep, generator))
+            losses.append(self.noised_loss(*data[sample % len(data)], timestep, generator, is_trained=False))
         return torch.stack(losses).mean().item()
 
     def noised_loss(
-        self, image: bytes, caption: str, timestep: torch.Tensor, generator: torch.Generator
+        self,
+        image: bytes,
+        caption: str,
+        timestep: torch.Tensor,
+        generator: torch.Generator,
+        is_trained: bool = True,
     ) -> torch.Tensor:
         mean, std, time_ids = self.posterior(image)
         shape = mean.shape[1:]
         latent = mean + std * torch.randn(shape, generator=generator)
         noise = torch.randn(shape, generator=generator)[None]
-        noise += float(self.training.noise_offset) * torch.randn(1, shape[0], 1, 1, generator=generator)
-        if torch.rand((), generator=generator) < float(self.training.caption_dropout):
-            caption = ""
+        if is_trained:
+            noise += float(self.training.noise_offset) * torch.randn(1, shape[0], 1, 1, generator=generator)
+            if torch.rand((), generator=generator) < float(self.training.caption_dropout):
+                caption = ""
         noisy = self.schedule.add_noise(latent, noise, timestep)
 
         text, pooled = self.encode(caption)

@@ -13,10 +13,13 @@ from tests.integration.train.test_training import instance_samples
 from tests.support.reference_trainer import Reference
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"captionDropout": "0.5"}, {"noiseOffset": "0.5"}], ids=["plain", "dropout", "offset"]
+)
 def test_the_held_out_loss_is_that_of_images_that_are_not_trained_on(
-    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes]
+    make_job: JobMaker, tiny_sdxl: Path, clean_images: list[bytes], settings: dict[str, str]
 ) -> None:
-    job = make_job(maxSteps=5, validation={"everySteps": 2, "heldOutImages": 2, "samples": 5})
+    job = make_job(maxSteps=5, validation={"everySteps": 2, "heldOutImages": 2, "samples": 5}, **settings)
     job.run()
     samples = instance_samples(clean_images)
     reference = Reference(tiny_sdxl, samples[:3], job.config.spec.training)

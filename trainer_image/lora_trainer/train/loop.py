@@ -211,7 +211,7 @@ def held_out_loss(state: TrainState) -> float | None:
     """Measure the mean loss of `state.result` on the held-out samples; None if it is not finite.
 
     Every call uses the same images, noise and evenly spread timesteps, so that measurements differ by the
-    weights alone.
+    weights alone. No caption is dropped, and the noise has no offset: both are options of training only.
     """
     stream, training, distributed = state.held_out, state.training, state.distributed
     assert stream is not None
@@ -221,7 +221,8 @@ def held_out_loss(state: TrainState) -> float | None:
     for sample in range(distributed.process_index, count, distributed.num_processes):
         index = sample % len(stream.latents)
         with _autocast(state), state.swapped_result():  # the text encoders too may have trained weights
-            batch = _batch(state, [Sample(stream, sample, stream.latents[index], stream.captions[index])])
+            chosen = Sample(stream, sample, stream.latents[index], stream.captions[index])
+            batch = _batch(state, [chosen], is_trained=False)
             # The middle of the sample's interval, where the timesteps are divided into `count` equal intervals.
             timestep = torch.full_like(batch.timesteps, (2 * sample + 1) * timesteps // (2 * count))
             batch = replace(batch, timesteps=timestep)
@@ -262,9 +263,14 @@ def _sample(state: TrainState, stream: SampleStream, number: int, index: int) ->
     )
 
 
-def _batch(state: TrainState, chosen: Sequence[Sample]) -> Batch:
-    """Draw the random values of samples with one latent shape, and move all tensors to the training device."""
+def _batch(state: TrainState, chosen: Sequence[Sample], is_trained: bool = True) -> Batch:
+    """Draw the random values of samples with one latent shape, and move all tensors to the training device.
+
+    Args:
+        is_trained: whether captions are dropped and the noise has an offset.
+    """
     training, timesteps = state.training, state.noise_scheduler.config.num_train_timesteps
+    dropout, offset = (training.caption_dropout, training.noise_offset) if is_trained else (0, 0)
     rngs, latents, ids, texts = [], [], [], []
     for item in chosen:
         latent = item.latent
@@ -272,11 +278,11 @@ def _batch(state: TrainState, chosen: Sequence[Sample]) -> Batch:
         rngs.append(rng)
         latents.append(latent.sample(rng.posterior))
         ids.append(latent.time_ids)
-        dropped = rng.dropout < training.caption_dropout
+        dropped = rng.dropout < dropout
         texts.append(state.embed("" if dropped else item.caption))
     # A constant offset for each channel lets the model learn the overall brightness (Guttenberg 2023,
     # crosslabs.org, "Diffusion with offset noise").
-    noise = torch.stack([rng.noise + float(training.noise_offset) * rng.offset for rng in rngs])
+    noise = torch.stack([rng.noise + float(offset) * rng.offset for rng in rngs])
     drawn = [rng.timestep for rng in rngs]
     if training.timesteps != Timesteps():
         drawn = [
