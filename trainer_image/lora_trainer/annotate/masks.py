@@ -22,7 +22,7 @@ from lora_api.training import Masking
 from ..store import StoredObject
 from .decode import CleanImage
 from .file_names import without_suffix
-from .grabcut import MIN_SHARE, NoSubjectError, pixel_window, subject_mask
+from .grabcut import NoSubjectError, pixel_window, subject_mask
 from .loading import BadImageError
 
 if TYPE_CHECKING:  # a circular import: intake imports this module
@@ -37,6 +37,8 @@ OTHER_ENDINGS = ("_mask", ".mask")
 FOLDERS = ("mask", "masks")
 """Names of folders with masks. Their files count as masks if the folder beside or above has an image of the same name."""
 IMAGE_FOLDERS = ("", "images/", "image/", "img/", "imgs/")
+WHITE = 128
+"""Smallest grey value of a mask, from 0 to 255, that marks the subject."""
 
 MaskMethod = Callable[[Image.Image, Box], Image.Image]
 """Makes a mask as `grabcut.subject_mask` does: from a clean image and the region that is trained on."""
@@ -104,8 +106,8 @@ def keep_mask(
     """
     if mask.size != image.size:
         reason = "the image is too long and was cut"
-    elif np.asarray(mask)[pixel_window(region, mask.size)].mean() < MIN_SHARE * 255:
-        reason = f"less than {MIN_SHARE:.0%} of the part to train on is white, which marks the subject"
+    elif np.asarray(mask)[pixel_window(region, mask.size)].max() < WHITE:
+        reason = "it is black in the part to train on, and white marks the subject"
     else:
         warnings.extend(mask_notes(file))
         return mask
