@@ -55,7 +55,7 @@ TRAINING_SCENES: list[Scene] = [
     ("orange", "blue", "medium", "top"),
     ("blue", "white", "medium", "bottom"),
 ]
-
+"""Scenes of the images that teach a concept."""
 SCENES: list[Scene] = [
     *TRAINING_SCENES,
     ("orange", "green", "large", "middle"),
