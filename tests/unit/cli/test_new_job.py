@@ -62,35 +62,19 @@ def test_a_recipe_is_named_in_the_manifest(photos: Path, recipe: str, every: int
     assert "maxSteps" not in training
 
 
+OF_SUBJECT = ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset")
+OF_STYLE = ("an image in CUS drawing style", "an image in CUS drawing style of a beach at sunset")
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "prompts"),
     [
-        ((), None, ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset")),
-        (
-            ("--recipe", "Auto"),
-            None,
-            ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset"),
-        ),
-        (
-            ("--recipe", "Person"),
-            "Person",
-            ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset"),
-        ),
-        (
-            ("--recipe", "Style"),
-            "Style",
-            ("an image in CUS drawing style", "an image in CUS drawing style of a beach at sunset"),
-        ),
-        (
-            ("--recipe", "Auto", "--set", "concept.type=Style"),
-            "Style",
-            ("an image in CUS drawing style", "an image in CUS drawing style of a beach at sunset"),
-        ),
-        (
-            ("--recipe", "Style", "--set", "concept.type=Subject"),
-            "Subject",
-            ("a photo of CUS drawing", "a photo of CUS drawing on a beach at sunset"),
-        ),
+        ((), None, OF_SUBJECT),
+        (("--recipe", "Auto"), None, OF_SUBJECT),
+        (("--recipe", "Person"), "Person", OF_SUBJECT),
+        (("--recipe", "Style"), "Style", OF_STYLE),
+        (("--recipe", "Auto", "--set", "concept.type=Style"), "Style", OF_STYLE),
+        (("--recipe", "Style", "--set", "concept.type=Subject"), "Subject", OF_SUBJECT),
     ],
 )
 def test_a_recipe_sets_the_type_of_the_concept_and_the_previews(

@@ -26,7 +26,7 @@ from .existing import CaptionFiles, read_existing
 from .intake import fetch_image, image_warnings
 from .listing import MAX_OBJECTS, Listing, TooManyFilesError, list_dataset
 from .loading import BadImageError
-from .masks import MaskMethod, fit_mask, keep_mask, make_mask, mask_method, split_masks
+from .masks import MaskMethod, choose_mask, fit_mask, mask_method, split_masks
 from .sources import LocalFolder
 
 TILE = 320
@@ -191,10 +191,7 @@ def _inspect(
 ) -> InspectedImage:
     warnings = [*clean.warnings, *image_warnings(key, clean, training)]
     framed, region = frame_image(clean, training)
-    if mask is not None and file is not None:
-        mask = keep_mask(mask, file, framed.image, region, warnings)
-    if mask is None and method:
-        mask = make_mask(framed.image, region, warnings, method)
+    mask, _ = choose_mask(mask, file, framed.image, region, warnings, method=method)
     grey = np.asarray(_trained_part(framed.image, region).convert("L"))
     sharpness = float(cv2.Laplacian(grey, cv2.CV_64F).var())
     if sharpness < BLURRED:

@@ -27,16 +27,7 @@ from .decode import MAX_FILE_BYTES, CleanImage, decode, encode_png
 from .duplicates import Fingerprint, copies, duplicate_warnings
 from .listing import Listing
 from .loading import SUFFIXES, BadImageError
-from .masks import (
-    ENDING,
-    MaskMethod,
-    MaskOrigin,
-    fit_mask,
-    keep_mask,
-    make_mask,
-    mask_method,
-    split_masks,
-)
+from .masks import ENDING, MaskMethod, MaskOrigin, choose_mask, fit_mask, mask_method, split_masks
 from .sources import Source
 
 log = logging.getLogger(__name__)
@@ -154,12 +145,7 @@ def clean_dataset(
         image = store_image(
             store.output, keys.image(len(images)), item, framed, shown=shown, training=spec.training
         )
-        if mask is not None and file is not None:
-            mask = keep_mask(mask, file, framed.image, shown, image.warnings)
-        if mask is None:
-            file = None
-        if mask is None and method is not None:
-            mask = make_mask(framed.image, shown, image.warnings, method)
+        mask, file = choose_mask(mask, file, framed.image, shown, image.warnings, method=method)
         origin = MaskOrigin.OWN if file else MaskOrigin(spec.annotation.masks)
         images.append(_with_mask(store.output, keys, image, mask, file, origin=origin))
     return Intake(_mark_duplicates(images), bad, [*listing.ignored, *orphans])

@@ -92,18 +92,39 @@ def fit_mask(mask: CleanImage, image: CleanImage) -> Image.Image:
     return mask.image.convert("L").resize(image.image.size, Image.Resampling.BILINEAR)
 
 
-def keep_mask(
-    mask: Image.Image, file: StoredObject, image: Image.Image, region: Box, warnings: list[str]
-) -> Image.Image | None:
-    """Return an image's own mask, or None if it cannot be used. The image then counts as one without a mask.
+def choose_mask(
+    mask: Image.Image | None,
+    file: StoredObject | None,
+    image: Image.Image,
+    region: Box,
+    warnings: list[str],
+    *,
+    method: MaskMethod | None,
+) -> tuple[Image.Image | None, StoredObject | None]:
+    """Choose the mask of a clean image: its own if that can be used, otherwise one that is made.
 
     Args:
-        mask: the mask from `fit_mask`.
-        file: the file of the mask, for messages.
+        mask: the image's own mask from `fit_mask`, if it has one.
+        file: the file of its own mask.
         image: the clean image from `frame_image`, which may have cut it after the mask was fitted.
         region: the part of the image that is trained on.
-        warnings: receives the reason if the mask is not used, and the notes about one that is.
+        warnings: receives the reasons if a mask is not used or not made, and the notes about an own one.
+        method: makes the masks of images without one; None: none are made.
+
+    Returns:
+        the mask, if there is one, and its file, if it is the image's own.
     """
+    if mask is not None and file is not None:
+        own = _usable(mask, file, image, region, warnings)
+        if own is not None:
+            return own, file
+    return (make_mask(image, region, warnings, method) if method else None), None
+
+
+def _usable(
+    mask: Image.Image, file: StoredObject, image: Image.Image, region: Box, warnings: list[str]
+) -> Image.Image | None:
+    """Return an image's own mask, or None if it cannot be used."""
     if mask.size != image.size:
         reason = "the image is too long and was cut"
     elif np.asarray(mask)[pixel_window(region, mask.size)].max() < WHITE:
